@@ -1,0 +1,55 @@
+"""A folder is a catalogue, a file in it an entry: list names, read first lines, load one.
+
+Names and summaries are read without importing anything, so that listing is instant and a broken entry
+cannot hide its neighbours. Files whose names start with an underscore are not entries.
+"""
+
+import ast
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxpar.refusal import unknown
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The entries of one package: each file exposes the attribute named by `noun`.
+
+    Args:
+        package: dotted name of the folder, such as `jaxpar.strategies`.
+        noun: what an entry is called, and the name each file gives to its one public thing.
+    """
+
+    package: str
+    noun: str
+
+    @property
+    def folder(self) -> Path:
+        """Where the entries lie on disk."""
+        spec = importlib.util.find_spec(self.package)
+        assert spec is not None and spec.submodule_search_locations, self.package
+        return Path(next(iter(spec.submodule_search_locations)))
+
+    def names(self) -> tuple[str, ...]:
+        """Entry names, alphabetical."""
+        return tuple(sorted(p.stem for p in self.folder.glob("*.py") if not p.stem.startswith("_")))
+
+    def summary(self, name: str) -> str:
+        """The first line of the entry's docstring, without importing it."""
+        source = (self.folder / f"{name}.py").read_text(encoding="utf-8")
+        return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+
+    def load(self, name: str) -> Callable:
+        """Import entry `name` and return its public thing; an unknown name is a `RequestError`."""
+        if name not in self.names():
+            raise unknown(self.noun, name, self.names())
+        return getattr(importlib.import_module(f"{self.package}.{name}"), self.noun)
+
+
+MODELS = Catalogue("jaxpar.models", "model")
+STRATEGIES = Catalogue("jaxpar.strategies", "strategy")
+HARDWARE = Catalogue("jaxpar.hardware", "hardware")
+DATA = Catalogue("jaxpar.data", "dataset")

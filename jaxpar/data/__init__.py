@@ -1,0 +1,1 @@
+"""Data: the batches a model is trained and tested on; one file is one dataset."""

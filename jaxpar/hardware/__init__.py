@@ -1,0 +1,1 @@
+"""Hardware: where a step is compiled, be it here, or described and far away. One file each."""

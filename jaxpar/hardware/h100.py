@@ -1,0 +1,48 @@
+"""NVIDIA H100 SXM 80 GB, described to XLA: as many as the mesh needs, eight to a node, none present."""
+
+from jaxpar.hardware._record import Hardware
+
+_DEVICE = """
+gpu_device_info {
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: 233472
+  threads_per_core_limit: 2048
+  core_count: 132
+  fpus_per_core: 128
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000
+  l2_cache_size: 52428800
+  clock_rate_ghz: 1.98
+  device_memory_size: 84942979072
+  shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 minor: 0 }
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 8 }
+runtime_version { major: 12 minor: 8 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+def hardware() -> Hardware:
+    """Return described H100s."""
+    return Hardware(
+        name="h100",
+        kind="described",
+        devices_per_node=8,
+        memory_bytes=84_942_979_072,
+        target=_DEVICE,
+        # The scheduler that real training runs use; and matrix products as cuBLAS calls, because the
+        # tiles of Triton's would be picked by timing on a device that is not there.
+        compiler_options={
+            "xla_gpu_enable_latency_hiding_scheduler": True,
+            "xla_gpu_enable_triton_gemm": False,
+        },
+        source="XLA's own description of an H100 SXM; NVIDIA H100 datasheet",
+    )

@@ -1,0 +1,8 @@
+"""The accelerators in this machine, through the JAX that is installed here."""
+
+from jaxpar.hardware._record import Hardware
+
+
+def hardware() -> Hardware:
+    """Return this machine's own accelerators."""
+    return Hardware(name="local", kind="local", source="this machine")

@@ -1,0 +1,266 @@
+"""Layout: where every dim of every array of a model lies on a mesh. Pure; needs no device.
+
+Raises LayoutError when a size does not divide or one axis is asked to split two dims of an array. An
+array stays whole on several devices only where a table says so or it is smaller than the strategy's
+stated threshold, and `notes` says which.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from jaxpar.mesh import MeshShape, axes_of, check_spec, refuse_faults, shards
+from jaxpar.models._record import Model, role_of
+from jaxpar.strategies._record import Strategy
+
+UNNAMED = "unnamed"
+"""The name of a dim about which nothing is known; it is never split by role."""
+
+
+@dataclass(frozen=True)
+class Array:
+    """One array of the model, and how it is cut.
+
+    Attributes:
+        path: where it sits in the module, such as `blocks/qkv`.
+        shape, dtype, dims: its sizes, element type, and a name for each dim.
+        stored: how it lies between uses.
+        computed: how it lies in use; differs from `stored` where the strategy gathers weights.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: Any
+    dims: tuple[str, ...]
+    stored: PartitionSpec
+    computed: PartitionSpec
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def whole_bytes(self) -> int:
+        """Bytes of the whole array."""
+        return self.size * itemsize(self.dtype)
+
+    def device_bytes(self, mesh: MeshShape) -> int:
+        """Bytes of it on each device of `mesh`."""
+        return self.whole_bytes // shards(self.stored, mesh)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model laid out by a strategy on a mesh shape.
+
+    Attributes:
+        model, strategy, mesh: what was laid out.
+        parameters, state: path -> `Array`; `state` is what a step changes without a gradient.
+        batch: field name -> PartitionSpec.
+        notes: what a person should know about this layout, a sentence each.
+        module: the module's structure and abstract variables, as `take_apart` returns them.
+    """
+
+    model: Model
+    strategy: Strategy
+    mesh: MeshShape
+    parameters: Mapping[str, Array]
+    state: Mapping[str, Array]
+    batch: Mapping[str, PartitionSpec]
+    notes: tuple[str, ...]
+    module: "Parts"
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of all parameters, whole."""
+        return sum(a.whole_bytes for a in self.parameters.values())
+
+    @property
+    def parameter_device_bytes(self) -> int:
+        """Bytes of parameters on each device."""
+        return sum(a.device_bytes(self.mesh) for a in self.parameters.values())
+
+    def place_of(self, dims: tuple[str, ...]) -> PartitionSpec:
+        """How an activation with these dims lies while it is computed."""
+        return _by_role(self.model, self.strategy, self.mesh, dims)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A module taken apart: its graph, and its variables by path."""
+
+    graph: Any
+    parameters: Mapping[str, nnx.Variable]
+    state: Mapping[str, nnx.Variable]
+
+    def put_together(self, parameters: Mapping[str, Any], state: Mapping[str, Any]) -> nnx.Module:
+        """The module holding these values, given by path."""
+        filled = [
+            nnx.from_flat_state(
+                [(_keys(path), _holding(v, values[path])) for path, v in variables.items()]
+            )
+            for variables, values in ((self.parameters, parameters), (self.state, state))
+        ]
+        return nnx.merge(self.graph, *filled)
+
+
+def take_apart(module: nnx.Module) -> Parts:
+    """Split a module into structure, parameters and other state."""
+    graph, parameters, state = nnx.split(module, nnx.Param, ...)
+    return Parts(graph, _by_path(parameters), _by_path(state))
+
+
+def values_of(variables: Mapping[str, nnx.Variable]) -> dict[str, jax.Array]:
+    """The arrays in a mapping of variables."""
+    return {path: v.get_value() for path, v in variables.items()}
+
+
+def build(model: Model, seed) -> nnx.Module:
+    """Build the module; `seed` is an integer under `eval_shape` or a key under `jit`."""
+    # Flax would try to place each variable on a mesh at once; here names are only names.
+    with nnx.use_eager_sharding(False):
+        return model.build(nnx.Rngs(seed))
+
+
+def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
+    """Lay `model` out by `strategy` on `mesh`.
+
+    Raises:
+        LayoutError: naming every dim that does not divide, with both sizes and the nearest that work.
+    """
+    module = take_apart(nnx.eval_shape(lambda: build(model, 0)))
+    faults: list[str] = []
+    kept_whole: list[str] = []
+    groups = []
+    for variables in (module.parameters, module.state):
+        arrays = {}
+        for path, variable in variables.items():
+            value = variable.get_value()
+            dims = dims_of(path, variable, module.parameters)
+            computed = _by_role(model, strategy, mesh, dims)
+            stored = computed
+            if variables is module.parameters:
+                stored, fault, whole = _cut_further(model, strategy, mesh, path, value.shape, dims, computed)
+                faults += fault
+                kept_whole += whole
+            faults += check_spec(path, value.shape, dims, computed, mesh)
+            arrays[path] = Array(path, value.shape, value.dtype, dims, stored, computed)
+        groups.append(MappingProxyType(arrays))
+    batch = {}
+    for name, field in model.batch.items():
+        batch[name] = _by_role(model, strategy, mesh, field.dims)
+        faults += check_spec(f"batch field '{name}'", field.shape, field.dims, batch[name], mesh)
+    refuse_faults(faults)
+    notes = _notes(strategy, mesh, groups[0], kept_whole)
+    return Layout(model, strategy, mesh, *groups, MappingProxyType(batch), notes, module)
+
+
+def dims_of(
+    path: str, variable: nnx.Variable, parameters: Mapping[str, nnx.Variable]
+) -> tuple[str, ...]:
+    """The name of each dim of a variable, from Flax's metadata.
+
+    A statistic without names lies like the parameter beside it that has its shape.
+    """
+    names = variable.get_metadata().get("out_sharding")
+    rank = len(variable.get_value().shape)
+    if names is not None and len(names) == rank:
+        return tuple(name or UNNAMED for name in names)
+    shape, folder = variable.get_value().shape, path.rpartition("/")[0]
+    for other, neighbour in parameters.items():
+        beside = other != path and other.rpartition("/")[0] == folder
+        if beside and neighbour.get_value().shape == shape and path not in parameters:
+            return dims_of(other, neighbour, parameters)
+    return (UNNAMED,) * rank
+
+
+def itemsize(dtype: Any) -> int:
+    """Bytes of one element; a random key counts as its data."""
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        return 8
+    return np.dtype(dtype).itemsize
+
+
+def _by_role(
+    model: Model, strategy: Strategy, mesh: MeshShape, dims: tuple[str, ...]
+) -> PartitionSpec:
+    axes = (strategy.compute.get(role_of(model, dim)) for dim in dims)
+    return PartitionSpec(*(axis if axis and mesh.size(axis) > 1 else None for axis in axes))
+
+
+def _cut_further(model, strategy, mesh, path, shape, dims, computed):
+    """Cut a weight over the axes of `strategy.store`; returns (spec, faults, paths kept whole)."""
+    spec, faults, whole = list(computed), [], []
+    roles = [role_of(model, dim) for dim in dims]
+    for axis, preference in strategy.store.items():
+        ways = mesh.size(axis)
+        if ways == 1 or axis in (a for entry in spec for a in axes_of(entry)):
+            continue
+        # Stacked layers are gathered one at a time, so a layer's own size is what counts.
+        if prod(n for n, r in zip(shape, roles, strict=True) if r != "layers") < strategy.whole_below:
+            whole.append(path)
+            continue
+        free = [
+            i
+            for role in preference
+            # Within a role the largest dim first: fewer, longer pieces.
+            for i in sorted(range(len(dims)), key=lambda i: -shape[i])
+            if roles[i] == role and spec[i] is None
+        ]
+        fitting = [i for i in free if shape[i] % ways == 0]
+        if fitting:
+            spec[fitting[0]] = axis
+        else:
+            first = free[:1]
+            faults += check_spec(
+                path,
+                tuple(shape[i] for i in first),
+                tuple(dims[i] for i in first),
+                PartitionSpec(*[axis] * len(first)),
+                mesh,
+            ) or [
+                f"{path}: no dim of {dict(zip(dims, shape, strict=True))} is free to be cut over "
+                f"mesh axis '{axis}'; use {axis}=1, or raise whole_below to keep it whole"
+            ]
+    return PartitionSpec(*spec), faults, whole
+
+
+def _notes(strategy, mesh, parameters, kept_whole) -> tuple[str, ...]:
+    notes = []
+    if kept_whole:
+        share = sum(parameters[p].whole_bytes for p in kept_whole) / max(
+            1, sum(a.whole_bytes for a in parameters.values())
+        )
+        notes.append(
+            f"{len(kept_whole)} arrays of fewer than {strategy.whole_below:,} elements stay whole on "
+            f"every device ({share:.2%} of the parameter bytes): {', '.join(kept_whole)}"
+        )
+    for axis, size in mesh.sizes:
+        if size > 1 and axis not in strategy.axes:
+            notes.append(
+                f"strategy '{strategy.name}' splits nothing over mesh axis '{axis}': its {size} "
+                "devices do the same work"
+            )
+    return tuple(notes)
+
+
+def _by_path(state: nnx.State) -> Mapping[str, nnx.Variable]:
+    return MappingProxyType(
+        {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+    )
+
+
+def _keys(path: str) -> tuple:
+    return tuple(int(part) if part.isdigit() else part for part in path.split("/"))
+
+
+def _holding(variable: nnx.Variable, value: Any) -> nnx.Variable:
+    return jax.tree.unflatten(jax.tree.structure(variable), [value])

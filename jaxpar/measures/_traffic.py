@@ -1,0 +1,83 @@
+"""Sum a compiled program's collectives into a table: which kind, along which mesh axes, how much.
+
+Takes the text of the program and the mesh, returns rows sorted by bytes. Counts every execution,
+loops included. Nothing is dropped: collectives whose groups are not whole axes get rows of their
+own, with `whole` false.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from jaxpar import hlo
+
+SOURCES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class TrafficRow:
+    """All collectives of one kind along the same axes in one execution of the program.
+
+    `bytes` is `hlo.Collective.bytes_each` over all executions: payload as one device sees it, not
+    what a particular algorithm puts on the links. If not `exact`, both sums are lower bounds.
+    """
+
+    kind: str
+    axes: tuple[str, ...]  # outermost first
+    whole: bool  # the groups are exactly the product of these axes
+    count: int
+    bytes: int
+    exact: bool
+    sources: tuple[str, ...]  # the most often executed, first
+
+
+def traffic(text: str, axis_sizes: Mapping[str, int]) -> tuple[TrafficRow, ...]:
+    """Return rows from the text of a compiled module, most bytes first.
+
+    `axis_sizes` is the mesh the program was compiled for, outermost axis first.
+    """
+    grouped: dict[tuple[str, tuple[str, ...], bool], list[hlo.Collective]] = {}
+    for one in hlo.collectives(hlo.parse(text)):
+        axes = hlo.axes_of(one, axis_sizes)
+        whole = hlo.spans_whole_axes(one, axis_sizes)
+        grouped.setdefault((one.kind, axes, whole), []).append(one)
+    rows = [_row(*key, members) for key, members in grouped.items()]
+    return tuple(sorted(rows, key=lambda row: (-row.bytes, row.kind, row.axes)))
+
+
+def _row(
+    kind: str, axes: tuple[str, ...], whole: bool, members: list[hlo.Collective]
+) -> TrafficRow:
+    sources = Counter()
+    for one in members:
+        sources[_source(one)] += one.executions
+    return TrafficRow(
+        kind=kind,
+        axes=axes,
+        whole=whole,
+        count=sum(one.executions for one in members),
+        bytes=sum(one.executions * one.bytes_each for one in members),
+        exact=all(one.exact for one in members),
+        sources=tuple(source for source, _ in sources.most_common(SOURCES_SHOWN) if source),
+    )
+
+
+def _source(one: hlo.Collective) -> str:
+    if not one.frames:
+        return one.op_name
+    frame = one.frames[0]
+    return f"{frame.file}:{frame.line} {frame.function}"
+
+
+def as_records(rows: Iterable[TrafficRow]) -> list[dict]:
+    """Return the rows as dicts that `json.dumps` takes, with the keys the reports read."""
+    return [
+        {
+            "kind": row.kind,
+            "axes": list(row.axes),
+            "count": row.count,
+            "bytes": row.bytes,
+            "sources": list(row.sources),
+        }
+        for row in rows
+    ]

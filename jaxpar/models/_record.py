@@ -1,0 +1,128 @@
+"""The Model record: a Flax module, its loss and an example batch, with a name for every dim.
+
+A model never names a mesh axis. Its loss is a `Mean`, a numerator and a denominator, so that splitting
+the batch over devices or microbatches cannot turn it into a mean of means.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxpar.refusal import RequestError, unknown
+from jaxpar.roles import ROLES, check_role
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Mean:
+    """A weighted mean kept as two scalars: `total` (summed values) and `weight` (summed weights)."""
+
+    total: jax.Array
+    weight: jax.Array
+
+    @property
+    def value(self) -> jax.Array:
+        """The mean itself, a scalar."""
+        return self.total / self.weight
+
+
+def weighted_mean(values: jax.Array, weight: jax.Array) -> Mean:
+    """The mean of `values` under `weight`, two arrays of one shape.
+
+    Args:
+        values: any shape; what is averaged.
+        weight: same shape; 1 for what counts, 0 for padding.
+    """
+    weight = weight.astype(values.dtype)
+    return Mean(jnp.sum(values * weight), jnp.sum(weight))
+
+
+@dataclass(frozen=True)
+class Field:
+    """One array of the example batch: its shape, dtype and the name of each dim, the batch dim first.
+
+    `below` bounds integer ids (a vocabulary or a number of classes), so that probe batches are legal.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    dims: tuple[str, ...]
+    below: int | None = None
+
+    def __post_init__(self):
+        if len(self.shape) != len(self.dims) or self.dims[:1] != ("batch",):
+            raise RequestError(
+                f"batch field of shape {self.shape} names dims {self.dims}: name every dim, and the "
+                "first 'batch'"
+            )
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is trained.
+
+    Attributes:
+        name: for people.
+        build: `build(rngs) -> nnx.Module`, called only under tracing.
+        loss: `loss(module, batch, *, key, **seams) -> (Mean, {name: Mean})`. `key` drives dropout.
+        batch: field name -> `Field`; the sizes are those of the example, the batch dim may vary.
+        roles: dim name -> role; a dim named after a role has it, others are `feature`.
+        seams: which of `through` and `attend` the loss accepts as keyword arguments.
+        compute_dtype: what weights are cast to for use, or None to use them as they are.
+        data: catalogue name of the data the model is usually trained on.
+        config: the frozen record of sizes that `build` closes over, or None.
+        remake: `remake(config) -> Model`, so that one field can be changed from outside.
+    """
+
+    name: str
+    build: Callable[[nnx.Rngs], nnx.Module]
+    loss: Callable[..., tuple[Mean, dict[str, Mean]]]
+    batch: Mapping[str, Field]
+    roles: Mapping[str, str] = field(default_factory=dict)
+    seams: tuple[str, ...] = ()
+    compute_dtype: str | None = None
+    data: str | None = None
+    config: Any = None
+    remake: Callable[[Any], "Model"] | None = None
+
+    def __post_init__(self):
+        for role in self.roles.values():
+            check_role(role)
+        object.__setattr__(self, "batch", MappingProxyType(dict(self.batch)))
+        object.__setattr__(self, "roles", MappingProxyType(dict(self.roles)))
+
+    @property
+    def batch_size(self) -> int:
+        """Rows in the example batch."""
+        return next(iter(self.batch.values())).shape[0]
+
+    def with_batch_size(self, size: int) -> "Model":
+        """The same model with an example batch of `size` rows."""
+        if size < 1:
+            raise RequestError(f"batch size {size}: a batch has at least one row")
+        resized = {
+            name: replace(f, shape=(size, *f.shape[1:])) for name, f in self.batch.items()
+        }
+        return replace(self, batch=resized)
+
+    def with_fields(self, **changes: Any) -> "Model":
+        """The same model with fields of its config changed; an unknown field is refused."""
+        if not changes:
+            return self
+        if self.config is None or self.remake is None:
+            raise RequestError(f"model '{self.name}' has no fields to set; edit its factory instead")
+        known = [f.name for f in fields(self.config)]
+        for name in changes:
+            if name not in known:
+                raise unknown(f"field of model '{self.name}'", name, known)
+        return self.remake(replace(self.config, **changes)).with_batch_size(self.batch_size)
+
+
+def role_of(model: Model, dim: str) -> str:
+    """The role of `dim` in `model`: what the model says, else the role of that name, else feature."""
+    return model.roles.get(dim, dim if dim in ROLES else "feature")

@@ -1,0 +1,294 @@
+"""A decoder of equal blocks, from GPT-2's shape to Llama's, scanned over its layers.
+
+Queries, keys and values are one weight, grouped by key-value head, and so are gate and up: cut over
+heads and inner width, each block then sums once after attention and once after the feed-forward part.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxpar import seams
+from jaxpar.models._classify import scores
+from jaxpar.models._record import Field, Mean, Model
+from jaxpar.refusal import RequestError, unknown
+
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+}
+SAVED_NAMES = ("attended", "ffn_inner")
+"""Values a remat policy can keep by name: attention's output, the feed-forward part's inner width."""
+
+# Shape suffixes: B batch, S sequence, D embed, K key-value heads, G queries a key-value head,
+# C = G + 2 (the queries, the key, the value), H head_dim, F ffn, V vocab.
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """Sizes and choices of the decoder.
+
+    `head_dim` None means width / heads. `compute_dtype` None computes in the parameters' own dtype.
+    `remat` is none, full, dots, or saved names joined by commas (attended, ffn_inner).
+    """
+
+    vocabulary: int = 256
+    sequence: int = 128
+    width: int = 256
+    layers: int = 4
+    heads: int = 16
+    kv_heads: int = 16
+    head_dim: int | None = None
+    ffn: int = 1024
+    gated: bool = False
+    activation: str = "gelu"
+    positions: str = "rope"
+    rope_base: float = 10_000.0
+    norm: str = "rms"
+    norm_epsilon: float = 1e-5
+    bias: bool = False
+    tied: bool = False
+    dropout: float = 0.0
+    compute_dtype: str | None = None
+    remat: str = "none"
+    batch: int = 16
+
+    def __post_init__(self):
+        if self.heads < 1 or self.kv_heads < 1 or self.heads % self.kv_heads:
+            raise RequestError(
+                f"transformer: heads={self.heads} are not shared evenly by kv_heads="
+                f"{self.kv_heads}; make kv_heads a divisor of heads"
+            )
+        if self.head_dim is None and self.width % self.heads:
+            raise RequestError(
+                f"transformer: width={self.width} is not divided by heads={self.heads}; choose "
+                "heads that divide it, or set head_dim"
+            )
+        for name, known in (
+            ("activation", tuple(ACTIVATIONS)),
+            ("positions", ("rope", "learned")),
+            ("norm", ("rms", "layer")),
+            ("compute_dtype", (None, "float32", "bfloat16", "float16", "float64")),
+        ):
+            if getattr(self, name) not in known:
+                raise unknown(
+                    f"{name} of transformer", str(getattr(self, name)), [str(k) for k in known]
+                )
+        seams.check_remat(self.remat, SAVED_NAMES)
+
+    @property
+    def head_width(self) -> int:
+        """Elements of one head."""
+        return self.head_dim or self.width // self.heads
+
+
+def _param(rngs: nnx.Rngs, init, shape: tuple[int, ...], dims: tuple[str, ...]) -> nnx.Param:
+    return nnx.Param(init(rngs.params(), shape, jnp.float32), sharding_names=dims)
+
+
+def _normal(scale: float):
+    return nnx.initializers.normal(scale)
+
+
+_zeros, _ones = nnx.initializers.zeros_init(), nnx.initializers.ones_init()
+
+
+class Norm(nnx.Module):
+    """Root-mean-square or layer norm over the residual width, statistics in at least float32."""
+
+    def __init__(self, config: Transformer, rngs: nnx.Rngs):
+        self.scale = _param(rngs, _ones, (config.width,), ("embed",))
+        self.shift = (
+            _param(rngs, _zeros, (config.width,), ("embed",))
+            if config.norm == "layer" and config.bias
+            else None
+        )
+        self.centred, self.epsilon = config.norm == "layer", config.norm_epsilon
+
+    def __call__(self, x_BSD: jax.Array) -> jax.Array:
+        """Normalise the last dim."""
+        wide = x_BSD.astype(jnp.promote_types(x_BSD.dtype, jnp.float32))
+        if self.centred:
+            wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        power = jnp.mean(wide * wide, axis=-1, keepdims=True)
+        y = wide * jax.lax.rsqrt(power + self.epsilon) * self.scale[...]
+        if self.shift is not None:
+            y = y + self.shift[...]
+        return y.astype(x_BSD.dtype)
+
+
+class Block(nnx.Module):
+    """Attention and a feed-forward part, each added to the residual: (B, S, D) -> (B, S, D)."""
+
+    def __init__(self, config: Transformer, rngs: nnx.Rngs):
+        c, group, out = config, config.heads // config.kv_heads, (2 * config.layers) ** -0.5
+        heads = ("kv_heads", "q_k_v", "head_dim")
+        self.config = config
+        self.attention_norm = Norm(c, rngs)
+        self.qkv = _param(
+            rngs,
+            _normal(0.02),
+            (c.width, c.kv_heads, group + 2, c.head_width),
+            ("embed", *heads),
+        )
+        self.out = _param(
+            rngs,
+            _normal(0.02 * out),
+            (c.kv_heads, group, c.head_width, c.width),
+            ("kv_heads", "group", "head_dim", "embed"),
+        )
+        self.ffn_norm = Norm(c, rngs)
+        sides = 2 if c.gated else 1
+        self.up = _param(rngs, _normal(0.02), (c.width, sides, c.ffn), ("embed", "sides", "ffn"))
+        self.down = _param(rngs, _normal(0.02 * out), (c.ffn, c.width), ("ffn", "embed"))
+        if c.bias:
+            self.qkv_bias = _param(rngs, _zeros, (c.kv_heads, group + 2, c.head_width), heads)
+            self.out_bias = _param(rngs, _zeros, (c.width,), ("embed",))
+            self.up_bias = _param(rngs, _zeros, (sides, c.ffn), ("sides", "ffn"))
+            self.down_bias = _param(rngs, _zeros, (c.width,), ("embed",))
+
+    def __call__(self, x_BSD, key, *, attend) -> jax.Array:
+        """Run one block; `key` draws its dropout masks, None leaves dropout out."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        x_BSD = x_BSD + self._dropped(self._attention(self.attention_norm(x_BSD), attend), keys[0])
+        return x_BSD + self._dropped(self._feed_forward(self.ffn_norm(x_BSD)), keys[1])
+
+    def _attention(self, x_BSD, attend):
+        qkv_BSKCH = jnp.einsum("bsd,dkch->bskch", x_BSD, self.qkv[...].astype(x_BSD.dtype))
+        if self.config.bias:
+            qkv_BSKCH = qkv_BSKCH + self.qkv_bias[...].astype(x_BSD.dtype)
+        group = qkv_BSKCH.shape[3] - 2
+        if self.config.positions == "rope":
+            turned = rotate(qkv_BSKCH[:, :, :, : group + 1], self.config.rope_base)
+            q_BSKGH, k_BSKH = turned[:, :, :, :group], turned[:, :, :, group]
+        else:
+            q_BSKGH, k_BSKH = qkv_BSKCH[:, :, :, :group], qkv_BSKCH[:, :, :, group]
+        y_BSKGH = attend(q_BSKGH, k_BSKH, qkv_BSKCH[:, :, :, group + 1], causal=True)
+        y_BSKGH = checkpoint_name(y_BSKGH, "attended")
+        y_BSD = jnp.einsum("bskgh,kghd->bsd", y_BSKGH, self.out[...].astype(x_BSD.dtype))
+        return y_BSD + self.out_bias[...].astype(x_BSD.dtype) if self.config.bias else y_BSD
+
+    def _feed_forward(self, x_BSD):
+        h_BSCF = jnp.einsum("bsd,dcf->bscf", x_BSD, self.up[...].astype(x_BSD.dtype))
+        if self.config.bias:
+            h_BSCF = h_BSCF + self.up_bias[...].astype(x_BSD.dtype)
+        y_BSF = ACTIVATIONS[self.config.activation](h_BSCF[:, :, 0])
+        if self.config.gated:
+            y_BSF = y_BSF * h_BSCF[:, :, 1]
+        y_BSF = checkpoint_name(y_BSF, "ffn_inner")
+        y_BSD = jnp.einsum("bsf,fd->bsd", y_BSF, self.down[...].astype(x_BSD.dtype))
+        return y_BSD + self.down_bias[...].astype(x_BSD.dtype) if self.config.bias else y_BSD
+
+    def _dropped(self, y_BSD, key):
+        return dropped(y_BSD, self.config.dropout, key)
+
+
+def dropped(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zero each element with probability `rate` and scale the rest, so that the mean stays."""
+    if key is None or rate == 0:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+
+
+def rotate(x_BSKCH: jax.Array, base: float) -> jax.Array:
+    """Rotary positions (Su et al. 2021): turn halves of head_dim against each other by position."""
+    wide = jnp.promote_types(x_BSKCH.dtype, jnp.float32)
+    half = x_BSKCH.shape[-1] // 2
+    rate_H = base ** (-jnp.arange(half, dtype=wide) / half)
+    angle_SH = jnp.arange(x_BSKCH.shape[1], dtype=wide)[:, None] * rate_H
+    cos, sin = (f(angle_SH)[:, None, None, :].astype(x_BSKCH.dtype) for f in (jnp.cos, jnp.sin))
+    a, b = x_BSKCH[..., :half], x_BSKCH[..., half:]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+class Decoder(nnx.Module):
+    """Token ids (batch, sequence) -> logits (batch, sequence, vocab)."""
+
+    def __init__(self, config: Transformer, rngs: nnx.Rngs):
+        c = self.config = config
+        self.embedding = _param(rngs, _normal(0.02), (c.vocabulary, c.width), ("vocab", "embed"))
+        if c.positions == "learned":
+            self.positions = _param(
+                rngs, _normal(0.02), (c.sequence, c.width), ("positions", "embed")
+            )
+
+        @nnx.split_rngs(splits=c.layers)
+        @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
+        def stack(rngs):
+            return Block(c, rngs)
+
+        self.blocks = stack(rngs)
+        self.norm = Norm(c, rngs)
+        if not c.tied:
+            self.head = _param(rngs, _normal(0.02), (c.width, c.vocabulary), ("embed", "vocab"))
+
+    def __call__(self, tokens_BS, key=None, *, through=seams.in_order, attend=seams.attention):
+        """Score the next token at every position; `key` draws the dropout masks."""
+        c = self.config
+        dtype = c.compute_dtype or self.embedding.dtype
+        x_BSD = self.embedding[...].astype(dtype)[tokens_BS]
+        if c.positions == "learned":
+            x_BSD = x_BSD + self.positions[...].astype(dtype)[: tokens_BS.shape[1]]
+        if c.dropout == 0:
+            key = None
+        if key is not None:
+            key, first = jax.random.split(key)
+            x_BSD = dropped(x_BSD, c.dropout, first)
+
+        graph, weights = nnx.split(self.blocks)
+        stacked = (weights, None if key is None else jax.random.split(key, c.layers))
+
+        def block(layer, x_BSD):
+            return nnx.merge(graph, layer[0])(x_BSD, layer[1], attend=attend)
+
+        x_BSD = through(block, stacked, x_BSD, dims=("batch", "sequence", "embed"), remat=c.remat)
+        x_BSD = self.norm(x_BSD)
+        if c.tied:
+            head_DV = self.embedding[...].astype(dtype).T
+        else:
+            head_DV = self.head[...].astype(dtype)
+        return jnp.einsum(
+            "bsd,dv->bsv",
+            x_BSD,
+            head_DV,
+            preferred_element_type=jnp.promote_types(dtype, jnp.float32),
+        )
+
+
+def next_token_loss(module, batch, *, key=None, **chosen) -> tuple[Mean, dict[str, Mean]]:
+    """Loss of a decoder: `tokens`, `targets` and `weight`, each (batch, sequence)."""
+    logits = module(batch["tokens"], key, **chosen)
+    return scores(logits, batch["targets"], batch["weight"])
+
+
+def model(config: Transformer = Transformer(), *, name="transformer", **fields) -> Model:  # noqa: B008
+    """Return the decoder; `fields` replace those of `Transformer`."""
+    config = replace(config, **fields)
+    dims = ("batch", "sequence")
+    shape = (config.batch, config.sequence)
+    return Model(
+        name=name,
+        build=lambda rngs: Decoder(config, rngs),
+        loss=next_token_loss,
+        batch={
+            "tokens": Field(shape, "int32", dims, below=config.vocabulary),
+            "targets": Field(shape, "int32", dims, below=config.vocabulary),
+            "weight": Field(shape, "float32", dims),
+        },
+        roles={
+            "embed": "residual",
+            "ffn": "inner",
+            "kv_heads": "heads",
+            "vocab": "vocabulary",
+        },
+        seams=("through", "attend"),
+        compute_dtype=config.compute_dtype,
+        data="text",
+        config=config,
+        remake=partial(model, name=name),
+    )

@@ -1,0 +1,216 @@
+"""A Program: one step compiled for devices, be they fake, here, or only described.
+
+This is the first place where devices exist. A described program can be read but not run.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from jaxpar.hardware._record import Hardware
+from jaxpar.mesh import MeshShape
+from jaxpar.refusal import RequestError
+from jaxpar.step import State, Step
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled step.
+
+    Attributes:
+        step: what was compiled.
+        hardware: for what.
+        mesh: the devices, named.
+        update: the compiled update: (State, batch) -> (State, metrics); the given State is used up.
+    """
+
+    step: Step
+    hardware: Hardware
+    mesh: Mesh
+    update: Any
+
+    @cached_property
+    def text(self) -> str:
+        """The optimized, scheduled HLO module."""
+        return self.update.as_text()
+
+    @property
+    def state_shardings(self) -> State:
+        """Where every array of the state lies."""
+        return _on(self.mesh, self.step.state_specs)
+
+    @property
+    def batch_shardings(self) -> dict[str, NamedSharding]:
+        """Where every field of a batch lies."""
+        return _on(self.mesh, dict(self.step.layout.batch))
+
+    def init(self, seed: int = 0) -> State:
+        """A fresh state, created where it will lie: no array is ever whole on one device."""
+        create = jax.jit(
+            lambda seed: self.step.init(jax.random.key(seed)), out_shardings=self.state_shardings
+        )
+        return create(np.uint32(seed))
+
+    @cached_property
+    def evaluate(self) -> Any:
+        """Compiled evaluation: (State, batch) -> {name: Mean}."""
+        return self._jit(self.step.evaluate)
+
+    @cached_property
+    def gradients(self) -> Any:
+        """Compiled gradients: (State, batch) -> (gradients, model_state, metrics)."""
+        specs = self.step.state_specs
+        out = (specs.parameters, specs.model_state)
+        shardings = (*_on(self.mesh, out), None)
+        return self._jit(self.step.gradients, out_shardings=shardings)
+
+    @cached_property
+    def apply(self) -> Any:
+        """Compiled optimizer update: (State, gradients, model_state) -> State."""
+        specs = self.step.state_specs
+        return jax.jit(
+            self.step.apply,
+            in_shardings=_on(self.mesh, (specs, specs.parameters, specs.model_state)),
+            out_shardings=self.state_shardings,
+        )
+
+    def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Put a batch on the devices; each process hands in only the rows it holds."""
+        return {
+            name: jax.make_array_from_process_local_data(
+                sharding, np.asarray(batch[name]), self.step.batch[name].shape
+            )
+            for name, sharding in self.batch_shardings.items()
+        }
+
+    def _jit(self, function, **options):
+        return jax.jit(
+            function, in_shardings=(self.state_shardings, self.batch_shardings), **options
+        )
+
+
+def compile_step(step: Step, *, hardware: Hardware) -> Program:
+    """Compile `step` for `hardware`, as many devices as its mesh has.
+
+    Raises:
+        RequestError: when the machine has fewer devices than the mesh, or cannot compile for them.
+    """
+    mesh = device_mesh(step.layout.mesh, hardware)
+    state = _on(mesh, step.state_specs)
+    update = jax.jit(
+        step.update,
+        in_shardings=(state, _on(mesh, dict(step.layout.batch))),
+        out_shardings=(state, None),
+        donate_argnums=0,
+    )
+    lowered = update.lower(step.state, step.batch)
+    return Program(step, hardware, mesh, lowered.compile(dict(hardware.compiler_options) or None))
+
+
+def device_mesh(shape: MeshShape, hardware: Hardware) -> Mesh:
+    """Devices of `hardware` in the shape of a mesh, outermost axis first."""
+    find = {"fake": _fake_devices, "local": _local_devices, "described": _described_devices}
+    devices = find[hardware.kind](shape, hardware)
+    sizes = tuple(size for _, size in shape.sizes)
+    return Mesh(
+        np.asarray(devices[: shape.devices]).reshape(sizes),
+        shape.axes,
+        axis_types=(AxisType.Auto,) * len(sizes),
+    )
+
+
+def prefer_cpu() -> None:
+    """Tell JAX, before it looks for devices, that only the CPU is wanted in this process.
+
+    Without an accelerator this also keeps a GPU plugin that is installed for its compiler alone from
+    complaining that it finds no driver.
+    """
+    jax.config.update("jax_platforms", "cpu")
+
+
+def has_gpu() -> bool:
+    """Whether this machine has an NVIDIA device, found without starting JAX."""
+    return Path("/dev/nvidiactl").exists() or Path("/dev/nvidia0").exists()
+
+
+def _fake_devices(shape: MeshShape, hardware: Hardware):
+    del hardware
+    _ask_for_cpu_devices(shape.devices)
+    devices = jax.devices("cpu")
+    if len(devices) < shape.devices:
+        raise RequestError(
+            f"mesh {shape} needs {shape.devices} devices, but JAX already started with "
+            f"{len(devices)} CPU devices and cannot add any: restart Python and call "
+            f"jax.config.update('jax_num_cpu_devices', {shape.devices}) first, or use a smaller mesh"
+        )
+    return devices
+
+
+def _ask_for_cpu_devices(count: int) -> None:
+    """Ask for `count` CPU devices where that is still possible; never for fewer than asked before."""
+    asked = getattr(jax.config, "jax_num_cpu_devices", -1)
+    if asked >= count:
+        return
+    try:
+        if not has_gpu() and not jax.config.jax_platforms:
+            prefer_cpu()
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+        # JAX has started: what it has is what there is, and the caller counts it.
+        logging.getLogger(__name__).debug("JAX already started")
+
+
+def _local_devices(shape: MeshShape, hardware: Hardware):
+    del hardware
+    if not has_gpu() and not jax.config.jax_platforms:
+        prefer_cpu()
+    devices = jax.devices()
+    if devices[0].platform == "cpu":
+        raise RequestError(
+            "hardware 'local' means this machine's accelerators, and JAX finds none here: use "
+            "--hardware cpu for fake devices, or --hardware h100 to compile for described ones"
+        )
+    if len(devices) < shape.devices:
+        raise RequestError(
+            f"mesh {shape} needs {shape.devices} devices, but this machine has {len(devices)} "
+            f"({devices[0].device_kind}): use a mesh of {len(devices)}, or --hardware cpu"
+        )
+    return devices
+
+
+def _described_devices(shape: MeshShape, hardware: Hardware):
+    if not has_gpu() and not jax.config.jax_platforms:
+        prefer_cpu()
+    node = min(hardware.devices_per_node or 1, shape.devices)
+    if shape.devices % node:
+        node = 1
+    try:
+        topology = topologies.get_topology_desc(
+            platform="cuda",
+            topology_name=hardware.name,
+            topology=f"1x{shape.devices // node}x{node}",
+            target_config=hardware.target,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise RequestError(
+            f"hardware '{hardware.name}' is described, not present, and compiling for it needs XLA's "
+            f"GPU compiler: pip install 'jax[cuda13-local]' on Linux ({error})"
+        ) from error
+    return topology.devices
+
+
+def _on(mesh: Mesh, specs: Any) -> Any:
+    """NamedShardings on `mesh` for a tree of PartitionSpecs."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        specs,
+        is_leaf=lambda leaf: isinstance(leaf, jax.sharding.PartitionSpec),
+    )

@@ -1,0 +1,119 @@
+"""The two places where a model lets others decide: the way through its layers, and its attention.
+
+`through` runs equal layers one after another; a pipeline may run them elsewhere at other times.
+`attend` is attention as one function; a ring may pass keys and values around. A model calls the seams
+that it is given and, given none, the plain ones here. There is no third seam.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxpar.refusal import unknown
+
+REMAT = ("none", "full", "dots")
+"""What is kept from forward for backward: everything, nothing but layer inputs, or matrix products."""
+
+# A weight that was moved, cast or reshaped for use is remade in backward rather than kept: keeping it
+# would hold every layer's whole weights at once, which is what cutting them was to avoid.
+_CHEAP = frozenset(
+    {"sharding_constraint", "convert_element_type", "reshape", "transpose", "squeeze", "name"}
+)
+
+
+def _keep_all_but_moves(primitive, *_, **__) -> bool:
+    return primitive.name not in _CHEAP
+
+
+def rematerialized(body: Callable, remat: str, *, gathers: bool) -> Callable:
+    """`body` under the checkpoint policy that `remat` names.
+
+    Args:
+        body: one layer.
+        remat: "none", "full", "dots", or names joined by commas as given to `checkpoint_name`.
+        gathers: whether `body` gathers its weights; if so they are gathered again in backward.
+    """
+    policies = jax.checkpoint_policies
+    if remat == "none":
+        policy = _keep_all_but_moves if gathers else None
+        if policy is None:
+            return body
+    elif remat == "full":
+        policy = policies.nothing_saveable
+    elif remat == "dots":
+        policy = policies.dots_saveable
+    else:
+        policy = policies.save_only_these_names(*remat.split(","))
+    # Inside a scan common subexpressions cannot be merged across forward and backward anyway.
+    return jax.checkpoint(body, policy=policy, prevent_cse=False)
+
+
+def check_remat(remat: str, names: tuple[str, ...]) -> str:
+    """Return `remat` if it is a policy or a comma-joined list of the model's saved `names`."""
+    if remat not in REMAT:
+        for name in remat.split(","):
+            if name not in names:
+                raise unknown("remat policy or saved name", name, (*REMAT, *names))
+    return remat
+
+
+def in_order(
+    block: Callable[[Any, jax.Array], jax.Array],
+    stacked: Any,
+    x: jax.Array,
+    *,
+    dims: tuple[str, ...],
+    remat: str = "none",
+    place_weights: Callable[[Any], Any] | None = None,
+    place_activation: Callable[[jax.Array, tuple[str, ...]], jax.Array] | None = None,
+) -> jax.Array:
+    """Run `x` through the layers one after another, as one scan.
+
+    Args:
+        block: `block(layer, x) -> x` for one layer.
+        stacked: tree of arrays, layers first: (layers, ...).
+        x: the activation, of the same shape before and after a block.
+        dims: the name of each dim of `x`.
+        remat: what backward keeps; see `rematerialized`.
+        place_weights: puts one layer's weights where they are needed for use, or None.
+        place_activation: pins `x` by its dims at each layer boundary, or None. Without the pin XLA was
+            seen to split activations rather than gather weights.
+
+    Returns:
+        The activation after the last layer.
+    """
+    pin = place_activation or (lambda y, _: y)
+    place = place_weights or (lambda layer: layer)
+
+    def body(y, layer):
+        return pin(block(place(layer), y), dims)
+
+    body = rematerialized(body, remat, gathers=place_weights is not None)
+    return jax.lax.scan(lambda y, layer: (body(y, layer), None), pin(x, dims), stacked)[0]
+
+
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = True
+) -> jax.Array:
+    """Softmax attention with grouped queries (Ainslie et al. 2023), every score held at once.
+
+    Args:
+        q: (batch, sequence, kv_heads, group, head_dim).
+        k: (batch, sequence, kv_heads, head_dim).
+        v: as `k`.
+        causal: whether a position sees only itself and earlier ones.
+
+    Returns:
+        As `q`.
+    """
+    scores = jnp.einsum("bqkgh,bskh->bkgqs", q * q.shape[-1] ** -0.5, k)
+    # Statistics of bfloat16 scores are taken in float32; wider types keep their own.
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    if causal:
+        query = jax.lax.broadcasted_iota(jnp.int32, scores.shape[-2:], 0)
+        key = jax.lax.broadcasted_iota(jnp.int32, scores.shape[-2:], 1)
+        scores = jnp.where(query >= key, scores, jnp.finfo(scores.dtype).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgqs,bskh->bqkgh", weights, v)

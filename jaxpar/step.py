@@ -1,0 +1,308 @@
+"""One training step as a pure function: loss, gradient, update; nothing compiled and no device touched.
+
+`auto` leaves the collectives to XLA's partitioner, which is told where every array lies; `manual`
+writes them out under shard_map. Both compute the same numbers from the same model.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxpar import seams
+from jaxpar.layout import Layout, build, take_apart, values_of
+from jaxpar.models._record import Mean
+from jaxpar.refusal import LayoutError, RequestError, unknown
+
+MODES = ("auto", "manual")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """What a step carries: every field is an array or a tree of arrays.
+
+    Attributes:
+        step: updates done, an int32 scalar.
+        parameters: path -> array.
+        model_state: path -> array, changed by the forward pass (BatchNorm statistics).
+        optimizer: optax's own state, moments and counts.
+        key: the random key that every step's dropout key is folded from.
+    """
+
+    step: Any
+    parameters: dict[str, Any]
+    model_state: dict[str, Any]
+    optimizer: Any
+    key: Any
+
+
+@dataclass(frozen=True)
+class Step:
+    """A layout's training step, as pure functions of abstract or real arrays.
+
+    Attributes:
+        layout, optimizer, mode, microbatches: what it was made from.
+        init: key -> State.
+        update: (State, batch) -> (State, metrics), metrics being scalars by name.
+        gradients: (State, batch) -> (gradients by path, new model_state, metrics).
+        apply: (State, gradients, model_state) -> State.
+        evaluate: (State, batch) -> {name: Mean} without dropout or running statistics' change.
+        state: abstract State, of jax.ShapeDtypeStruct.
+        state_specs: State of PartitionSpec, how each array lies between steps.
+        batch: field name -> jax.ShapeDtypeStruct.
+    """
+
+    layout: Layout
+    optimizer: optax.GradientTransformation
+    mode: str
+    microbatches: int
+    init: Callable
+    update: Callable
+    gradients: Callable
+    apply: Callable
+    evaluate: Callable
+    state: State
+    state_specs: State
+    batch: dict[str, jax.ShapeDtypeStruct]
+
+
+def make_step(
+    layout: Layout,
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    mode: str = "auto",
+    microbatches: int = 1,
+) -> Step:
+    """Make the training step of `layout`.
+
+    Args:
+        layout: from `lay_out`.
+        optimizer: any optax transformation; AdamW at 1e-3 when None.
+        mode: "auto" or "manual".
+        microbatches: into how many parts the batch is cut; their gradients are summed (gradient
+            accumulation), weighted as the whole batch would be.
+
+    Raises:
+        RequestError: an unknown mode. LayoutError: microbatches that do not divide the batch.
+    """
+    if mode not in MODES:
+        raise unknown("mode", mode, MODES)
+    optimizer = optax.adamw(1e-3) if optimizer is None else optimizer
+    _check_microbatches(layout, microbatches)
+    batch = {
+        name: jax.ShapeDtypeStruct(f.shape, f.dtype) for name, f in layout.model.batch.items()
+    }
+
+    def init(key) -> State:
+        init_key, step_key = jax.random.split(key)
+        parts = take_apart(build(layout.model, init_key))
+        parameters = values_of(parts.parameters)
+        return State(
+            step=jnp.zeros((), jnp.int32),
+            parameters=parameters,
+            model_state=values_of(parts.state),
+            optimizer=optimizer.init(parameters),
+            key=step_key,
+        )
+
+    state = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
+    if mode == "auto":
+        differentiate = partial(_differentiate, partial(_placed_loss, layout))
+    else:
+        from jaxpar.by_hand import differentiate_by_hand  # imports the interpreter only when used
+
+        differentiate = differentiate_by_hand(layout, partial(_plain_loss, layout), state, batch)
+
+    def gradients(state: State, batch):
+        key = jax.random.fold_in(state.key, state.step)
+        if microbatches == 1:
+            totals, new, metrics = differentiate(state.parameters, state.model_state, batch, key)
+        else:
+            totals, new, metrics = _accumulate(differentiate, microbatches, state, batch, key)
+        weight = metrics["loss"].weight
+        mean = jax.tree.map(lambda g: g / weight.astype(g.dtype), totals)
+        return mean, new, {name: m.value for name, m in metrics.items()}
+
+    def apply(state: State, gradients, model_state) -> State:
+        updates, moments = optimizer.update(gradients, state.optimizer, state.parameters)
+        parameters = optax.apply_updates(state.parameters, updates)
+        return State(state.step + 1, parameters, model_state, moments, state.key)
+
+    def update(state: State, batch):
+        means, model_state, metrics = gradients(state, batch)
+        return apply(state, means, model_state), metrics
+
+    def evaluate(state: State, batch):
+        loss, metrics, _ = _placed_loss(
+            layout, state.parameters, state.model_state, batch, None, train=False
+        )
+        return {"loss": loss, **metrics}
+
+    return Step(
+        layout=layout,
+        optimizer=optimizer,
+        mode=mode,
+        microbatches=microbatches,
+        init=init,
+        update=update,
+        gradients=gradients,
+        apply=apply,
+        evaluate=evaluate,
+        state=state,
+        state_specs=_state_specs(layout, state),
+        batch=batch,
+    )
+
+
+def _check_microbatches(layout: Layout, microbatches: int) -> None:
+    if microbatches < 1:
+        raise RequestError(f"microbatches={microbatches}: a batch is cut into at least 1 part")
+    rows, shares = layout.model.batch_size, layout.mesh.size("data")
+    if rows % (microbatches * shares):
+        step = microbatches * shares
+        near = [n for n in (rows // step * step, (rows // step + 1) * step) if n]
+        raise LayoutError(
+            f"a batch of {rows} rows cannot be cut into {microbatches} microbatches for {shares} "
+            f"devices along 'data': {step} does not divide {rows}; use a batch of "
+            f"{' or '.join(map(str, near))}"
+        )
+
+
+def _state_specs(layout: Layout, state: State) -> State:
+    stored = {path: a.stored for path, a in layout.parameters.items()}
+
+    def moment_specs(node):
+        if not _mirrors(node, stored):
+            return PartitionSpec()
+        # A moment of the parameter's own shape lies like the parameter; a factored one stays whole.
+        return {
+            path: jax.tree.map(
+                lambda m, path=path: stored[path]
+                if m.shape == layout.parameters[path].shape
+                else PartitionSpec(),
+                moment,
+            )
+            for path, moment in node.items()
+        }
+
+    return State(
+        step=PartitionSpec(),
+        parameters=stored,
+        model_state={path: a.stored for path, a in layout.state.items()},
+        optimizer=jax.tree.map(
+            moment_specs, state.optimizer, is_leaf=lambda node: _mirrors(node, stored)
+        ),
+        key=PartitionSpec(),
+    )
+
+
+def _mirrors(node, parameters) -> bool:
+    """Whether a piece of optimizer state holds one entry a parameter."""
+    return isinstance(node, dict) and node.keys() == parameters.keys()
+
+
+def _differentiate(loss_of, parameters, model_state, batch, key):
+    """Gradients of the loss's total, the new model state, and the metrics as Means."""
+
+    def total(parameters):
+        loss, metrics, new = loss_of(parameters, model_state, batch, key)
+        return loss.total, ({"loss": loss, **metrics}, new)
+
+    totals, (metrics, new) = jax.grad(total, has_aux=True)(parameters)
+    return totals, new, metrics
+
+
+def _accumulate(differentiate, microbatches, state, batch, key):
+    # Microbatch m takes every microbatches-th row: contiguous rows would move between devices
+    # (XLA was seen to insert two all-to-alls for them).
+    parts = jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0), batch
+    )
+
+    def one(carry, inputs):
+        part, index = inputs
+        totals, model_state, metrics = carry
+        more, model_state, now = differentiate(
+            state.parameters, model_state, part, jax.random.fold_in(key, index)
+        )
+        return (
+            jax.tree.map(jnp.add, totals, more),
+            model_state,
+            jax.tree.map(jnp.add, metrics, now),
+        ), None
+
+    first = jax.tree.map(lambda x: x[0], parts)
+    shapes = jax.eval_shape(differentiate, state.parameters, state.model_state, first, key)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[2]))
+    carry = (zeros[0], state.model_state, zeros[1])
+    (totals, new, metrics), _ = jax.lax.scan(one, carry, (parts, jnp.arange(microbatches)))
+    return totals, new, metrics
+
+
+def _plain_loss(layout, parameters, model_state, batch, key, *, train=True, chosen=None):
+    """The model's own loss, told nothing of devices: (Mean, metrics, new model state)."""
+    module = layout.module.put_together(parameters, model_state)
+    module.train() if train else module.eval()
+    loss, metrics = layout.model.loss(module, batch, key=key, **(chosen or {}))
+    new = values_of(take_apart(module).state) if train else model_state
+    assert isinstance(loss, Mean), type(loss)
+    return loss, metrics, new
+
+
+def _placed_loss(layout, parameters, model_state, batch, key, *, train=True):
+    """The loss with weights gathered for use and activations pinned between layers."""
+    through_layers = "through" in layout.model.seams
+    used = {}
+    for path, array in layout.parameters.items():
+        in_layers = through_layers and array.dims[:1] == ("layers",)
+        used[path] = parameters[path] if in_layers else _for_use(layout, array, parameters[path])
+    chosen = {}
+    if through_layers:
+        gathers = any(a.stored != a.computed for a in layout.parameters.values())
+        chosen["through"] = partial(
+            seams.in_order,
+            place_weights=partial(_place_layer, layout) if gathers else None,
+            place_activation=lambda x, dims: _pinned(layout, x, layout.place_of(dims)),
+        )
+    return _plain_loss(layout, used, model_state, batch, key, train=train, chosen=chosen)
+
+
+def _for_use(layout, array, value, *, drop=0):
+    """A stored weight, cast and gathered as its use needs it; `drop` leading dims are gone."""
+    if array.stored == array.computed:
+        return value
+    dtype = layout.model.compute_dtype
+    if dtype is not None and value.ndim > 1:
+        value = value.astype(dtype)  # before the gather: half the bytes on the wire
+    # Pinned before and after, so that in backward the gradient goes straight back to the stored cut:
+    # an all-reduce and a slice, which XLA:GPU fuses into a reduce-scatter.
+    value = _pinned(layout, value, PartitionSpec(*array.stored[drop:]))
+    return _pinned(layout, value, PartitionSpec(*array.computed[drop:]))
+
+
+def _place_layer(layout, layer):
+    """One layer's weights, sliced from the stack, gathered for use."""
+    by_names = {(a.dims, a.shape): a for a in layout.parameters.values()}
+
+    def place(leaf):
+        if not isinstance(leaf, nnx.Variable):
+            return leaf
+        names, value = leaf.get_metadata().get("out_sharding"), leaf.get_value()
+        if names is None:
+            return leaf
+        stack = next(n for (d, n) in by_names if d == tuple(names) and n[1:] == value.shape)
+        placed = _for_use(layout, by_names[tuple(names), stack], value, drop=1)
+        return jax.tree.unflatten(jax.tree.structure(leaf), [placed])
+
+    return jax.tree.map(place, layer, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def _pinned(layout, x, spec):
+    return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh.abstract, spec))

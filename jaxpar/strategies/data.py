@@ -1,0 +1,17 @@
+"""Each device its share of the mini-batch, whole weights everywhere, gradients summed by all-reduce.
+
+On the wire, once a step: one all-reduce of every gradient over `data`, so as many bytes as the
+parameters have, and a few scalars (the loss and its weight).
+"""
+
+from jaxpar.strategies._record import ALL_REDUCE, KINDS, Strategy
+
+
+def strategy() -> Strategy:
+    """Return data parallelism over the data axis."""
+    return Strategy(
+        name="data",
+        compute={"batch": "data"},
+        must={"data": frozenset({ALL_REDUCE})},
+        never={"data": KINDS - {ALL_REDUCE}},
+    )

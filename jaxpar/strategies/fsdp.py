@@ -1,0 +1,24 @@
+"""Data parallelism with weights, gradients and moments cut over the same devices, gathered for use.
+
+ZeRO-3 (Rajbhandari et al. 2020). On the wire, a step: every cut weight all-gathered over `data` once
+forward and once backward, and its gradient reduce-scattered (on CPU devices XLA spells that all-reduce
+and slice). Arrays of fewer than 16,384 elements (64 KiB in float32) stay whole: a gather that small
+costs its latency, not its bytes; the layout lists them.
+"""
+
+from jaxpar.strategies._record import ALL_GATHER, ALL_TO_ALL, PERMUTE, Strategy
+
+PREFERENCE = ("residual", "inner", "vocabulary", "heads", "feature")
+"""Which dim of a weight is cut: the one that tensor parallelism leaves alone comes first."""
+
+
+def strategy(whole_below: int = 16_384) -> Strategy:
+    """Return fully sharded data parallelism over the data axis."""
+    return Strategy(
+        name="fsdp",
+        compute={"batch": "data"},
+        store={"data": PREFERENCE},
+        whole_below=whole_below,
+        must={"data": frozenset({ALL_GATHER})},
+        never={"data": frozenset({ALL_TO_ALL, PERMUTE})},
+    )

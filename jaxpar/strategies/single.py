@@ -1,0 +1,12 @@
+"""Everything whole on every device: the reference that all other strategies are held to.
+
+Splits nothing and says nothing on the wire. On more than one device each does the same work.
+"""
+
+from jaxpar.mesh import AXES
+from jaxpar.strategies._record import KINDS, Strategy
+
+
+def strategy() -> Strategy:
+    """Return the strategy that splits nothing."""
+    return Strategy(name="single", never={axis: KINDS for axis in AXES})
