@@ -118,7 +118,7 @@ def make_step(
     else:
         from jaxpar.by_hand import differentiate_by_hand  # imports the interpreter only when used
 
-        differentiate = differentiate_by_hand(layout, partial(_plain_loss, layout), state, batch)
+        differentiate = differentiate_by_hand(layout, partial(plain_loss, layout), state, batch)
 
     def gradients(state: State, batch):
         key = jax.random.fold_in(state.key, state.step)
@@ -246,7 +246,7 @@ def _accumulate(differentiate, microbatches, state, batch, key):
     return totals, new, metrics
 
 
-def _plain_loss(layout, parameters, model_state, batch, key, *, train=True, chosen=None):
+def plain_loss(layout, parameters, model_state, batch, key, *, train=True, chosen=None):
     """The model's own loss, told nothing of devices: (Mean, metrics, new model state)."""
     module = layout.module.put_together(parameters, model_state)
     module.train() if train else module.eval()
@@ -271,7 +271,7 @@ def _placed_loss(layout, parameters, model_state, batch, key, *, train=True):
             place_weights=partial(_place_layer, layout) if gathers else None,
             place_activation=lambda x, dims: _pinned(layout, x, layout.place_of(dims)),
         )
-    return _plain_loss(layout, used, model_state, batch, key, train=train, chosen=chosen)
+    return plain_loss(layout, used, model_state, batch, key, train=train, chosen=chosen)
 
 
 def _for_use(layout, array, value, *, drop=0):

@@ -334,6 +334,18 @@ def test_a_branch_counts_as_taken_and_is_marked():
     assert runs["yes"] == runs["no"] == hlo.Times(1, False)
 
 
+def test_a_guess_outside_makes_what_is_inside_a_guess():
+    """An inner loop of known length, inside an outer one of unknown length."""
+    outer = loop("outer", run_loop("inner", "p", known="3"))
+    text = program(run_loop("outer", "p", start="2"), loop("inner", ONE_REDUCE) + "\n" + outer)
+    one = only(text)
+    assert (one.executions, one.exact) == (3, False)
+
+
+def test_a_computation_nobody_calls_says_nothing():
+    assert not found(program("%r = f32[16,8] negate(%p)", loop("dead", ONE_REDUCE)))
+
+
 # --- source --------------------------------------------------------------------------------------
 
 TABLES = """FileNames
@@ -379,6 +391,26 @@ def test_a_combined_collective_borrows_the_nearest_source():
     assert (one.op_name, one.frames[0].line, one.borrowed) == ("jit(f)/mul", 99, True)
 
 
+def test_borrowing_looks_into_fusions_and_past_argument_names():
+    """A parameter carries a name but no line; the fusion that reads it holds a line inside."""
+    fused = """%fused (q: f32[16,8]) -> f32[16,8] {
+  %q = f32[16,8]{1,0} parameter(0), metadata={op_name="x"}
+  ROOT %s = f32[16,8]{1,0} sine(%q), metadata={op_name="jit(f)/sin" stack_frame_id=2}
+}
+"""
+    text = program(
+        f"""
+        %x = f32[16,8] copy(%p), metadata={{op_name="x"}}
+        %k = f32[16,8] fusion(%x), kind=kLoop, calls=%fused
+        %r = f32[16,8] all-reduce(%x, %k), {G}, to_apply=%add
+        """,
+        fused,
+        TABLES,
+    )
+    one = only(text)
+    assert (one.op_name, one.frames[0].line, one.borrowed) == ("jit(f)/sin", 12, True)
+
+
 # --- axes ----------------------------------------------------------------------------------------
 
 
@@ -422,7 +454,8 @@ def test_traffic_sums_by_kind_and_axes_and_sorts_by_bytes():
     text = program(
         run_loop("a", "p", known="5")
         + f"""
-        %x = f32[16,8] all-reduce(%p), {G}, metadata={{op_name="grads"}}
+        %x1 = f32[16,8] all-reduce(%p), {G}, metadata={{op_name="grads"}}
+        %x2 = f32[16,8] all-reduce(%p), {G}, metadata={{op_name="grads"}}
         %y = f32[16,8] all-reduce(%p), replica_groups=[4,2]<=[8]
         %g = f32[128,8] all-gather(%p), replica_groups={{}}
         """,
@@ -432,7 +465,7 @@ def test_traffic_sums_by_kind_and_axes_and_sorts_by_bytes():
     rows = _traffic.traffic(text, MESH)
     assert [(r.kind, r.axes, r.count, r.bytes, r.exact) for r in rows] == [
         ("all-gather", ("data", "model"), 1, 8 * ARRAY_BYTES, True),
-        ("all-reduce", ("data",), 6, 6 * ARRAY_BYTES, True),
+        ("all-reduce", ("data",), 7, 7 * ARRAY_BYTES, True),
         ("all-reduce", ("model",), 1, ARRAY_BYTES, True),
     ]
     assert [r.sources for r in rows] == [(), ("/home/me/model.py:12 block", "grads"), ()]
@@ -440,17 +473,19 @@ def test_traffic_sums_by_kind_and_axes_and_sorts_by_bytes():
     assert records[1] == {
         "kind": "all-reduce",
         "axes": ["data"],
-        "count": 6,
-        "bytes": 3072,
+        "count": 7,
+        "bytes": 3584,
         "sources": ["/home/me/model.py:12 block", "grads"],
     }
 
 
 def test_traffic_keeps_partial_axes_and_guesses_apart():
     text = program(
-        run_loop("a", "p", start="3") + "%half = f32[16,8] all-reduce(%p), replica_groups=[4,2]<=[2,4]T(1,0)",  # noqa: E501
+        run_loop("a", "p", start="3")
+        + f"%sure = {ONE_REDUCE[5:]}\n"  # one guess makes the row a guess
+        + "%half = f32[16,8] all-reduce(%p), replica_groups=[4,2]<=[2,4]T(1,0)",
         loop("a", ONE_REDUCE),
-    )  # fmt: skip
+    )
     rows = _traffic.traffic(text, MESH)
     assert {(r.axes, r.whole, r.exact) for r in rows} == {
         (("data",), True, False),

@@ -19,8 +19,17 @@ tan tanh xor zeta mesh_cast
 
 def _elementwise(ids, ins, outs, params):
     full = ids.dims(outs[0])
-    # A scalar beside an array (a literal, a predicate, a clamp's bound) has no dim to relate.
-    return [full if len(shape) == len(full) else [] for shape in ins], [full for _ in outs]
+
+    def operand(shape):
+        # A scalar beside an array (a literal, a predicate, a clamp's bound) has no dim to relate,
+        # and JAX 0.10 stretches dims of size 1 within the primitive.
+        if len(shape) != len(full):
+            return []
+        return [
+            full[d] if size == outs[0][d] else (ids.new(size),) for d, size in enumerate(shape)
+        ]
+
+    return [operand(shape) for shape in ins], [full for _ in outs]
 
 
 def _side_by_side(ids, ins, outs, params):

@@ -1,0 +1,249 @@
+"""Equations that hold other functions: calls are walked through, loops find a placement that lasts.
+
+A loop's carry keeps its placement and its type from turn to turn: where it starts unsplit and the
+body makes it split, it is sliced before the loop. A body that gathers stored weights does not keep
+them for the backward pass, which gathers again (the textbook's sharded data parallelism).
+"""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from jax import lax
+
+from jaxpar.manual.carry import Carry
+from jaxpar.manual.frame import Frame
+from jaxpar.manual.value import Deferred, Value, unsplit
+
+_FREE = frozenset(
+    """all_gather pvary convert_element_type reshape transpose squeeze broadcast_in_dim slice copy
+    copy_p optimization_barrier""".split()
+)
+
+
+def keep_all_but_gathers(primitive, *_, **__) -> bool:
+    """Save every result for the backward pass, but gathered weights and what is made by moving them."""
+    return primitive.name not in _FREE
+
+
+def _but_gathers(policy):
+    """Let a remat's own policy decide, but never for a gathered weight."""
+    if policy is None:
+        return None  # saves nothing at all
+
+    def keep(primitive, *args, **params):
+        return primitive.name != "all_gather" and policy(primitive, *args, **params)
+
+    return keep
+
+
+def regather(fn, frame):
+    """Wrap a body so that the weights it gathered are gathered again in the backward pass."""
+    if not frame.gathers:
+        return fn
+    return jax.checkpoint(fn, policy=keep_all_but_gathers, prevent_cse=False)
+
+
+def call(frame, eqn, operands, live):
+    """Walk through an inner jit in place."""
+    closed = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+    return frame.walk(closed.jaxpr, closed.consts, operands, live)
+
+
+def remat(frame, eqn, operands, live):
+    """Make the same remat around the walked body."""
+    jaxpr = eqn.params["jaxpr"]
+    entries = []
+
+    def body(*values):
+        with frame.run.aside() as log:
+            results = [*Frame(frame.run).walk(jaxpr, (), values, live)]
+        entries[:] = log
+        return results
+
+    body = jax.checkpoint(
+        body, prevent_cse=eqn.params["prevent_cse"], policy=_but_gathers(eqn.params["policy"])
+    )
+    results = body(*operands)
+    frame.run.keep(entries)
+    return results
+
+
+def _lift(frame, child, roots):
+    """Make before the loop the movements that every turn made to the loop's constants.
+
+    A recurrent weight is then cast once, and its gradient summed over devices once, after all
+    turns have added to it. Stored weights stay: they are gathered in the body.
+    """
+    twin = {id(v): v for v in roots}
+    memo = {}
+    for (ident, movement, argument), (_, result) in child.memo.items():
+        if ident in twin and movement in ("vary", "place"):
+            value = twin[ident]
+            if getattr(value, "use", None) is not None or isinstance(value, Deferred):
+                continue
+            moved = getattr(frame, movement)(value, argument)
+            twin[id(result)] = moved
+            memo[id(value), movement, argument] = (value, moved)
+    return memo
+
+
+def scan(frame, eqn, operands, live):
+    """Scan over local slices; the carry's placement lasts, weights are gathered turn by turn."""
+    p, run = eqn.params, frame.run
+    inner = p["jaxpr"]
+    consts = operands[: p["num_consts"]]
+    init = operands[p["num_consts"] : p["num_consts"] + p["num_carry"]]
+    xs = [_whole_front(frame, v) for v in operands[p["num_consts"] + p["num_carry"] :]]
+    carry = Carry(init)
+    state = {"memo": {}}
+    # A carry feeds the next turn, so one live result makes all of them live.
+    alive = [any(live)] * len(eqn.outvars)
+
+    def turn(child, held, slices):
+        values = [
+            Value(array, v.dims[1:], None if v.use is None else v.use[1:])
+            for v, array in zip(xs, slices, strict=True)
+        ]
+        return child.walk(inner.jaxpr, inner.consts, [*consts, *carry.wrap(held), *values], alive)
+
+    def probe(held, stacked):
+        child = state["child"] = Frame(run)
+        slices = [lax.index_in_dim(x, 0, keepdims=False) for x in stacked]
+        results = turn(child, held, slices)
+        state["changed"] = carry.join(child, results[: len(init)])
+        return ()
+
+    _settle(frame, carry, init, probe, [v.array for v in xs], state)
+    state["memo"] = _lift(frame, state["child"], consts)
+
+    def body(held, slices):
+        child = Frame(run, state["memo"])
+        with run.aside() as log:
+            results = turn(child, held, slices)
+            after = carry.start(child, results[: len(init)])
+            ys = [child.settle(v) for v in results[len(init) :]]
+        state["log"], state["ys"] = log, [v.dims for v in ys]
+        return [v.array for v in after], [v.array for v in ys]
+
+    last, stacked = lax.scan(
+        regather(body, state["child"]),
+        [v.array for v in carry.start(frame, init)],
+        [v.array for v in xs],
+        length=p["length"],
+        reverse=p["reverse"],
+        unroll=p["unroll"],
+    )
+    run.keep(state["log"], times=p["length"], looped=True)
+    ys = [Value(y, ((), *dims)) for y, dims in zip(stacked, state["ys"], strict=True)]
+    return [*carry.wrap(last), *ys]
+
+
+def _settle(frame, carry, init, probe, extra, state):
+    """Try turns, without running them, until the carry's placement and type stay."""
+    state["changed"] = True
+    while state["changed"]:
+        # Ends, since placements only get finer and types only vary more.
+        with frame.run.aside():
+            start = [v.array for v in carry.start(frame, init)]
+            jax.eval_shape(probe, start, extra)
+
+
+def _whole_front(frame, value):
+    """Bring the scanned dim of a stack to be whole, leaving stored weights in their pieces."""
+    if isinstance(value, Value) and value.use is not None:
+        if not value.dims[0] and not value.use[0]:
+            return value
+        value = frame.used(value)
+    value = frame.settle(value)
+    return frame.place(value, ((), *value.dims[1:]))
+
+
+def while_loop(frame, eqn, operands, live):
+    """Loop while a condition that every device sees alike holds."""
+    p, run = eqn.params, frame.run
+    first, second = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
+    cond_consts, body_consts, init = operands[:first], operands[first:second], operands[second:]
+    carry = Carry(init)
+    state = {}
+
+    def walk(child, closed, consts, held):
+        return child.walk(closed.jaxpr, closed.consts, [*consts, *carry.wrap(held)], [False] * len(closed.jaxpr.outvars))
+
+    def probe(held, _):
+        child = Frame(run)
+        results = walk(child, p["body_jaxpr"], body_consts, held)
+        state["changed"] = carry.join(child, results)
+        return ()
+
+    def body(held):
+        child = Frame(run)
+        with run.aside() as log:
+            after = carry.start(child, walk(child, p["body_jaxpr"], body_consts, held))
+        state["body"] = log
+        return [v.array for v in after]
+
+    def condition(held):
+        child = Frame(run)
+        with run.aside() as log:
+            (go,) = walk(child, p["cond_jaxpr"], cond_consts, held)
+            result = child.place(go, ()).array
+        state["condition"] = log
+        return result
+
+    _settle(frame, carry, init, probe, (), state)
+    last = lax.while_loop(condition, body, [v.array for v in carry.start(frame, init)])
+    run.keep([*state["condition"], *state["body"]], looped=True)
+    return carry.wrap(last)
+
+
+def cond(frame, eqn, operands, live):
+    """Branch; all branches end in one placement and type."""
+    index, *rest = operands
+    run = frame.run
+    outcome = Carry([Value(np.zeros(()), unsplit(v.aval.ndim)) for v in eqn.outvars])
+    entries: dict[int, list] = {}
+    gathering = Frame(run)
+
+    def walk(closed):
+        child = Frame(run)
+        return child, child.walk(closed.jaxpr, closed.consts, rest, live)
+
+    def probe():
+        changed = []
+        for closed in eqn.params["branches"]:
+            child, results = walk(closed)
+            changed.append(outcome.join(child, results))
+            gathering.gathers |= child.gathers
+        changed_at_all.append(any(changed))
+        return ()
+
+    changed_at_all = [True]
+    while changed_at_all[-1]:
+        with run.aside():
+            jax.eval_shape(probe)
+
+    def branch(k, closed):
+        def body():
+            with run.aside() as log:
+                child, results = walk(closed)
+                after = outcome.start(child, results)
+            entries[k] = log
+            return [v.array for v in after]
+
+        return regather(body, gathering)
+
+    branches = [branch(k, closed) for k, closed in enumerate(eqn.params["branches"])]
+    results = lax.switch(frame.place(index, ()).array, branches)
+    for log in entries.values():
+        run.keep(log)
+    return outcome.wrap(results)
+
+
+RULES = {
+    **dict.fromkeys(("jit", "pjit", "closed_call", "core_call", "call"), call),
+    **dict.fromkeys(("checkpoint", "remat", "remat2"), remat),
+    "scan": scan,
+    "while": while_loop,
+    "cond": cond,
+}

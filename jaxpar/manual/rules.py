@@ -1,0 +1,314 @@
+"""First-order equations on shards: agree on a split, move the operands there, compute, combine.
+
+One rule serves nearly every primitive, through the table of factors; the exceptions here are reads
+at computed places (a lookup in a split table) and what need not be made yet (broadcast, iota).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.lax import GatherScatterMode
+
+from jaxpar.factors import Factors, factors
+from jaxpar.manual.value import Deferred, Placement, Value, local_shape, varying
+
+_STAYS_STORED = frozenset(
+    "convert_element_type slice squeeze dynamic_slice reshape transpose copy copy_p".split()
+)
+"""Through these a stored weight stays in its pieces, to be gathered later and smaller."""
+
+
+def apply(frame, eqn, operands, live):
+    """Run any first-order equation by its factors."""
+    fac = factors(eqn)
+    if (kept := _keep_stored(frame, eqn, fac, operands)) is not None:
+        return kept
+    if eqn.primitive.name == "convert_element_type" and isinstance(operands[0], Value):
+        # Flax casts one activation once per layer that reads it; shared, it is cast to varying
+        # once, and its gradient summed once.
+        key = (eqn.params["new_dtype"], eqn.params.get("weak_type"))
+        return frame._once(
+            operands[0], "convert", key, lambda: _apply(frame, eqn, fac, operands, live)
+        )
+    return _apply(frame, eqn, fac, operands, live)
+
+
+def _apply(frame, eqn, fac, operands, live):
+    operands = [frame.used(v) for v in operands]
+    split = agree(frame, fac, operands)
+    arrays = _meet(frame, fac, operands, split)
+    params = _local_params(frame, eqn, fac, split, arrays)
+    results = eqn.primitive.bind(*arrays, **params)
+    results = results if eqn.primitive.multiple_results else [results]
+    return _combine(frame, eqn, fac, split, results, live)
+
+
+def _meet(frame, fac, operands, split):
+    # JAX wants the operands of one primitive to vary along the same axes.
+    placed = [
+        frame.place(v, placement(fac_dims, split))
+        for v, fac_dims in zip(operands, fac.operands, strict=True)
+    ]
+    axes = frozenset().union(*(varying(v.array) for v in placed))
+    return [frame.vary(v, axes).array for v in placed]
+
+
+def placement(dims, split) -> Placement:
+    """The placement of an array whose dims are made of these factors."""
+    return tuple(tuple(axis for f in fs for axis in split.get(f, ())) for fs in dims)
+
+
+def spread(dims, held: Placement, fac: Factors, sizes) -> tuple[dict, bool]:
+    """Say how a placement cuts the factors of each dim; and whether all of it could be said."""
+    cut: dict[int, tuple[str, ...]] = {}
+    complete = True
+    for fs, axes in zip(dims, held, strict=True):
+        left = list(axes)
+        for f in fs:
+            size = fac.sizes[f]
+            while left and size > 1 and size % sizes[left[0]] == 0:
+                size //= sizes[left[0]]
+                cut[f] = (*cut.get(f, ()), left.pop(0))
+            if size != 1:
+                break
+        complete = complete and not left
+    return cut, complete
+
+
+def agree(frame, fac: Factors, operands) -> dict[int, tuple[str, ...]]:
+    """Choose the axes that each factor of an equation is split over.
+
+    The largest operand speaks first, since moving it would cost most; an axis goes to one factor
+    only; a factor that must be whole gets none.
+    """
+    sizes = frame.run.sizes
+
+    def weight(i):
+        v = operands[i]
+        return 0 if isinstance(v, Deferred) else -np.size(v.array)
+
+    split: dict[int, tuple[str, ...]] = {}
+    for i in sorted(range(len(operands)), key=weight):
+        cut, _ = spread(fac.operands[i], operands[i].dims, fac, sizes)
+        for f, axes in cut.items():
+            have = split.get(f, ())
+            taken = {a for g, other in split.items() if g != f for a in other}
+            if f in fac.whole or axes[: len(have)] != have:
+                continue
+            free = []
+            for axis in axes:
+                if axis in taken:
+                    break
+                free.append(axis)
+            if len(free) > len(have):
+                split[f] = tuple(free)
+    # [B, S] merged into B*S: S can stay split only where B is split to the last row, as a piece
+    # is one contiguous stretch.
+    for fs in (fs for dims in (*fac.operands, *fac.results) for fs in dims):
+        contiguous = True
+        for f in fs:
+            if not contiguous:
+                split.pop(f, None)
+            contiguous = contiguous and frame.run.count(split.get(f, ())) == fac.sizes[f]
+    return split
+
+
+def _local_params(frame, eqn, fac, split, arrays):
+    params = dict(eqn.params)
+    for key in ("sharding", "out_sharding"):
+        if key in params:
+            params[key] = None
+    name = eqn.primitive.name
+    if name in ("reshape", "dynamic_slice", "slice"):
+        shape = local_shape(
+            eqn.outvars[0].aval.shape, placement(fac.results[0], split), frame.run.sizes
+        )
+        if name == "reshape":
+            params["new_sizes"] = shape
+        elif name == "dynamic_slice":
+            params["slice_sizes"] = shape
+        else:
+            # A split dim is one taken from end to end.
+            params["limit_indices"] = tuple(
+                min(limit, size)
+                for limit, size in zip(params["limit_indices"], arrays[0].shape, strict=True)
+            )
+    elif name == "gather":
+        whole = eqn.invars[0].aval.shape
+        params["slice_sizes"] = tuple(
+            here if size == full else size
+            for size, full, here in zip(
+                params["slice_sizes"], whole, np.shape(arrays[0]), strict=True
+            )
+        )
+    return params
+
+
+def _combine(frame, eqn, fac, split, results, live):
+    kinds = {kind for f, kind in fac.reduced if split.get(f)}
+    axes = tuple(axis for f, _ in fac.reduced for axis in split.get(f, ()))
+    values = []
+    for array, dims, var, alive in zip(results, fac.results, eqn.outvars, live, strict=True):
+        if axes:
+            (kind,) = kinds
+            array = _reduce(frame, eqn, kind, axes, array, alive)
+        values.append(Value(array, placement(dims, split)))
+        assert var.aval.shape == frame.global_shape(values[-1]), (eqn, values[-1])
+    return values
+
+
+def _reduce(frame, eqn, kind, axes, array, alive):
+    over = " and ".join(f"'{axis}'" for axis in axes)
+    what = "contracts" if eqn.primitive.name in ("dot_general", "gather") else "reduces"
+    reason = f"{eqn.primitive.name} {what} a dim that is split over {over}"
+    if kind == "sum":
+        result = lax.psum(array, axes)
+    elif kind in ("max", "min") and not alive and array.dtype != bool:
+        largest = lax.pmax if kind == "max" else lax.pmin
+        result = largest(lax.stop_gradient(array), axes)
+    else:
+        # JAX cannot differentiate pmax, and has no product or logical reduction over devices: bring
+        # the candidates together and reduce once more.
+        together = lax.all_gather(array, axes, axis=0, to="invarying")
+        frame.run.note("all-gather", axes, reason, together)
+        return {"max": jnp.max, "min": jnp.min, "prod": jnp.prod, "and": jnp.all, "or": jnp.any}[
+            kind
+        ](together, axis=0)
+    frame.run.note("all-reduce", axes, reason, result)
+    return result
+
+
+def _keep_stored(frame, eqn, fac, operands):
+    """Run a cut or a narrowing cast on the pieces of a stored weight, if they survive it."""
+    if eqn.primitive.name not in _STAYS_STORED or isinstance(operands[0], Deferred):
+        return None
+    weight, *rest = operands
+    if weight.use is None or any(np.ndim(v.array) for v in rest):
+        return None
+    if eqn.outvars[0].aval.dtype.itemsize > eqn.invars[0].aval.dtype.itemsize:
+        return None  # a wider copy would travel as more bytes than the weight itself
+    after = []
+    for held in (weight.use, weight.dims):
+        cut, complete = spread(fac.operands[0], held, fac, frame.run.sizes)
+        if not complete or any(f in fac.whole for f in cut):
+            return None
+        agreed = agree(frame, fac, [Value(weight.array, held), *rest])
+        if agreed != cut:
+            return None
+        after.append(placement(fac.results[0], cut))
+    axes = varying(weight.array).union(*(varying(v.array) for v in rest))
+    arrays = [frame.vary(v, axes).array for v in operands]
+    params = _local_params(frame, eqn, fac, cut, arrays)
+    use, dims = after
+    return [Value(eqn.primitive.bind(*arrays, **params), dims, use)]
+
+
+def broadcast(frame, eqn, operands, live):
+    """Put a broadcast off until it is known which piece is needed."""
+    source = operands[0]
+    shape, where = eqn.params["shape"], tuple(eqn.params["broadcast_dimensions"])
+    if isinstance(source, Deferred) and source.source is not None:
+        where = tuple(where[at] for at in source.where)
+        source = source.source
+    elif isinstance(source, Deferred):
+        source = frame.settle(source)
+    held = source.use or source.dims
+    dims = [()] * len(shape)
+    for size, axes, at in zip(frame.global_shape(source), held, where, strict=True):
+        dims[at] = axes if size == shape[at] else ()
+    return [Deferred(source, tuple(shape), tuple(dims), where, eqn.outvars[0].aval.dtype)]
+
+
+def iota(frame, eqn, operands, live):
+    """Put an iota off, likewise."""
+    shape = tuple(eqn.params["shape"])
+    dtype, along = np.dtype(eqn.params["dtype"]), eqn.params["dimension"]
+    return [Deferred(None, shape, ((),) * len(shape), (), dtype, along)]
+
+
+def identity(frame, eqn, operands, live):
+    """Drop an equation that only advises the partitioner."""
+    return operands
+
+
+def gather(frame, eqn, operands, live):
+    """Look up in a table that may be split along the looked-up dim.
+
+    Each device looks up what it holds, puts zero elsewhere, and the sum over devices is the row.
+    """
+    numbers = eqn.params["dimension_numbers"]
+    fac = factors(eqn)
+    operands = [frame.used(v) for v in operands]
+    looked_up = {
+        fac.operands[0][d][0]: k
+        for k, d in enumerate(numbers.start_index_map)
+        if d in numbers.collapsed_slice_dims
+    }
+    fac = replace(
+        fac,
+        whole=fac.whole - set(looked_up),
+        reduced=(*fac.reduced, *((f, "sum") for f in looked_up)),
+    )
+    split = agree(frame, fac, operands)
+    if not any(split.get(f) for f in looked_up):
+        return _apply(frame, eqn, fac, operands, live)
+    table, indices = _meet(frame, fac, operands, split)
+    params = _local_params(frame, eqn, fac, split, [table])
+    limits = np.asarray(
+        [
+            eqn.invars[0].aval.shape[d] - eqn.params["slice_sizes"][d]
+            for d in numbers.start_index_map
+        ],
+        indices.dtype,
+    )
+    mode, params["mode"] = params["mode"], GatherScatterMode.CLIP
+    outside = None
+    if mode == GatherScatterMode.FILL_OR_DROP:
+        # Read before the cast to varying: the mask must not vary more than the sum it is put on.
+        asked = frame.place(operands[1], placement(fac.operands[1], split)).array
+        outside = ((asked < 0) | (asked > limits)).any(-1)
+    indices = jnp.clip(indices, 0, limits)
+    mine = jnp.ones(indices.shape[:-1], bool)
+    for f, k in looked_up.items():
+        if axes := split.get(f):
+            size = fac.sizes[f] // frame.run.count(axes)
+            here = indices[..., k] - (lax.axis_index(axes) * size).astype(indices.dtype)
+            mine &= (here >= 0) & (here < size)
+            indices = indices.at[..., k].set(jnp.clip(here, 0, size - 1))
+    rows = eqn.primitive.bind(table, indices, **params)
+    batch = [d for d in range(rows.ndim) if d not in numbers.offset_dims]
+
+    def spread_out(mask):
+        return lax.broadcast_in_dim(mask, rows.shape, batch)
+
+    rows = jnp.where(spread_out(mine), rows, jnp.zeros_like(rows))
+    (value,) = _combine(frame, eqn, fac, split, [rows], live)
+    if outside is not None:
+        fill = _fill_value(params.get("fill_value"), value.array.dtype)
+        value = Value(jnp.where(spread_out(outside), fill, value.array), value.dims)
+    return [value]
+
+
+def _fill_value(given, dtype):
+    if given is not None:
+        return jnp.asarray(given, dtype)
+    if jnp.issubdtype(dtype, jnp.inexact):
+        return jnp.asarray(jnp.nan, dtype)
+    if dtype == bool:
+        return jnp.asarray(True)
+    info = jnp.iinfo(dtype)
+    return jnp.asarray(info.min if jnp.issubdtype(dtype, jnp.signedinteger) else info.max, dtype)
+
+
+RULES = {
+    "": apply,
+    "broadcast_in_dim": broadcast,
+    "iota": iota,
+    "gather": gather,
+    **dict.fromkeys(("sharding_constraint", "reshard", "mesh_cast", "device_put"), identity),
+}
+

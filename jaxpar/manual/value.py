@@ -1,0 +1,79 @@
+"""A local array with the knowledge of which dims are split over which mesh axes.
+
+A `Value` is held; a `Deferred` is not made yet, so that whoever needs it gets only its own piece.
+Both are pytrees, so that they pass through `jax.checkpoint` and custom derivative rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import jax
+import numpy as np
+
+Placement = tuple[tuple[str, ...], ...]
+"""For every dim the mesh axes it is split over, major to minor."""
+
+_STATIC = {"static": True}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Value:
+    """A local array placed as `dims`; `use`, when not None, is the placement it is gathered to
+    before it is computed with (a weight stored in pieces).
+    """
+
+    array: Any
+    dims: Placement = field(metadata=_STATIC)
+    use: Placement | None = field(default=None, metadata=_STATIC)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Deferred:
+    """A broadcast of `source`, or with no source an iota along dim `along`, of global `shape`.
+
+    Made late, because a bias broadcast to the global batch and then sliced would send the whole
+    batch over the wire in the backward pass, where the bias alone is enough.
+    """
+
+    source: Value | None
+    shape: tuple[int, ...] = field(metadata=_STATIC)
+    dims: Placement = field(metadata=_STATIC)
+    where: tuple[int, ...] = field(metadata=_STATIC)
+    dtype: Any = field(metadata=_STATIC)
+    along: int | None = field(default=None, metadata=_STATIC)
+
+
+def varying(array) -> frozenset[str]:
+    """The mesh axes along which JAX's types let this array differ between devices."""
+    kind = jax.typeof(array)
+    # JAX 0.10 moved the set from `vma` into `manual_axis_type`.
+    types = getattr(kind, "manual_axis_type", None)
+    return frozenset(kind.vma if types is None else types.varying)
+
+
+def unsplit(rank: int) -> Placement:
+    """The placement of an array of this rank that every device holds whole."""
+    return ((),) * rank
+
+
+def axes_of(dims: Placement) -> frozenset[str]:
+    """All mesh axes a placement uses."""
+    return frozenset(axis for axes in dims for axis in axes)
+
+
+def local_shape(shape: Sequence[int], dims: Placement, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of one device's piece; every dim has to divide."""
+    return tuple(
+        size // prod(sizes[axis] for axis in axes) for size, axes in zip(shape, dims, strict=True)
+    )
+
+
+def constant(array) -> Value:
+    """A value that every device holds whole."""
+    return Value(array, unsplit(np.ndim(array)))

@@ -1,0 +1,106 @@
+"""What a layout is tried on: a model in float64, nudged off its zeros, and an uneven batch.
+
+With equal weights everywhere a mean of means is exactly right, and a bias of zero hides where it is
+added; a probe has neither.
+"""
+
+from dataclasses import replace
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxpar.layout import Layout
+from jaxpar.models._record import Model
+from jaxpar.step import plain_loss
+
+WIDE = "float64"
+
+
+def widened(model: Model) -> Model:
+    """`model` with parameters, state and float inputs in float64; x64 must be on when it is built.
+
+    A compute dtype in the model's config is set aside, so that weights are used as they are.
+    """
+    if model.compute_dtype is not None and hasattr(model.config, "compute_dtype"):
+        model = model.with_fields(compute_dtype=None)
+
+    def wide_build(rngs: nnx.Rngs, narrow=model.build) -> nnx.Module:
+        module = narrow(rngs)
+        state = nnx.state(module)
+        nnx.update(module, jax.tree.map(_widened, state))
+        return module
+
+    batch = {
+        name: replace(f, dtype=WIDE) if np.issubdtype(np.dtype(f.dtype), np.floating) else f
+        for name, f in model.batch.items()
+    }
+    return replace(model, build=wide_build, batch=batch, compute_dtype=None)
+
+
+def narrowest(layout: Layout) -> str:
+    """The narrowest float dtype in which the model's forward pass makes any array of its own."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    arguments = (
+        {p: jax.ShapeDtypeStruct(a.shape, a.dtype) for p, a in layout.parameters.items()},
+        {p: jax.ShapeDtypeStruct(a.shape, a.dtype) for p, a in layout.state.items()},
+        {n: jax.ShapeDtypeStruct(f.shape, f.dtype) for n, f in layout.model.batch.items()},
+        key,
+    )
+    jaxpr = jax.make_jaxpr(lambda *a: plain_loss(layout, *a))(*arguments).jaxpr
+    found = {np.dtype(WIDE)} | set(_float_dtypes(jaxpr))
+    return min(found, key=lambda dtype: jnp.finfo(dtype).bits).name
+
+
+def probe_batch(model: Model, seed: int) -> dict[str, np.ndarray]:
+    """A random legal batch whose `weight` differs from row to row.
+
+    Weights of whole examples lie in 0.25 .. 1.75; weights of positions are 1 up to a random length of
+    a quarter to all of the row, then 0.
+    """
+    rng = np.random.default_rng(seed)
+    batch = {}
+    for name, f in model.batch.items():
+        if name == "weight" and len(f.shape) > 1:
+            length = rng.integers(max(1, f.shape[1] // 4), f.shape[1] + 1, size=(f.shape[0], 1))
+            ends = length.reshape(-1, *[1] * (len(f.shape) - 1))
+            position = np.arange(f.shape[1]).reshape(1, -1, *[1] * (len(f.shape) - 2))
+            batch[name] = np.broadcast_to(position < ends, f.shape).astype(f.dtype)
+        elif name == "weight":
+            batch[name] = rng.uniform(0.25, 1.75, f.shape).astype(f.dtype)
+        elif f.below is not None:
+            batch[name] = rng.integers(0, f.below, f.shape).astype(f.dtype)
+        else:
+            batch[name] = rng.standard_normal(f.shape).astype(f.dtype)
+    return batch
+
+
+def nudged(parameters: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    """`parameters` with every constant array (zero biases, unit scales) moved by about 0.05."""
+    rng = np.random.default_rng(seed + 1)
+    moved = {}
+    for path, value in parameters.items():
+        flat = np.ravel(value)
+        constant = np.issubdtype(value.dtype, np.floating) and flat.size and (flat == flat[0]).all()
+        noise = 0.05 * rng.standard_normal(value.shape) if constant else 0.0
+        moved[path] = (value + noise).astype(value.dtype)
+    return moved
+
+
+def _widened(leaf):
+    if jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf.astype(WIDE)
+    return leaf
+
+
+def _float_dtypes(jaxpr):
+    """Dtypes of the floats that equations produce, those of inner jaxprs too."""
+    for equation in jaxpr.eqns:
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from _float_dtypes(inner)
+        for out in equation.outvars:
+            dtype = getattr(out.aval, "dtype", None)
+            if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
+                yield np.dtype(dtype)

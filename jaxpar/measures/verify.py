@@ -1,0 +1,329 @@
+"""Verify: does a layout compute what one device computes, array by array, replica by replica.
+
+Judged by what separates right from wrong. A loss curve does not: under Adam a gradient eight times too
+large moves it by 1e-5, less than honest rounding does. So one gradient is compared per array, then one
+optimizer update from the same gradient, then a few whole steps.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+
+import jax
+import numpy as np
+
+from jaxpar.hardware._record import Hardware
+from jaxpar.layout import Layout, lay_out
+from jaxpar.measures._diagnosis import likely_mistake
+from jaxpar.measures._probe import WIDE, narrowest, nudged, probe_batch, widened
+from jaxpar.mesh import MeshShape
+from jaxpar.program import Program, compile_step
+from jaxpar.refusal import RequestError
+from jaxpar.step import State, Step, make_step
+from jaxpar.strategies._record import Strategy
+
+FLOOR = 1e-3
+"""An array's error is relative to its own norm plus this share of the norm of all arrays together, so
+that a gradient whose true value is zero (a key bias) is not judged by its rounding."""
+
+BOUNDS = {
+    # Honest layouts reach 3e-14 in float64 and 1.5e-6 (gradient), 5e-5 (parameters after 20 steps of
+    # AdamW) in float32; the smallest classic mistake is 1.8e-3 on the gradient. See BUILD_NOTES.
+    "float64": {"init": 1e-12, "gradient": 1e-9, "update": 1e-9, "steps": 1e-9, "loss": 1e-9},
+    "float32": {"init": 1e-6, "gradient": 1e-4, "update": 1e-5, "steps": 1e-3, "loss": 1e-5},
+    # Narrower compute rounds each product to 8 (bfloat16) or 11 bits: only gross mistakes are told.
+    "bfloat16": {"init": 1e-6, "gradient": 5e-2, "update": 1e-5, "steps": 1e-1, "loss": 1e-2},
+    "float16": {"init": 1e-6, "gradient": 1e-2, "update": 1e-5, "steps": 1e-1, "loss": 1e-2},
+}
+"""Dtype the forward pass is computed in -> check -> largest relative error accepted."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison.
+
+    Attributes:
+        name: "initial state", "gradient", "update", "loss" or "state after n steps".
+        arrays: how many arrays were compared, each on every device that holds a piece of it.
+        worst: path of the array with the largest error.
+        error, bound: relative error of that array, and what is accepted.
+        replicas_agree: whether devices that should hold equal pieces do.
+    """
+
+    name: str
+    arrays: int
+    worst: str
+    error: float
+    bound: float
+    replicas_agree: bool = True
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error is within the bound; a NaN is not."""
+        return bool(self.error <= self.bound)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verify` found: `checks` in order, the dtype judged in, and for a failure the mistake."""
+
+    dtype: str
+    checks: tuple[Check, ...]
+    steps: int
+    batch_size: int
+    likely_mistake: str | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check holds."""
+        return all(check.ok for check in self.checks)
+
+    @property
+    def decisive(self) -> Check:
+        """The first check that failed, or the one nearest its bound."""
+        failed = [check for check in self.checks if not check.ok]
+        return failed[0] if failed else max(self.checks, key=lambda c: c.error / c.bound)
+
+    def record(self) -> dict:
+        """The verdict as one JSON-ready dict."""
+        return {
+            "ok": self.ok,
+            "dtype": self.dtype,
+            "max_relative_error": self.decisive.error,
+            "bound": self.decisive.bound,
+            "worst": self.decisive.worst,
+            "check": self.decisive.name,
+            "steps": self.steps,
+            "batch": self.batch_size,
+            "likely_mistake": self.likely_mistake,
+            "checks": [
+                {
+                    "name": c.name,
+                    "ok": c.ok,
+                    "arrays": c.arrays,
+                    "worst": c.worst,
+                    "error": c.error,
+                    "bound": c.bound,
+                }
+                for c in self.checks
+            ],
+        }
+
+
+def verify(
+    layout: Layout,
+    *,
+    hardware: Hardware,
+    make: Callable[[Layout], Step] = make_step,
+    steps: int = 3,
+    seed: int = 0,
+) -> Verdict:
+    """Compare a layout's training step with the same step on one device.
+
+    Args:
+        layout: what is on trial.
+        hardware: devices that can run it (fake ones do).
+        make: makes the step from a layout, so that mode, optimizer and microbatches are the user's.
+        steps: whole steps after the single gradient and update.
+        seed: of the parameters, the probe batch and dropout.
+
+    Raises:
+        RequestError: for described hardware, which cannot run.
+    """
+    if hardware.kind == "described":
+        raise RequestError(
+            f"hardware '{hardware.name}' is described, not present, so nothing can be run on it to "
+            "verify: use --hardware cpu"
+        )
+    with jax.enable_x64(True):
+        wide = _relaid(layout, widened(layout.model), make(layout).microbatches)
+        if narrowest(wide) == WIDE:
+            return _verify(wide, hardware, make, steps, seed, WIDE)
+    narrow = _relaid(layout, layout.model, make(layout).microbatches)
+    return _verify(narrow, hardware, make, steps, seed, narrowest(narrow))
+
+
+def _relaid(layout: Layout, model, microbatches: int) -> Layout:
+    """The layout of `model`, its batch made no larger than gives every part two rows."""
+    parts = prod(layout.mesh.size(axis) for axis in ("data",)) * microbatches
+    model = model.with_batch_size(parts * max(1, min(2, model.batch_size // parts)))
+    return lay_out(model, strategy=layout.strategy, mesh=layout.mesh)
+
+
+def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
+    bounds = BOUNDS[dtype]
+    step = make(layout)
+    candidate = compile_step(step, hardware=hardware)
+    alone = lay_out(layout.model, strategy=Strategy(name="one device"), mesh=MeshShape())
+    reference = compile_step(
+        make_step(alone, optimizer=step.optimizer, microbatches=step.microbatches),
+        hardware=hardware,
+    )
+    batch = probe_batch(layout.model, seed)
+    start = _to_host(reference.init(seed))
+    checks = [_compare("initial state", _arrays(start), _arrays(candidate.init(seed)), bounds["init"])]
+    start = replace(start, parameters=nudged(start.parameters, seed))
+
+    right, right_state, right_metrics = _gradients(reference, start, batch)
+    got, got_state, got_metrics = _gradients(candidate, start, batch)
+    gradient = _compare("gradient", right, got, bounds["gradient"])
+    checks.append(gradient)
+    loss_error = _relative(float(got_metrics["loss"]), float(right_metrics["loss"]))
+    checks.append(Check("loss", 1, "loss", loss_error, bounds["loss"]))
+    if right_state:
+        checks.append(_compare("model state", right_state, got_state, bounds["gradient"]))
+    checks.append(_update_check(reference, candidate, start, right, right_state, bounds["update"]))
+    checks += _steps_checks(reference, candidate, start, batch, steps, bounds)
+
+    mistake = None
+    if not gradient.ok:
+        mistake = likely_mistake(
+            _arrays_to_host(got),
+            right,
+            mesh=layout.mesh,
+            microbatches=step.microbatches,
+            gradient_of_rows=lambda rows: _part_gradient(layout, step, hardware, start, batch, rows),
+            rows=layout.model.batch_size,
+            replicas_agree=gradient.replicas_agree,
+            loss_agrees=loss_error <= bounds["loss"],
+            tolerance=bounds["gradient"],
+        )
+    elif not all(c.ok for c in checks):
+        mistake = _later_mistake(next(c for c in checks if not c.ok))
+    return Verdict(dtype, tuple(checks), steps, layout.model.batch_size, mistake)
+
+
+def _later_mistake(check: Check) -> str:
+    if check.name == "initial state":
+        return "parameters are drawn differently: a random key was split or folded a device at a time"
+    if check.name == "update":
+        return (
+            "the gradient is right and the update from it is not: clipping by the norm of one device's "
+            "share, or moments that lie otherwise than their parameters"
+        )
+    if check.name == "loss":
+        return "the gradient is right and the loss is not: it was summed or averaged over too much"
+    return "one step is right and several are not: state that a step should carry is lost or doubled"
+
+
+def _update_check(reference, candidate, start, gradients, model_state, bound) -> Check:
+    """One update from the same gradients, its error relative to the size of the update itself."""
+    before = start.parameters
+    right = _to_host(reference.apply(_on(reference, start), gradients, model_state))
+    state = _on(candidate, start)
+    shared = jax.device_put(gradients, candidate.state_shardings.parameters)
+    carried = jax.device_put(model_state, candidate.state_shardings.model_state)
+    got = candidate.apply(state, shared, carried)
+    moved = {p: right.parameters[p] - before[p] for p in before}
+    return _compare("update", _arrays(right), _arrays(got), bound, norms=_arrays(replace(right, parameters=moved)))
+
+
+def _steps_checks(reference, candidate, start, batch, steps, bounds) -> list[Check]:
+    right, got = _on(reference, start), _on(candidate, start)
+    whole, placed = reference.place(batch), candidate.place(batch)
+    worst = 0.0
+    for _ in range(steps):
+        right, right_metrics = reference.update(right, whole)
+        got, got_metrics = candidate.update(got, placed)
+        error = _relative(float(got_metrics["loss"]), float(right_metrics["loss"]))
+        worst = error if np.isnan(error) else max(worst, error)
+    after = f"state after {steps} steps"
+    return [
+        Check(f"loss over {steps} steps", steps, "loss", worst, bounds["loss"]),
+        _compare(after, _arrays(_to_host(right)), _arrays(got), bounds["steps"]),
+    ]
+
+
+def _part_gradient(layout, step, hardware, start, batch, rows) -> dict[str, np.ndarray]:
+    part = {name: value[rows] for name, value in batch.items()}
+    model = layout.model.with_batch_size(len(next(iter(part.values()))))
+    alone = lay_out(model, strategy=Strategy(name="one device"), mesh=MeshShape())
+    program = compile_step(make_step(alone, optimizer=step.optimizer), hardware=hardware)
+    return _gradients(program, start, part)[0]
+
+
+def _gradients(program: Program, start: State, batch):
+    gradients, state, metrics = program.gradients(_on(program, start), program.place(batch))
+    if program.step.layout.mesh.devices == 1:
+        return _arrays_to_host(gradients), _arrays_to_host(state), metrics
+    return gradients, state, metrics
+
+
+def _on(program: Program, state: State) -> State:
+    """A host state on the program's devices; fresh buffers, because a step uses up its state."""
+
+    def put(value, abstract, sharding):
+        if _is_key(abstract):
+            return jax.random.wrap_key_data(jax.device_put(value, sharding))
+        return jax.device_put(np.array(value), sharding)
+
+    return jax.tree.map(put, state, program.step.state, program.state_shardings)
+
+
+def _to_host(state: State) -> State:
+    """The whole state in host memory, random keys as their data."""
+    return jax.tree.map(lambda x: np.array(jax.random.key_data(x) if _is_key(x) else x), state)
+
+
+def _is_key(value) -> bool:
+    return jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+def _arrays_to_host(arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    return {path: np.asarray(value) for path, value in arrays.items()}
+
+
+def _arrays(state: State) -> dict[str, jax.Array]:
+    """Every number of a state by path, random keys as their data."""
+    named = {}
+    for path, value in jax.tree_util.tree_leaves_with_path(state):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        named[name] = jax.random.key_data(value) if _is_key(value) else value
+    return named
+
+
+def _relative(got: float, right: float) -> float:
+    return abs(got - right) / max(abs(right), 1e-30)
+
+
+def _compare(name, right, got, bound, *, norms=None) -> Check:
+    """Worst relative error of any array, looking at every device's own piece."""
+    norms = right if norms is None else norms
+    size = {p: float(np.linalg.norm(np.asarray(norms[p], np.float64).ravel())) for p in right}
+    # Moments and parameters differ in size by orders: the floor is taken within each family.
+    families: dict[str, float] = {}
+    for p, s in size.items():
+        families[_family(p)] = float(np.hypot(families.get(_family(p), 0.0), s))
+    worst, error, agree = "", -1.0, True
+    for path in right:
+        gap, spread = _gap(np.asarray(right[path]), got[path])
+        scale = size[path] + FLOOR * families[_family(path)]
+        relative = gap / scale if scale else gap
+        agree &= spread <= bound * max(scale, 1e-300)
+        # A NaN is the worst error there is, and comparisons with it are false.
+        if np.isnan(relative) or relative > error:
+            worst, error = path, relative
+            if np.isnan(relative):
+                break
+    return Check(name, len(right), worst, error, bound, agree)
+
+
+def _family(path: str) -> str:
+    return path.split("/layers/")[0].rsplit("/", 1)[0] if path.startswith("optimizer") else path.split("/")[0]
+
+
+def _gap(right: np.ndarray, got: jax.Array | np.ndarray) -> tuple[float, float]:
+    """Norm of the error in the worst replica, and the largest distance between two replicas."""
+    if not isinstance(got, jax.Array):
+        return float(np.linalg.norm((np.asarray(got, np.float64) - right).ravel())), 0.0
+    squares: dict[int, float] = {}
+    pieces: dict[tuple, np.ndarray] = {}
+    spread = 0.0
+    for shard in got.addressable_shards:
+        piece = np.asarray(shard.data, np.float64)
+        gap = piece - right[shard.index]
+        squares[shard.replica_id] = squares.get(shard.replica_id, 0.0) + float(np.sum(gap * gap))
+        place = tuple((s.start, s.stop) for s in shard.index)
+        first = pieces.setdefault(place, piece)
+        spread = max(spread, float(np.linalg.norm((piece - first).ravel())))
+    return float(np.sqrt(max(squares.values()))), spread
