@@ -20,10 +20,10 @@ class Carry:
             for v in values
         ]
 
-    def start(self, frame, values):
-        """Bring values to the carry's placement and type."""
+    def arrays(self, frame, values):
+        """Bring values to the placement and type agreed upon, and return their local arrays."""
         return [
-            frame.vary(frame.place(v, dims), axes | axes_of(dims))
+            frame.vary(frame.place(v, dims), axes | axes_of(dims)).array
             for v, dims, axes in zip(values, self.dims, self.axes, strict=True)
         ]
 

@@ -111,24 +111,23 @@ def scan(frame, eqn, operands, live):
         child = state["child"] = Frame(run)
         slices = [lax.index_in_dim(x, 0, keepdims=False) for x in stacked]
         results = turn(child, held, slices)
-        state["changed"] = carry.join(child, results[: len(init)])
-        return ()
+        return carry.join(child, results[: len(init)])
 
-    _settle(frame, carry, init, probe, [v.array for v in xs], state)
+    run.repeat(probe, lambda: (carry.arrays(frame, init), [v.array for v in xs]))
     state["memo"] = _lift(frame, state["child"], consts)
 
     def body(held, slices):
         child = Frame(run, state["memo"])
         with run.aside() as log:
             results = turn(child, held, slices)
-            after = carry.start(child, results[: len(init)])
+            after = carry.arrays(child, results[: len(init)])
             ys = [child.settle(v) for v in results[len(init) :]]
         state["log"], state["ys"] = log, [v.dims for v in ys]
-        return [v.array for v in after], [v.array for v in ys]
+        return after, [v.array for v in ys]
 
     last, stacked = lax.scan(
         regather(body, state["child"]),
-        [v.array for v in carry.start(frame, init)],
+        carry.arrays(frame, init),
         [v.array for v in xs],
         length=p["length"],
         reverse=p["reverse"],
@@ -137,16 +136,6 @@ def scan(frame, eqn, operands, live):
     run.keep(state["log"], times=p["length"], looped=True)
     ys = [Value(y, ((), *dims)) for y, dims in zip(stacked, state["ys"], strict=True)]
     return [*carry.wrap(last), *ys]
-
-
-def _settle(frame, carry, init, probe, extra, state):
-    """Try turns, without running them, until the carry's placement and type stay."""
-    state["changed"] = True
-    while state["changed"]:
-        # Ends, since placements only get finer and types only vary more.
-        with frame.run.aside():
-            start = [v.array for v in carry.start(frame, init)]
-            jax.eval_shape(probe, start, extra)
 
 
 def _whole_front(frame, value):
@@ -170,18 +159,16 @@ def while_loop(frame, eqn, operands, live):
     def walk(child, closed, consts, held):
         return child.walk(closed.jaxpr, closed.consts, [*consts, *carry.wrap(held)], [False] * len(closed.jaxpr.outvars))
 
-    def probe(held, _):
+    def probe(held):
         child = Frame(run)
-        results = walk(child, p["body_jaxpr"], body_consts, held)
-        state["changed"] = carry.join(child, results)
-        return ()
+        return carry.join(child, walk(child, p["body_jaxpr"], body_consts, held))
 
     def body(held):
         child = Frame(run)
         with run.aside() as log:
-            after = carry.start(child, walk(child, p["body_jaxpr"], body_consts, held))
+            after = carry.arrays(child, walk(child, p["body_jaxpr"], body_consts, held))
         state["body"] = log
-        return [v.array for v in after]
+        return after
 
     def condition(held):
         child = Frame(run)
@@ -191,8 +178,8 @@ def while_loop(frame, eqn, operands, live):
         state["condition"] = log
         return result
 
-    _settle(frame, carry, init, probe, (), state)
-    last = lax.while_loop(condition, body, [v.array for v in carry.start(frame, init)])
+    run.repeat(probe, lambda: (carry.arrays(frame, init),))
+    last = lax.while_loop(condition, body, carry.arrays(frame, init))
     run.keep([*state["condition"], *state["body"]], looped=True)
     return carry.wrap(last)
 
@@ -215,21 +202,17 @@ def cond(frame, eqn, operands, live):
             child, results = walk(closed)
             changed.append(outcome.join(child, results))
             gathering.gathers |= child.gathers
-        changed_at_all.append(any(changed))
-        return ()
+        return any(changed)
 
-    changed_at_all = [True]
-    while changed_at_all[-1]:
-        with run.aside():
-            jax.eval_shape(probe)
+    run.repeat(probe, tuple)
 
     def branch(k, closed):
         def body():
             with run.aside() as log:
                 child, results = walk(closed)
-                after = outcome.start(child, results)
+                after = outcome.arrays(child, results)
             entries[k] = log
-            return [v.array for v in after]
+            return after
 
         return regather(body, gathering)
 

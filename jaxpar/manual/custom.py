@@ -120,7 +120,7 @@ class _Call:
     def settle(self, *walks):
         """Join what several ways of computing the results say, until they agree."""
         arrays = [v.array for v in self.args]
-        changed, log = [True], []
+        log = []
 
         def probe(arrays):
             changes = []
@@ -130,21 +130,15 @@ class _Call:
                     changes.append(self.outcome.join(child, results))
                 if k == 0:
                     log[:] = entries
-            changed[0] = any(changes)
-            return ()
+            return any(changes)
 
-        while changed[0]:
-            jax.eval_shape(probe, arrays)
+        self.run.repeat(probe, lambda: (arrays,))
         self.run.keep(log)
-
-    def finish(self, child, results):
-        """Bring results to the placement and type agreed upon."""
-        return [v.array for v in self.outcome.start(child, results)]
 
     def plain(self, *arrays):
         """Compute the function on local arrays."""
         with self.run.aside():
-            return self.finish(*self.primal(arrays))
+            return self.outcome.arrays(*self.primal(arrays))
 
 
 def _inline(frame, eqn, operands):
@@ -186,7 +180,7 @@ def custom_jvp(frame, eqn, operands, live):
     def _(primals, tangents):
         with call.run.aside():
             child, results, moved = rule(primals, [tangents[i] for i in alone.smooth])
-            arrays, moved = call.finish(child, results), call.finish(child, moved)
+            arrays, moved = call.outcome.arrays(child, results), call.outcome.arrays(child, moved)
         return arrays, [
             moved[k] if k in alone.smooth_out else _no_tangent(a) for k, a in enumerate(arrays)
         ]
@@ -214,7 +208,7 @@ def custom_vjp(frame, eqn, operands, live):
         with run.aside():
             child, results, residuals = forward(arrays)
             kept[:] = [child.settle(v) for v in residuals]
-            return call.finish(child, results), [v.array for v in kept]
+            return call.outcome.arrays(child, results), [v.array for v in kept]
 
     def bwd(residuals, cotangents):
         with run.aside():

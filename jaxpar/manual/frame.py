@@ -153,11 +153,10 @@ class Frame:
                 return Value(np.asarray(atom.val, atom.aval.dtype), unsplit(0))
             return env[atom]
 
-        outer = self.run.eqn
         for eqn, wanted in zip(jaxpr.eqns, needed, strict=True):
             if not wanted:
                 continue
-            self.run.eqn = eqn
+            self.run.trail.append(eqn)
             rule = self.run.rules.get(eqn.primitive.name, self.run.rules[""])
             operands = [read(atom) for atom in eqn.invars]
             # What we emit carries the user's source line, so a compiled program can be read by it.
@@ -166,7 +165,7 @@ class Frame:
             with user_context(info.traceback, name_stack=stack):
                 results = rule(self, eqn, operands, [var in live for var in eqn.outvars])
             env |= dict(zip(eqn.outvars, results, strict=True))
-        self.run.eqn = outer
+            self.run.trail.pop()
         return [read(atom) for atom in jaxpr.outvars]
 
 

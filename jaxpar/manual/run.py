@@ -53,7 +53,7 @@ class Run:
     sizes: Mapping[str, int]
     rules: Mapping[str, Callable]
     log: list[Collective] = field(default_factory=list)
-    eqn: Any = None
+    trail: list[Any] = field(default_factory=list)
     custom: dict[int, Any] = field(default_factory=dict)
 
     def count(self, axes) -> int:
@@ -63,12 +63,15 @@ class Run:
     @property
     def primitive(self) -> str:
         """The primitive of the equation being walked."""
-        return "return" if self.eqn is None else self.eqn.primitive.name
+        return self.trail[-1].primitive.name if self.trail else "return"
 
     @property
     def source(self) -> str:
-        """Where the user's code asked for the equation being walked."""
-        return "" if self.eqn is None else summarize(self.eqn.source_info)
+        """Where the user's code asked for it; the call, where a cached inner jit has no lines."""
+        for eqn in reversed(self.trail):
+            if eqn.source_info.traceback and (line := summarize(eqn.source_info)):
+                return line
+        return ""
 
     def note(self, kind: str, axes, reason: str, array) -> None:
         """Write a collective down; `array` is what it leaves on each device."""
@@ -81,15 +84,31 @@ class Run:
         at = f" ({self.source})" if self.source else ""
         return ManualError(f"{self.primitive}{at}: {why}; use mode 'auto' for this function")
 
+    def repeat(self, attempt, start) -> None:
+        """Trace `attempt(*start())` without keeping its operations, until it returns False.
+
+        Ends when used with a Carry, whose placements only get finer and types only vary more.
+        """
+        again = [True]
+        while again[0]:
+
+            def once(*arrays):
+                # A new function each time, since JAX does not trace one function twice.
+                again[0] = attempt(*arrays)
+                return ()
+
+            with self.aside():
+                jax.eval_shape(once, *start())
+
     @contextmanager
     def aside(self):
         """Collect collectives in a list of their own, to be kept or dropped by the caller."""
         outer, self.log = self.log, []
-        eqn = self.eqn
+        trail = list(self.trail)
         try:
             yield self.log
         finally:
-            self.log, self.eqn = outer, eqn
+            self.log, self.trail = outer, trail
 
     def keep(self, entries, *, times: int = 1, looped: bool = False) -> None:
         """Take over a list written aside, as the body of a loop of this many turns."""

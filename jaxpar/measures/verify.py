@@ -153,11 +153,12 @@ def _relaid(layout: Layout, model, microbatches: int) -> Layout:
 def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
     bounds = BOUNDS[dtype]
     step = make(layout)
-    candidate = compile_step(step, hardware=hardware)
+    candidate = compile_step(step, hardware=hardware, for_speed=False)
     alone = lay_out(layout.model, strategy=Strategy(name="one device"), mesh=MeshShape())
     reference = compile_step(
         make_step(alone, optimizer=step.optimizer, microbatches=step.microbatches),
         hardware=hardware,
+        for_speed=False,
     )
     batch = probe_batch(layout.model, seed)
     start = _to_host(reference.init(seed))
@@ -238,7 +239,9 @@ def _part_gradient(layout, step, hardware, start, batch, rows) -> dict[str, np.n
     part = {name: value[rows] for name, value in batch.items()}
     model = layout.model.with_batch_size(len(next(iter(part.values()))))
     alone = lay_out(model, strategy=Strategy(name="one device"), mesh=MeshShape())
-    program = compile_step(make_step(alone, optimizer=step.optimizer), hardware=hardware)
+    program = compile_step(
+        make_step(alone, optimizer=step.optimizer), hardware=hardware, for_speed=False
+    )
     return _gradients(program, start, part)[0]
 
 

@@ -1,0 +1,134 @@
+"""Inspect: what a compiled program says on the wire and holds in memory, and whether that was promised.
+
+Read from the program that XLA made for the hardware asked for, loops counted as often as they run. No
+array is allocated.
+"""
+
+from dataclasses import dataclass
+
+from jaxpar.layout import Layout
+from jaxpar.measures._traffic import TrafficRow, as_records, traffic
+from jaxpar.mesh import axes_of, sizes_of
+from jaxpar.program import Program
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a program was found to hold and say.
+
+    Attributes:
+        layout: what was laid out.
+        hardware: name of what it was compiled for.
+        collectives: by kind and mesh axes, most bytes first.
+        memory: XLA's own totals for one device, by name, in bytes.
+        faults: collectives that the strategy promised and did not cause, or caused and forbids.
+    """
+
+    layout: Layout
+    hardware: str
+    mode: str
+    collectives: tuple[TrafficRow, ...]
+    memory: dict[str, int]
+    faults: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the program says on the wire what its strategy states."""
+        return not self.faults
+
+    def record(self) -> dict:
+        """The inspection as one JSON-ready dict."""
+        layout, mesh = self.layout, self.layout.mesh
+        return {
+            "ok": self.ok,
+            "model": layout.model.name,
+            "strategy": layout.strategy.name,
+            "mesh": sizes_of(mesh),
+            "devices": mesh.devices,
+            "hardware": self.hardware,
+            "mode": self.mode,
+            "batch": layout.model.batch_size,
+            "parameters": sum(a.size for a in layout.parameters.values()),
+            "parameter_bytes": layout.parameter_bytes,
+            "parameter_bytes_per_device": layout.parameter_device_bytes,
+            "collectives": as_records(self.collectives),
+            "memory": self.memory,
+            "arrays": [
+                {
+                    "path": a.path,
+                    "shape": list(a.shape),
+                    "dims": list(a.dims),
+                    "spec": [list(axes_of(entry)) for entry in a.stored],
+                    "bytes": a.whole_bytes,
+                    "bytes_per_device": a.device_bytes(mesh),
+                }
+                for group in (layout.parameters, layout.state)
+                for a in group.values()
+            ],
+            "notes": list(layout.notes),
+            "faults": list(self.faults),
+        }
+
+
+def inspect(program: Program) -> Inspection:
+    """Read a compiled program; nothing is run."""
+    layout = program.step.layout
+    rows = traffic(program.text, sizes_of(layout.mesh))
+    return Inspection(
+        layout=layout,
+        hardware=program.hardware.name,
+        mode=program.step.mode,
+        collectives=rows,
+        memory=_memory(program),
+        faults=traffic_faults(layout, rows),
+    )
+
+
+def traffic_faults(layout: Layout, rows: tuple[TrafficRow, ...]) -> tuple[str, ...]:
+    """Where the collectives in `rows` break what the layout's strategy states, a sentence each."""
+    strategy, mesh = layout.strategy, layout.mesh
+    faults = []
+    for axis in mesh.axes:
+        if mesh.size(axis) == 1:
+            continue
+        said = {row.kind for row in rows if axis in row.axes}
+        for row in rows:
+            if axis in row.axes and row.kind in strategy.never.get(axis, ()):
+                where = f", from {row.sources[0]}" if row.sources else ""
+                faults.append(
+                    f"strategy '{strategy.name}' never causes {row.kind} over axis '{axis}', and the "
+                    f"program does {row.count} of {row.bytes:,} bytes{where}: an array does not lie "
+                    "where its use needs it"
+                )
+        for kind in sorted(strategy.must.get(axis, ())):
+            if kind not in said and _uses(layout, axis, kind):
+                faults.append(
+                    f"strategy '{strategy.name}' must cause {kind} over axis '{axis}', and the program "
+                    "does none: the arrays it should move are not split over that axis"
+                )
+    return tuple(faults)
+
+
+def _uses(layout: Layout, axis: str, kind: str) -> bool:
+    """Whether anything of this model lies over `axis`, so that its traffic can be expected."""
+    specs = [a.stored for a in layout.parameters.values()]
+    if kind == "all-reduce":
+        specs += list(layout.batch.values())
+    if kind == "all-gather":
+        specs = [a.stored for a in layout.parameters.values() if a.stored != a.computed]
+    return any(axis in axes_of(entry) for spec in specs for entry in spec)
+
+
+def _memory(program: Program) -> dict[str, int]:
+    stats = program.update.memory_analysis()
+    if stats is None:
+        return {}
+    memory = {
+        "arguments_bytes": stats.argument_size_in_bytes,
+        "outputs_bytes": stats.output_size_in_bytes,
+        "reused_bytes": stats.alias_size_in_bytes,
+        "temporary_bytes": stats.temp_size_in_bytes,
+    }
+    held = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return memory | {"total_bytes": held + stats.temp_size_in_bytes}
+
