@@ -380,6 +380,17 @@ def _iota(match: re.Match) -> np.ndarray:
     return np.arange(prod(dims)).reshape(dims).transpose(order).ravel()
 
 
+def _device_order(text: str) -> np.ndarray:
+    """Return device ids in mesh order: `[8]<=[2,4]T(1,0)`, `[2,4]T(1,0)`, or `[2,2]` and the ids."""
+    if match := _IOTA.search(text):
+        return _iota(match)
+    if match := re.search(r"\[([\d,]+)\](?:T\(([\d,]+)\))?$", text):
+        dims = _integers(match[1])
+        order = _integers(match[2]) if match[2] else None
+        return np.arange(prod(dims)).reshape(dims).transpose(order).ravel()
+    return np.array(_integers(text.split("]")[-1]))
+
+
 def _mesh_groups(axes: str, device_ids: str | None, grouped: str) -> np.ndarray:
     """Return groups as rows, from axes "'a'=8,'b'=4" and the grouped ones "'a','b':(2)2".
 
@@ -398,8 +409,7 @@ def _mesh_groups(axes: str, device_ids: str | None, grouped: str) -> np.ndarray:
     dims = [size for *_, size in digits]
     ids = np.arange(prod(dims))
     if device_ids is not None:
-        match = _IOTA.search(device_ids)
-        ids = _iota(match) if match else np.array(_integers(device_ids.split("]")[-1]))
+        ids = _device_order(device_ids)
     inner = [digits.index(part) for part in wanted]
     outer = [d for d in range(len(digits)) if d not in inner]
     members = prod(size for *_, size in wanted)

@@ -70,6 +70,7 @@ def only(text: str) -> hlo.Collective:
         ("mesh['a'=4,'b'=2] {'a':(2)2,'b'}", ((0, 1, 2, 3), (4, 5, 6, 7))),
         # Row 0 of this mesh holds devices 0 2 4 6.
         ("mesh['a'=2,'b'=4], device_ids=([2,4]<=[4,2]T(1,0)) {'b'}", DATA_GROUPS),
+        ("mesh['a'=2,'one'=1,'b'=4], device_ids=([4,2]T(1,0)) {'a'}", MODEL_GROUPS),
         ("mesh['a'=2,'b'=2], device_ids=([2,2]3,1,0,2) {'b'}", ((3, 1), (0, 2))),
     ],
 )

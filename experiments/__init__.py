@@ -1,0 +1,1 @@
+"""Questions about parallel training, one file each, and the runner that answers them."""

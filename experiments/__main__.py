@@ -1,0 +1,77 @@
+"""The runner: python -m experiments VERB ...
+
+`list` shows what there is; `train`, `inspect` and `verify` take a model; `run` walks one experiment.
+Exit status 0 when all is well, 1 when a check or claim failed, 2 when the request makes no sense.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from absl import logging
+
+from experiments import _options
+from jaxpar.catalogue import Catalogue
+from jaxpar.refusal import RequestError, unknown
+
+VERBS = Catalogue("experiments._verbs", "verb")
+TAKES = {"train": "MODEL", "inspect": "MODEL", "verify": "MODEL", "run": "NAME", "bench": "NAME"}
+"""What a verb wants after it."""
+
+
+def main(argv: list[str]) -> int:
+    """Run one command line and return its exit status."""
+    logging.use_absl_handler()
+    try:
+        options = _options.parse(argv)
+        if options.help or not options.words:
+            return _help()
+        name, *words = options.words
+        if name not in VERBS.names():
+            raise unknown("verb", name, VERBS.names())
+        wanted = TAKES.get(name)
+        if wanted and not words:
+            raise RequestError(f"'{name}' needs a {wanted}: python -m experiments {name} {wanted} ...")
+        if len(words) > (1 if wanted else 0):
+            raise RequestError(
+                f"'{name}' takes {'one ' + wanted if wanted else 'no name'}, and got "
+                f"{' '.join(words)}: options start with --"
+            )
+        _keep_compiled_programs()
+        return _run(name, _options.Options(tuple(words), options.values))
+    except RequestError as error:
+        print(f"experiments: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(name: str, options: _options.Options) -> int:
+    from experiments._screen import Screen  # after the words are known to make sense: it is slow
+    from jaxpar.program import prefer_cpu
+
+    if options.hardware != "local" and name != "doctor":
+        prefer_cpu()
+    return VERBS.load(name)(options, Screen(options.json))
+
+
+def _help() -> int:
+    print("python -m experiments VERB ... [options]\n")
+    for name in VERBS.names():
+        print(f"  {name + ' ' + TAKES.get(name, ''):<16} {VERBS.summary(name)}")
+    print("\noptions")
+    for typed, text in _options.help_lines():
+        print(f"  {typed:<26} {text}")
+    return 0
+
+
+def _keep_compiled_programs() -> None:
+    """Keep what XLA compiles in the user's cache folder, so that a second run starts in seconds."""
+    import jax
+
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR") is None:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "jaxpar" / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

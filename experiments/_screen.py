@@ -1,0 +1,184 @@
+"""What a person sees: tables, a progress bar and plain lines, on the terminal by way of rich.
+
+With `--json` standard output belongs to the record, so all of this goes to standard error.
+"""
+
+import json
+import sys
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from jaxpar.layout import Layout
+from jaxpar.measures.inspect import Inspection
+from jaxpar.measures.verify import Verdict
+from jaxpar.mesh import axes_of
+from jaxpar.train import Outcome
+
+_UNITS = ("B", "KB", "MB", "GB", "TB")
+
+
+class Screen:
+    """Where a command's words go."""
+
+    def __init__(self, as_json: bool):
+        self.as_json = as_json
+        self.console = Console(stderr=as_json, highlight=False)
+
+    def say(self, text: str = "", style: str | None = None) -> None:
+        """Print a line."""
+        self.console.print(text, style=style, markup=False, soft_wrap=True)
+
+    def finish(self, record: dict) -> None:
+        """Print the record, if it was asked for."""
+        if self.as_json:
+            print(json.dumps(record), file=sys.stdout, flush=True)
+
+    def layout(self, layout: Layout, hardware: str, *, whole: bool = True) -> None:
+        """Show where every parameter lies."""
+        mesh, devices = layout.mesh, layout.mesh.devices
+        count = sum(a.size for a in layout.parameters.values())
+        self.say(
+            f"{layout.model.name} ({count:,} parameters) under {layout.strategy.name} on {mesh}: "
+            f"{devices} {hardware} device{'s' if devices > 1 else ''}, batch of "
+            f"{layout.model.batch_size}",
+            style="bold",
+        )
+        if whole:
+            table = _table("parameter", "shape", "dims", "split", ("bytes a device", "right"))
+            for array in layout.parameters.values():
+                table.add_row(
+                    array.path,
+                    " x ".join(map(str, array.shape)),
+                    " ".join(array.dims),
+                    _placed(array),
+                    _bytes(array.device_bytes(mesh)),
+                )
+            self.console.print(table)
+        share = layout.parameter_device_bytes / max(1, layout.parameter_bytes)
+        self.say(
+            f"parameters: {_bytes(layout.parameter_bytes)} in all, "
+            f"{_bytes(layout.parameter_device_bytes)} on each device ({share:.1%})"
+        )
+        for note in layout.notes:
+            self.say(f"note: {note}", style="yellow")
+
+    def traffic(self, inspection: Inspection) -> None:
+        """Show the collectives of one step."""
+        table = _table(
+            "collective", "over axes", ("times a step", "right"), ("bytes a step", "right"), "from"
+        )
+        for row in inspection.collectives:
+            table.add_row(
+                row.kind,
+                " x ".join(row.axes),
+                f"{row.count:,}",
+                _bytes(row.bytes),
+                _short(row.sources[0]) if row.sources else "",
+            )
+        if inspection.collectives:
+            self.console.print(table)
+        else:
+            self.say("nothing is said on the wire")
+        for fault in inspection.faults:
+            self.say(f"broken promise: {fault}", style="red")
+
+    def verdict(self, verdict: Verdict) -> None:
+        """Show what verification found, on one line when all is well."""
+        worst = verdict.decisive
+        if verdict.ok:
+            arrays = max(check.arrays for check in verdict.checks)
+            self.say(
+                f"verified: {arrays} arrays over {verdict.steps} steps equal one device's, largest "
+                f"relative error {worst.error:.1e} (bound {worst.bound:.0e}, {verdict.dtype})",
+                style="green",
+            )
+            return
+        self.say(
+            f"not the same as one device: {worst.name} of {worst.worst} is off by {worst.error:.1e} "
+            f"(bound {worst.bound:.0e}, {verdict.dtype})",
+            style="red",
+        )
+        self.say(f"likely mistake: {verdict.likely_mistake}", style="red")
+
+    @contextmanager
+    def progress(self, steps: int, unit: str, units_a_step: int):
+        """A bar with loss and speed; yields the function that `train` calls each step."""
+        columns = (
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}"),
+            TextColumn("{task.fields[rate]:,.1f} steps/s"),
+            TextColumn("{task.fields[units]:,.0f} {task.fields[unit]}/s"),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self.console) as bar:
+            task = bar.add_task("", total=steps, loss=float("nan"), rate=0.0, units=0.0, unit=unit)
+
+            def watch(step: int, metrics: dict[str, float]) -> None:
+                if "loss" not in metrics:
+                    bar.console.print(_metrics(f"step {step}", metrics), highlight=False)
+                    return
+                elapsed = bar.tasks[task].elapsed or 1e-9
+                bar.update(
+                    task,
+                    completed=step,
+                    loss=metrics["loss"],
+                    rate=step / elapsed,
+                    units=step / elapsed * units_a_step,
+                )
+
+            yield watch
+
+    def outcome(self, outcome: Outcome) -> None:
+        """Show what training came to."""
+        self.say(
+            f"{outcome.steps} steps in {outcome.seconds:.1f} s, {outcome.steps_per_second:,.1f} steps/s, "
+            f"{outcome.units_per_second:,.0f} {outcome.unit}/s"
+        )
+        shown = dict(outcome.test)
+        self.say(_metrics("test", shown), style="bold green")
+
+
+def _metrics(head: str, metrics: dict[str, float]) -> str:
+    parts = []
+    for name, value in metrics.items():
+        name = name.removeprefix("test_").replace("_", " ")
+        parts.append(f"{name} {value:.1%}" if name == "accuracy" else f"{name} {value:.4f}")
+    return f"{head}: {', '.join(parts)}"
+
+
+def _table(*columns: Any) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        name, justify = column if isinstance(column, tuple) else (column, "left")
+        table.add_column(name, justify=justify, no_wrap=name != "dims")
+    return table
+
+
+def _placed(array) -> str:
+    cuts = [
+        f"{dim} by {' x '.join(axes_of(entry))}"
+        for dim, entry in zip(array.dims, array.stored, strict=True)
+        if entry is not None
+    ]
+    whole = "whole" if not cuts else ", ".join(cuts)
+    return whole + (", gathered" if array.stored != array.computed else "")
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in _UNITS:
+        if size < 1000 or unit == _UNITS[-1]:
+            return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.2f} {unit}"
+        size /= 1000
+    raise AssertionError(count)
+
+
+def _short(source: str) -> str:
+    place, _, function = source.partition(" ")
+    return f"{place.rpartition('/')[2]} {function}".strip()

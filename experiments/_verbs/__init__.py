@@ -1,0 +1,1 @@
+"""The runner's verbs, one file each."""

@@ -1,0 +1,67 @@
+"""Train MODEL under a layout, and test it: train mlp --strategy hybrid --mesh data=4,model=2"""
+
+import math
+import time
+from pathlib import Path
+
+from experiments._options import Options
+from experiments._request import load_data, request
+from experiments._screen import Screen
+from jaxpar.mesh import sizes_of
+from jaxpar.refusal import RequestError
+
+
+def verb(options: Options, screen: Screen) -> int:
+    """Train; with `--verify`, prove the layout too."""
+    started = time.perf_counter()
+    asked = request(options, options.words[0])
+    if asked.hardware.kind == "described":
+        raise RequestError(
+            f"hardware '{asked.hardware.name}' is described, not present, so nothing can be trained on "
+            "it: use --hardware cpu, or 'inspect' to read the program it would run"
+        )
+    data = load_data(asked.layout.model, options.data)
+    from jaxpar.measures.inspect import inspect
+    from jaxpar.train import bits, train
+
+    program = asked.compile()
+    screen.layout(asked.layout, asked.hardware.name)
+    inspection = inspect(program)
+    screen.traffic(inspection)
+    folder = Path(options.out or f"runs/{asked.name}")
+    units = math.prod(data.fields["weight"][0]) * asked.layout.model.batch_size
+    with screen.progress(asked.training.steps, data.unit, units) as watch:
+        outcome = train(
+            program, data, asked.training, watch=watch, metrics_file=folder / "metrics.jsonl"
+        )
+    screen.outcome(outcome)
+    record = {
+        "model": asked.layout.model.name,
+        "data": data.name,
+        "strategy": asked.layout.strategy.name,
+        "mesh": sizes_of(asked.layout.mesh),
+        "devices": asked.layout.mesh.devices,
+        "hardware": asked.hardware.name,
+        "mode": asked.mode,
+        **outcome.record(),
+        **{f"first_{name}": value for name, value in bits(outcome.first["loss"], data).items()},
+        **{name: value for name, value in outcome.test.items() if name.startswith("bits")},
+        "collectives": inspection.record()["collectives"],
+        "metrics": str(folder / "metrics.jsonl"),
+    }
+    ok = True
+    if options.verify:
+        ok = _verified(asked, screen, record)
+    screen.say(f"metrics: {folder / 'metrics.jsonl'}")
+    record["seconds_with_start"] = time.perf_counter() - started
+    screen.finish(record)
+    return 0 if ok else 1
+
+
+def _verified(asked, screen: Screen, record: dict) -> bool:
+    from jaxpar.measures.verify import verify
+
+    verdict = verify(asked.layout, hardware=asked.hardware, make=asked.make)
+    screen.verdict(verdict)
+    record["verified"] = verdict.record()
+    return verdict.ok

@@ -1,0 +1,37 @@
+"""Prove that a layout computes what one device computes: verify transformer --strategy tensor --mesh model=8"""
+
+import time
+
+from experiments._options import Options
+from experiments._request import request
+from experiments._screen import Screen
+from jaxpar.measures.verify import verify
+from jaxpar.mesh import sizes_of
+
+
+def verb(options: Options, screen: Screen) -> int:
+    """Verify; exit status 1 when the numbers differ."""
+    started = time.perf_counter()
+    asked = request(options, options.words[0])
+    screen.layout(asked.layout, asked.hardware.name, whole=False)
+    verdict = verify(
+        asked.layout,
+        hardware=asked.hardware,
+        make=asked.make,
+        steps=3 if options.steps is None else options.steps,
+        seed=asked.training.seed,
+    )
+    screen.verdict(verdict)
+    screen.finish(
+        {
+            "model": asked.layout.model.name,
+            "strategy": asked.layout.strategy.name,
+            "mesh": sizes_of(asked.layout.mesh),
+            "devices": asked.layout.mesh.devices,
+            "hardware": asked.hardware.name,
+            "mode": asked.mode,
+            **verdict.record(),
+            "seconds": time.perf_counter() - started,
+        }
+    )
+    return 0 if verdict.ok else 1
