@@ -31,7 +31,9 @@ def main(argv: list[str]) -> int:
             raise unknown("verb", name, VERBS.names())
         wanted = TAKES.get(name)
         if wanted and not words:
-            raise RequestError(f"'{name}' needs a {wanted}: python -m experiments {name} {wanted} ...")
+            raise RequestError(
+                f"'{name}' needs a {wanted}: python -m experiments {name} {wanted} ..."
+            )
         if len(words) > (1 if wanted else 0):
             raise RequestError(
                 f"'{name}' takes {'one ' + wanted if wanted else 'no name'}, and got "

@@ -10,13 +10,16 @@ from typing import Any
 
 from absl import flags
 
+from jaxpar.case import Case
 from jaxpar.refusal import RequestError, unknown
 
 VALUES = flags.FlagValues()
 VALUES.set_gnu_getopt(True)
 
 flags.DEFINE_string(
-    "strategy", "hybrid", "how to split: a name, or names joined by + (fsdp+tensor)",
+    "strategy",
+    "hybrid",
+    "how to split: a name, or names joined by + (fsdp+tensor)",
     flag_values=VALUES,
 )
 flags.DEFINE_string(
@@ -33,7 +36,9 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer("steps", None, "updates to train for, or steps to verify", flag_values=VALUES)
 flags.DEFINE_integer("batch", None, "rows in a global batch", flag_values=VALUES)
-flags.DEFINE_integer("microbatches", None, "parts of a batch whose gradients are summed", flag_values=VALUES)
+flags.DEFINE_integer(
+    "microbatches", None, "parts of a batch whose gradients are summed", flag_values=VALUES
+)
 flags.DEFINE_integer("seed", None, "of parameters, batches and dropout", flag_values=VALUES)
 flags.DEFINE_integer("rounds", 5, "how often bench alternates its two sides", flag_values=VALUES)
 flags.DEFINE_multi_string(
@@ -66,6 +71,19 @@ class Options:
             if self.values[name] is not None:
                 changes[name] = self.values[name]
         return changes
+
+    @property
+    def case(self) -> Case:
+        """The case that was asked for; the first word is the model."""
+        return Case(
+            self.words[0],
+            strategy=self.strategy,
+            mesh=self.mesh,
+            hardware=self.hardware,
+            mode=self.mode,
+            data=self.data,
+            set=self.changes,
+        )
 
 
 def parse(argv: list[str]) -> Options:

@@ -86,6 +86,13 @@ class Screen:
         for fault in inspection.faults:
             self.say(f"broken promise: {fault}", style="red")
 
+    def rows(self, rows: list[dict], columns: tuple[str, ...]) -> None:
+        """Show chosen entries of an experiment's rows; dots reach into records."""
+        table = _table(*(column.rpartition(".")[2] if "said" not in column else column for column in columns))
+        for row in rows:
+            table.add_row(*(_cell(column, _entry(row, column)) for column in columns))
+        self.console.print(table)
+
     def verdict(self, verdict: Verdict) -> None:
         """Show what verification found, on one line when all is well."""
         worst = verdict.decisive
@@ -142,6 +149,23 @@ class Screen:
         )
         shown = dict(outcome.test)
         self.say(_metrics("test", shown), style="bold green")
+
+
+def _entry(row: dict, column: str) -> Any:
+    value: Any = row
+    for name in column.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _cell(column: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, dict):
+        return ",".join(f"{axis}={size}" for axis, size in value.items())
+    if "bytes" in column.rpartition(".")[2].split("_") and "per_byte" not in column or "said" in column:
+        return _bytes(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _metrics(head: str, metrics: dict[str, float]) -> str:

@@ -148,7 +148,9 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
             computed = _by_role(model, strategy, mesh, dims)
             stored = computed
             if variables is module.parameters:
-                stored, fault, whole = _cut_further(model, strategy, mesh, path, value.shape, dims, computed)
+                stored, fault, whole = _cut_further(
+                    model, strategy, mesh, path, value.shape, dims, computed
+                )
                 faults += fault
                 kept_whole += whole
             faults += check_spec(path, value.shape, dims, computed, mesh)
@@ -205,7 +207,10 @@ def _cut_further(model, strategy, mesh, path, shape, dims, computed):
         if ways == 1 or axis in (a for entry in spec for a in axes_of(entry)):
             continue
         # Stacked layers are gathered one at a time, so a layer's own size is what counts.
-        if prod(n for n, r in zip(shape, roles, strict=True) if r != "layers") < strategy.whole_below:
+        if (
+            prod(n for n, r in zip(shape, roles, strict=True) if r != "layers")
+            < strategy.whole_below
+        ):
             whole.append(path)
             continue
         free = [

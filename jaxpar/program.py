@@ -174,7 +174,7 @@ def has_gpu() -> bool:
 
 def _fake_devices(shape: MeshShape, hardware: Hardware):
     del hardware
-    _ask_for_cpu_devices(shape.devices)
+    ask_for_devices(shape.devices)
     devices = jax.devices("cpu")
     if len(devices) < shape.devices:
         raise RequestError(
@@ -185,8 +185,8 @@ def _fake_devices(shape: MeshShape, hardware: Hardware):
     return devices
 
 
-def _ask_for_cpu_devices(count: int) -> None:
-    """Ask for `count` CPU devices where that is still possible; never for fewer than asked before."""
+def ask_for_devices(count: int) -> None:
+    """Ask JAX for `count` fake CPU devices, where that is still possible; never for fewer than asked before."""
     asked = getattr(jax.config, "jax_num_cpu_devices", -1)
     if asked >= count:
         return

@@ -42,5 +42,7 @@ def sizes_that_work(size: int, wanted: int) -> str:
     fitting = [str(d) for d in (below, above) if d is not None]
     multiple = size // wanted * wanted
     sizes = [str(m) for m in (multiple, multiple + wanted) if m > 0]
-    devices = " or ".join(fitting) + (" devices divide it" if fitting[-1] != "1" else " device fits")
+    devices = " or ".join(fitting) + (
+        " devices divide it" if fitting[-1] != "1" else " device fits"
+    )
     return f"{devices}, and {wanted} divides {' and '.join(sizes)}"

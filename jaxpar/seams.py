@@ -94,9 +94,7 @@ def in_order(
     return jax.lax.scan(lambda y, layer: (body(y, layer), None), pin(x, dims), stacked)[0]
 
 
-def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = True
-) -> jax.Array:
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = True) -> jax.Array:
     """Softmax attention with grouped queries (Ainslie et al. 2023), every score held at once.
 
     Args:

@@ -96,9 +96,7 @@ def make_step(
         raise unknown("mode", mode, MODES)
     optimizer = optax.adamw(1e-3) if optimizer is None else optimizer
     _check_microbatches(layout, microbatches)
-    batch = {
-        name: jax.ShapeDtypeStruct(f.shape, f.dtype) for name, f in layout.model.batch.items()
-    }
+    batch = {name: jax.ShapeDtypeStruct(f.shape, f.dtype) for name, f in layout.model.batch.items()}
 
     def init(key) -> State:
         init_key, step_key = jax.random.split(key)
@@ -184,9 +182,9 @@ def _state_specs(layout: Layout, state: State) -> State:
         # A moment of the parameter's own shape lies like the parameter; a factored one stays whole.
         return {
             path: jax.tree.map(
-                lambda m, path=path: stored[path]
-                if m.shape == layout.parameters[path].shape
-                else PartitionSpec(),
+                lambda m, path=path: (
+                    stored[path] if m.shape == layout.parameters[path].shape else PartitionSpec()
+                ),
                 moment,
             )
             for path, moment in node.items()

@@ -254,4 +254,3 @@ def _writer(path: Path | None) -> Callable[[dict], None]:
             out.write(json.dumps(row) + "\n")
 
     return write
-

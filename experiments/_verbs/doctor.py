@@ -22,7 +22,9 @@ def verb(options: Options, screen: Screen) -> int:
             record[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             record[package] = None
-    screen.say(", ".join(f"{k} {v or 'not installed'}" for k, v in record.items() if k != "hardware"))
+    screen.say(
+        ", ".join(f"{k} {v or 'not installed'}" for k, v in record.items() if k != "hardware")
+    )
     for name in HARDWARE.names():
         record["hardware"][name] = works = _try(name)
         screen.say(f"  {name:<8} {works['says']}", style="green" if works["ok"] else "yellow")

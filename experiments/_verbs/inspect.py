@@ -3,7 +3,6 @@
 import time
 
 from experiments._options import Options
-from experiments._request import request
 from experiments._screen import Screen
 from jaxpar.measures.inspect import inspect
 
@@ -11,7 +10,7 @@ from jaxpar.measures.inspect import inspect
 def verb(options: Options, screen: Screen) -> int:
     """Inspect; exit status 1 when the program breaks what its strategy states."""
     started = time.perf_counter()
-    asked = request(options, options.words[0])
+    asked = options.case.resolve()
     inspection = inspect(asked.compile())
     screen.layout(asked.layout, asked.hardware.name)
     screen.traffic(inspection)

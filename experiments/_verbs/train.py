@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 from experiments._options import Options
-from experiments._request import load_data, request
 from experiments._screen import Screen
 from jaxpar.mesh import sizes_of
 from jaxpar.refusal import RequestError
@@ -14,13 +13,13 @@ from jaxpar.refusal import RequestError
 def verb(options: Options, screen: Screen) -> int:
     """Train; with `--verify`, prove the layout too."""
     started = time.perf_counter()
-    asked = request(options, options.words[0])
+    asked = options.case.resolve()
     if asked.hardware.kind == "described":
         raise RequestError(
             f"hardware '{asked.hardware.name}' is described, not present, so nothing can be trained on "
             "it: use --hardware cpu, or 'inspect' to read the program it would run"
         )
-    data = load_data(asked.layout.model, options.data)
+    data = asked.load_data()
     from jaxpar.measures.inspect import inspect
     from jaxpar.train import bits, train
 
@@ -42,7 +41,7 @@ def verb(options: Options, screen: Screen) -> int:
         "mesh": sizes_of(asked.layout.mesh),
         "devices": asked.layout.mesh.devices,
         "hardware": asked.hardware.name,
-        "mode": asked.mode,
+        "mode": asked.case.mode,
         **outcome.record(),
         **{f"first_{name}": value for name, value in bits(outcome.first["loss"], data).items()},
         **{name: value for name, value in outcome.test.items() if name.startswith("bits")},

@@ -3,7 +3,6 @@
 import time
 
 from experiments._options import Options
-from experiments._request import request
 from experiments._screen import Screen
 from jaxpar.measures.verify import verify
 from jaxpar.mesh import sizes_of
@@ -12,7 +11,7 @@ from jaxpar.mesh import sizes_of
 def verb(options: Options, screen: Screen) -> int:
     """Verify; exit status 1 when the numbers differ."""
     started = time.perf_counter()
-    asked = request(options, options.words[0])
+    asked = options.case.resolve()
     screen.layout(asked.layout, asked.hardware.name, whole=False)
     verdict = verify(
         asked.layout,
@@ -29,7 +28,7 @@ def verb(options: Options, screen: Screen) -> int:
             "mesh": sizes_of(asked.layout.mesh),
             "devices": asked.layout.mesh.devices,
             "hardware": asked.hardware.name,
-            "mode": asked.mode,
+            "mode": asked.case.mode,
             **verdict.record(),
             "seconds": time.perf_counter() - started,
         }

@@ -25,7 +25,9 @@ class _Alone:
         self.inner = eqn.params["call_jaxpr"]
         self.eqn = eqn
         self.vars = list(dict.fromkeys(v for v in eqn.invars if not isinstance(v, Literal)))
-        jaxpr = Jaxpr((), self.vars, eqn.outvars, [eqn], eqn.effects)
+        jaxpr = Jaxpr(
+            (), self.vars, eqn.outvars, [eqn], eqn.effects, self.inner.jaxpr.debug_info
+        )
         self.function = jaxpr_as_fun(ClosedJaxpr(jaxpr, ()))
         self.smooth = [i for i, v in enumerate(self.vars) if _smooth(v)]
         self.smooth_out = [k for k, v in enumerate(eqn.outvars) if _smooth(v)]

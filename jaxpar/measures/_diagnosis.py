@@ -76,7 +76,9 @@ def _one_factor(factor: float, mesh: MeshShape, microbatches: int) -> str:
         if abs(factor - n) < 1e-3 * n:
             return f"every gradient is {n} times too large: it was summed over {what} where a mean was due"
         if abs(factor * n - 1) < 1e-3:
-            return f"every gradient is {n} times too small: it was averaged over {what} once too often"
+            return (
+                f"every gradient is {n} times too small: it was averaged over {what} once too often"
+            )
     return f"every gradient is {factor:.6g} times what it should be: the loss is divided by a wrong count"
 
 

@@ -131,4 +131,3 @@ def _memory(program: Program) -> dict[str, int]:
     }
     held = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     return memory | {"total_bytes": held + stats.temp_size_in_bytes}
-

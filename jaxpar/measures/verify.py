@@ -162,7 +162,9 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
     )
     batch = probe_batch(layout.model, seed)
     start = _to_host(reference.init(seed))
-    checks = [_compare("initial state", _arrays(start), _arrays(candidate.init(seed)), bounds["init"])]
+    checks = [
+        _compare("initial state", _arrays(start), _arrays(candidate.init(seed)), bounds["init"])
+    ]
     start = replace(start, parameters=nudged(start.parameters, seed))
 
     right, right_state, right_metrics = _gradients(reference, start, batch)
@@ -183,7 +185,9 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
             right,
             mesh=layout.mesh,
             microbatches=step.microbatches,
-            gradient_of_rows=lambda rows: _part_gradient(layout, step, hardware, start, batch, rows),
+            gradient_of_rows=lambda rows: _part_gradient(
+                layout, step, hardware, start, batch, rows
+            ),
             rows=layout.model.batch_size,
             replicas_agree=gradient.replicas_agree,
             loss_agrees=loss_error <= bounds["loss"],
@@ -196,7 +200,9 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
 
 def _later_mistake(check: Check) -> str:
     if check.name == "initial state":
-        return "parameters are drawn differently: a random key was split or folded a device at a time"
+        return (
+            "parameters are drawn differently: a random key was split or folded a device at a time"
+        )
     if check.name == "update":
         return (
             "the gradient is right and the update from it is not: clipping by the norm of one device's "
@@ -204,7 +210,9 @@ def _later_mistake(check: Check) -> str:
         )
     if check.name == "loss":
         return "the gradient is right and the loss is not: it was summed or averaged over too much"
-    return "one step is right and several are not: state that a step should carry is lost or doubled"
+    return (
+        "one step is right and several are not: state that a step should carry is lost or doubled"
+    )
 
 
 def _update_check(reference, candidate, start, gradients, model_state, bound) -> Check:
@@ -216,7 +224,13 @@ def _update_check(reference, candidate, start, gradients, model_state, bound) ->
     carried = jax.device_put(model_state, candidate.state_shardings.model_state)
     got = candidate.apply(state, shared, carried)
     moved = {p: right.parameters[p] - before[p] for p in before}
-    return _compare("update", _arrays(right), _arrays(got), bound, norms=_arrays(replace(right, parameters=moved)))
+    return _compare(
+        "update",
+        _arrays(right),
+        _arrays(got),
+        bound,
+        norms=_arrays(replace(right, parameters=moved)),
+    )
 
 
 def _steps_checks(reference, candidate, start, batch, steps, bounds) -> list[Check]:
@@ -312,7 +326,11 @@ def _compare(name, right, got, bound, *, norms=None) -> Check:
 
 
 def _family(path: str) -> str:
-    return path.split("/layers/")[0].rsplit("/", 1)[0] if path.startswith("optimizer") else path.split("/")[0]
+    return (
+        path.split("/layers/")[0].rsplit("/", 1)[0]
+        if path.startswith("optimizer")
+        else path.split("/")[0]
+    )
 
 
 def _gap(right: np.ndarray, got: jax.Array | np.ndarray) -> tuple[float, float]:

@@ -105,9 +105,7 @@ class Model:
         """The same model with an example batch of `size` rows."""
         if size < 1:
             raise RequestError(f"batch size {size}: a batch has at least one row")
-        resized = {
-            name: replace(f, shape=(size, *f.shape[1:])) for name, f in self.batch.items()
-        }
+        resized = {name: replace(f, shape=(size, *f.shape[1:])) for name, f in self.batch.items()}
         return replace(self, batch=resized)
 
     def with_fields(self, **changes: Any) -> "Model":
@@ -115,7 +113,9 @@ class Model:
         if not changes:
             return self
         if self.config is None or self.remake is None:
-            raise RequestError(f"model '{self.name}' has no fields to set; edit its factory instead")
+            raise RequestError(
+                f"model '{self.name}' has no fields to set; edit its factory instead"
+            )
         known = [f.name for f in fields(self.config)]
         for name in changes:
             if name not in known:

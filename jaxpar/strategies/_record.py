@@ -97,7 +97,8 @@ def _pair(a: Strategy, b: Strategy) -> Strategy:
         name=f"{a.name}+{b.name}",
         compute={**a.compute, **b.compute},
         store={
-            axis: a.store.get(axis, ()) + tuple(r for r in b.store.get(axis, ()) if r not in a.store.get(axis, ()))
+            axis: a.store.get(axis, ())
+            + tuple(r for r in b.store.get(axis, ()) if r not in a.store.get(axis, ()))
             for axis in [*a.store, *(axis for axis in b.store if axis not in a.store)]
         },
         whole_below=max(a.whole_below, b.whole_below),

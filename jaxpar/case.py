@@ -1,12 +1,17 @@
-"""What a command asks for, turned into the stream's values: model, layout, step, program, data."""
+"""A Case: one model under one layout, said in words, and resolved into the stream's values.
+
+The command line, experiments and notebooks all say what they want in these words. Every refusal is a
+RequestError and comes before anything is compiled.
+"""
 
 import importlib
 import sys
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from experiments._options import Options
 from jaxpar.catalogue import DATA, HARDWARE, MODELS, STRATEGIES
 from jaxpar.data._record import Dataset
 from jaxpar.hardware._record import Hardware
@@ -21,13 +26,58 @@ from jaxpar.train import Training, check_data, optimizer_of, set_fields
 
 
 @dataclass(frozen=True)
-class Request:
-    """One model under one layout, and how to train it; nothing is compiled yet."""
+class Case:
+    """What to try, in the words of the command line.
 
+    Attributes:
+        model: a catalogue name, or `package.module:factory`.
+        strategy: a catalogue name, or several joined by +.
+        mesh: `axis=size,axis=size`, outermost first; None means data=4,model=2 on fake and described
+            devices and one device on local ones.
+        hardware: a catalogue name.
+        mode: auto or manual.
+        data: a catalogue name, a token file, or None for the model's usual.
+        set: fields of the model or of training, and `batch`, by name.
+    """
+
+    model: str
+    strategy: str = "hybrid"
+    mesh: str | None = None
+    hardware: str = "cpu"
+    mode: str = "auto"
+    data: str | None = None
+    set: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        object.__setattr__(self, "set", MappingProxyType(dict(self.set)))
+
+    def resolve(self) -> "Resolved":
+        """The model laid out, the hardware found, the training read; nothing compiled yet."""
+        changes = dict(self.set)
+        batch = changes.pop("batch", None)
+        training, changes = set_fields(Training(), _typed(Training(), changes))
+        model = load_model(self.model)
+        _check_fields(model, training, changes)
+        model = model.with_fields(**_typed(model.config, changes))
+        if batch is not None:
+            model = model.with_batch_size(batch)
+        hardware = HARDWARE.load(self.hardware)()
+        if self.mode not in MODES:
+            raise unknown("mode", self.mode, MODES)
+        usual = "data=1" if hardware.kind == "local" else "data=4,model=2"
+        mesh = MeshShape.parse(usual if self.mesh is None else self.mesh)
+        layout = lay_out(model, strategy=load_strategy(self.strategy), mesh=mesh)
+        return Resolved(self, layout, hardware, training)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A case turned into a layout, hardware and training."""
+
+    case: Case
     layout: Layout
     hardware: Hardware
     training: Training
-    mode: str
 
     @property
     def name(self) -> str:
@@ -36,11 +86,11 @@ class Request:
         return f"{self.layout.model.name}-{self.layout.strategy.name}-{mesh}"
 
     def make(self, layout: Layout) -> Step:
-        """The training step of a layout, as this request wants it trained."""
+        """The training step of a layout, as this case wants it trained."""
         return make_step(
             layout,
             optimizer=optimizer_of(self.training, layout),
-            mode=self.mode,
+            mode=self.case.mode,
             microbatches=self.training.microbatches,
         )
 
@@ -48,24 +98,9 @@ class Request:
         """The step, compiled."""
         return compile_step(self.make(self.layout), hardware=self.hardware)
 
-
-def request(options: Options, model_name: str, **defaults: Any) -> Request:
-    """Read a whole request; every sentence of refusal comes before anything is compiled."""
-    changes = {**defaults, **options.changes}
-    batch = changes.pop("batch", None)
-    training, changes = set_fields(Training(), _typed(Training(), changes))
-    model = load_model(model_name)
-    _check_fields(model, training, changes)
-    model = model.with_fields(**_typed(model.config, changes))
-    if batch is not None:
-        model = model.with_batch_size(batch)
-    hardware = HARDWARE.load(options.hardware)()
-    if options.mode not in MODES:
-        raise unknown("mode", options.mode, MODES)
-    usual = "data=1" if hardware.kind == "local" else "data=4,model=2"
-    mesh = MeshShape.parse(usual if options.mesh is None else options.mesh)
-    layout = lay_out(model, strategy=load_strategy(options.strategy), mesh=mesh)
-    return Request(layout, hardware, training, options.mode)
+    def load_data(self) -> Dataset:
+        """What the case is trained and tested on."""
+        return load_data(self.layout.model, self.case.data)
 
 
 def load_model(name: str) -> Model:

@@ -1,0 +1,57 @@
+"""Eight devices: all for data, all for the model, or some of each?
+
+Command: python -m experiments run hybrid_parallel (about a minute on two cores).
+Expectation: the same losses and accuracy from all four splits. Moving devices from data to model halves
+the parameters on each and the gradient bytes with them, and adds activations to the wire.
+"""
+
+from itertools import pairwise
+
+from jaxpar.case import Case
+from jaxpar.experiment import Claim, Experiment, said
+
+SPLITS = ((8, 1), (4, 2), (2, 4), (1, 8))
+
+
+def _same_losses(rows) -> bool:
+    first = rows[0]["train"]["losses"]
+    return all(
+        abs(a - b) <= 1e-3 * abs(b) + 1e-4
+        for row in rows[1:]
+        for a, b in zip(row["train"]["losses"], first, strict=True)
+    )
+
+
+experiment = Experiment(
+    cases=tuple(
+        Case("mlp", strategy="hybrid", mesh=f"data={d},model={m}", set={"steps": 60})
+        for d, m in SPLITS
+    ),
+    measures=("inspect", "train", "verify"),
+    claims=(
+        Claim("every layout is verified", lambda rows: all(r["verify"]["ok"] for r in rows), needs=4),
+        Claim("every split has the same losses", _same_losses, needs=4),
+        Claim(
+            "each classifies at least 96 % of the test images",
+            lambda rows: all(r["train"]["test_accuracy"] >= 0.96 for r in rows),
+            needs=4,
+        ),
+        Claim(
+            "parameters on a device fall with every step towards the model axis",
+            lambda rows: all(
+                a["parameter_bytes_per_device"] > b["parameter_bytes_per_device"]
+                for a, b in pairwise(rows)
+            ),
+            needs=4,
+        ),
+        Claim(
+            "gradient bytes over data fall too, and nothing is said over an axis of size 1",
+            lambda rows: all(
+                said(a, axis="data") > said(b, axis="data") for a, b in pairwise(rows)
+            )
+            and said(rows[0], axis="model") == said(rows[-1], axis="data") == 0,
+            needs=4,
+        ),
+    ),
+    columns=("mesh", "parameter_bytes_per_device", "said.data", "said.model", "train.test_accuracy"),
+)

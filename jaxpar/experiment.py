@@ -1,0 +1,114 @@
+"""An experiment: a question as a value, and the walk through its cases that answers it as rows.
+
+A case that cannot be laid out is a row that holds its refusal; any other exception is a bug and flies.
+A claim is a sentence with a test on the rows, and says how many rows it needs, since "all of none" is
+true.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxpar.case import Case, Resolved
+from jaxpar.measures.inspect import inspect
+from jaxpar.measures.verify import verify
+from jaxpar.mesh import sizes_of
+from jaxpar.program import Program
+from jaxpar.refusal import LayoutError
+from jaxpar.train import train
+
+Row = Mapping[str, Any]
+Rows = tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence, and the test of it: `holds(rows)` over at least `needs` rows that were not refused."""
+
+    sentence: str
+    holds: Callable[[Rows], bool]
+    needs: int
+
+    def check(self, rows: Rows) -> bool:
+        """Whether it holds; with too few rows it does not."""
+        walked = tuple(row for row in rows if "refusal" not in row)
+        return len(walked) >= self.needs and bool(self.holds(walked))
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question: cases to walk, what to measure of each, and what is claimed of the answer.
+
+    Attributes:
+        cases: what to try.
+        measures: of train, inspect and verify, those to take.
+        claims: what a machine checks of the rows.
+        columns: entries of a row worth showing, in order; dots reach into records.
+    """
+
+    cases: tuple[Case, ...]
+    measures: tuple[str, ...]
+    claims: tuple[Claim, ...]
+    columns: tuple[str, ...] = ()
+
+
+def walk(experiment: Experiment) -> Iterator[dict[str, Any]]:
+    """Measure every case in turn; yields its row as soon as it is known."""
+    for case in experiment.cases:
+        row: dict[str, Any] = {
+            "model": case.model,
+            "strategy": case.strategy,
+            "hardware": case.hardware,
+            "mode": case.mode,
+        }
+        try:
+            resolved = case.resolve()
+        except LayoutError as refusal:
+            yield row | {"mesh": case.mesh, "refusal": str(refusal)}
+            continue
+        layout = resolved.layout
+        row |= {
+            "mesh": sizes_of(layout.mesh),
+            "devices": layout.mesh.devices,
+            "batch": layout.model.batch_size,
+            "parameter_bytes": layout.parameter_bytes,
+            "parameter_bytes_per_device": layout.parameter_device_bytes,
+        }
+        program = resolved.compile()
+        for name in experiment.measures:
+            row[name] = MEASURES[name](resolved, program)
+        yield row
+
+
+def _trained(resolved: Resolved, program: Program) -> dict[str, Any]:
+    losses: list[float] = []
+
+    def watch(step: int, metrics: dict[str, float]) -> None:
+        del step
+        if "loss" in metrics:
+            losses.append(metrics["loss"])
+
+    outcome = train(program, resolved.load_data(), resolved.training, watch=watch)
+    return {**outcome.record(), "losses": losses}
+
+
+def _inspected(resolved: Resolved, program: Program) -> dict[str, Any]:
+    del resolved
+    return inspect(program).record()
+
+
+def _verified(resolved: Resolved, program: Program) -> dict[str, Any]:
+    del program
+    return verify(resolved.layout, hardware=resolved.hardware, make=resolved.make).record()
+
+
+MEASURES = {"train": _trained, "inspect": _inspected, "verify": _verified}
+
+
+def said(row: Row, kind: str | None = None, axis: str | None = None) -> int:
+    """Bytes that one step of an inspected row puts into collectives of `kind` over `axis`."""
+    return sum(
+        c["bytes"]
+        for c in row["inspect"]["collectives"]
+        if kind in (None, c["kind"]) and (axis is None or axis in c["axes"])
+    )
