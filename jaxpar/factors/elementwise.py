@@ -10,10 +10,10 @@ _NAMES = """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp
 clz complex conj convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp
 exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le lgamma log log1p
-logistic lt max min mul name ne neg nextafter not or polygamma population_count pow random_gamma_grad
-real reduce_precision regularized_incomplete_beta rem reshard round rsqrt select_n sharding_constraint
-shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub
-tan tanh xor zeta mesh_cast
+logistic lt max mesh_cast min mul name ne neg nextafter not or polygamma population_count pow
+random_gamma_grad real reduce_precision regularized_incomplete_beta rem reshard round rsqrt
+select_n sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin sinh
+sqrt square stop_gradient sub tan tanh xor zeta
 """.split()
 
 
@@ -25,9 +25,7 @@ def _elementwise(ids, ins, outs, params):
         # and JAX 0.10 stretches dims of size 1 within the primitive.
         if len(shape) != len(full):
             return []
-        return [
-            full[d] if size == outs[0][d] else (ids.new(size),) for d, size in enumerate(shape)
-        ]
+        return [full[d] if size == outs[0][d] else (ids.new(size),) for d, size in enumerate(shape)]
 
     return [operand(shape) for shape in ins], [full for _ in outs]
 

@@ -84,8 +84,19 @@ def _iota(ids, ins, outs, params):
 RULES = {
     "gather": _gather,
     **dict.fromkeys(
-        ("scatter", "scatter-add", "scatter_add", "scatter-mul", "scatter_mul", "scatter_max",
-         "scatter_min", "scatter_sub", "scatter-sub"), _scatter),
+        (
+            "scatter",
+            "scatter-add",
+            "scatter_add",
+            "scatter-mul",
+            "scatter_mul",
+            "scatter_max",
+            "scatter_min",
+            "scatter_sub",
+            "scatter-sub",
+        ),
+        _scatter,
+    ),
     "dynamic_slice": _dynamic_slice,
     "dynamic_update_slice": _dynamic_update_slice,
     "iota": _iota,

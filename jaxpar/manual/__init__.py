@@ -1,4 +1,4 @@
-"""Manual mode: a function written for whole arrays, run on shards with every collective placed here.
+"""Manual mode: a function written for whole arrays, run on shards, every collective placed here.
 
 `trace` reads the function at its global shapes and returns a `Plan`; inside `jax.shard_map` (with
 its type check on, the default) the plan takes local shards and returns local results. Differentiate

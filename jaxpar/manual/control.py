@@ -22,7 +22,7 @@ _FREE = frozenset(
 
 
 def keep_all_but_gathers(primitive, *_, **__) -> bool:
-    """Save every result for the backward pass, but gathered weights and what is made by moving them."""
+    """Save every result for the backward pass but gathered weights and mere rearrangements."""
     return primitive.name not in _FREE
 
 
@@ -37,11 +37,10 @@ def _but_gathers(policy):
     return keep
 
 
-def regather(fn, frame):
+def regather(fn, *, looped: bool):
     """Wrap a body so that the weights it gathered are gathered again in the backward pass."""
-    if not frame.gathers:
-        return fn
-    return jax.checkpoint(fn, policy=keep_all_but_gathers, prevent_cse=False)
+    # Outside a loop XLA would find the second gather equal to the first and keep its result.
+    return jax.checkpoint(fn, policy=keep_all_but_gathers, prevent_cse=not looped)
 
 
 def call(frame, eqn, operands, live):
@@ -126,7 +125,7 @@ def scan(frame, eqn, operands, live):
         return after, [v.array for v in ys]
 
     last, stacked = lax.scan(
-        regather(body, state["child"]),
+        regather(body, looped=True) if state["child"].gathers else body,
         carry.arrays(frame, init),
         [v.array for v in xs],
         length=p["length"],
@@ -157,7 +156,8 @@ def while_loop(frame, eqn, operands, live):
     state = {}
 
     def walk(child, closed, consts, held):
-        return child.walk(closed.jaxpr, closed.consts, [*consts, *carry.wrap(held)], [False] * len(closed.jaxpr.outvars))
+        silent = [False] * len(closed.jaxpr.outvars)  # JAX has no gradient of a while loop
+        return child.walk(closed.jaxpr, closed.consts, [*consts, *carry.wrap(held)], silent)
 
     def probe(held):
         child = Frame(run)
@@ -190,18 +190,19 @@ def cond(frame, eqn, operands, live):
     run = frame.run
     outcome = Carry([Value(np.zeros(()), unsplit(v.aval.ndim)) for v in eqn.outvars])
     entries: dict[int, list] = {}
-    gathering = Frame(run)
+    gathering = False
 
     def walk(closed):
         child = Frame(run)
         return child, child.walk(closed.jaxpr, closed.consts, rest, live)
 
     def probe():
+        nonlocal gathering
         changed = []
         for closed in eqn.params["branches"]:
             child, results = walk(closed)
             changed.append(outcome.join(child, results))
-            gathering.gathers |= child.gathers
+            gathering |= child.gathers
         return any(changed)
 
     run.repeat(probe, tuple)
@@ -214,7 +215,7 @@ def cond(frame, eqn, operands, live):
             entries[k] = log
             return after
 
-        return regather(body, gathering)
+        return regather(body, looped=False) if gathering else body
 
     branches = [branch(k, closed) for k, closed in enumerate(eqn.params["branches"])]
     results = lax.switch(frame.place(index, ()).array, branches)

@@ -15,7 +15,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from jaxpar.manual.carry import Carry
 from jaxpar.manual.frame import Frame
-from jaxpar.manual.value import Value, axes_of, unsplit, varying
+from jaxpar.manual.value import Value, axes_of, constant, unsplit, varying
 
 
 class _Alone:
@@ -25,9 +25,7 @@ class _Alone:
         self.inner = eqn.params["call_jaxpr"]
         self.eqn = eqn
         self.vars = list(dict.fromkeys(v for v in eqn.invars if not isinstance(v, Literal)))
-        jaxpr = Jaxpr(
-            (), self.vars, eqn.outvars, [eqn], eqn.effects, self.inner.jaxpr.debug_info
-        )
+        jaxpr = Jaxpr((), self.vars, eqn.outvars, [eqn], eqn.effects, self.inner.jaxpr.debug_info)
         self.function = jaxpr_as_fun(ClosedJaxpr(jaxpr, ()))
         self.smooth = [i for i, v in enumerate(self.vars) if _smooth(v)]
         self.smooth_out = [k for k, v in enumerate(eqn.outvars) if _smooth(v)]
@@ -114,7 +112,9 @@ class _Call:
         alone, values = self.alone, dict(zip(self.alone.vars, self.wrap(arrays), strict=True))
         closed = alone.inner
         operands = [
-            Value(np.asarray(v.val, v.aval.dtype), unsplit(0)) if isinstance(v, Literal) else values[v]
+            Value(np.asarray(v.val, v.aval.dtype), unsplit(0))
+            if isinstance(v, Literal)
+            else values[v]
             for v in alone.eqn.invars
         ]
         return self.walk(closed, operands)

@@ -45,7 +45,7 @@ class Frame:
         return self.memo[key][1]
 
     def vary(self, value: Value, axes) -> Value:
-        """Cast to a type that may differ along `axes`; its transpose sums the gradient over them."""
+        """Cast to a type that may differ along `axes`; its transpose sums gradients over them."""
         missing = tuple(sorted(frozenset(axes) - varying(value.array)))
         if not missing:
             return value

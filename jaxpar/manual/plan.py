@@ -16,13 +16,13 @@ from jax import lax
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from jaxpar.manual import control, custom, rules
+from jaxpar.manual import control, custom, lookup, rules
 from jaxpar.manual.control import regather
 from jaxpar.manual.frame import Frame
 from jaxpar.manual.run import Collective, ManualError, Run
 from jaxpar.manual.value import Value, axes_of, local_shape, varying
 
-_RULES = {**rules.RULES, **control.RULES, **custom.RULES}
+_RULES = {**rules.RULES, **lookup.RULES, **control.RULES, **custom.RULES}
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,18 @@ class Plan:
                     f"an argument of global shape {var.shape} came as {np.shape(leaf)} where its "
                     f"shard is {expected}: call the plan inside shard_map with plan.in_specs"
                 )
-        run = Run(sizes, _RULES)
-        frame = Frame(run)
-        frame.gathers = self.gathers
 
         def body(*arrays):
-            return [v.array for v in _walk(Frame(run), program, arrays)]
+            return [v.array for v in _walk(Frame(Run(sizes, _RULES)), program, arrays)]
 
-        return jax.tree.unflatten(program.out_tree, regather(body, frame)(*leaves))
+        if self.gathers:
+            body = regather(body, looped=False)
+        return jax.tree.unflatten(program.out_tree, body(*leaves))
 
 
-def trace(fn, args, *, specs, axis_sizes: Mapping[str, int], use_specs=None, out_specs=None) -> Plan:
+def trace(
+    fn, args, *, specs, axis_sizes: Mapping[str, int], use_specs=None, out_specs=None
+) -> Plan:
     """Plan `fn(*args)` on a mesh: `specs` say how each argument leaf is stored.
 
     Args:
@@ -178,7 +179,9 @@ def _finish(frame, value, dims):
     else:
         result = lax.pmax(array.astype(np.int32) if array.dtype == bool else array, extra)
         result = result.astype(array.dtype)
-    frame.run.note("all-reduce", extra, "a result is equal on devices that computed it apart", result)
+    frame.run.note(
+        "all-reduce", extra, "a result is equal on devices that computed it apart", result
+    )
     return Value(result, value.dims)
 
 
@@ -202,7 +205,9 @@ def _placement(spec, shape, axis_sizes, name):
         axes = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
         for axis in axes:
             if axis not in axis_sizes:
-                raise ManualError(f"{name}: spec {spec} names axis '{axis}'; the mesh has {axis_sizes}")
+                raise ManualError(
+                    f"{name}: spec {spec} names axis '{axis}'; the mesh has {axis_sizes}"
+                )
         axes = tuple(axis for axis in axes if axis_sizes[axis] > 1)
         count = int(np.prod([axis_sizes[axis] for axis in axes]))
         if size % count:

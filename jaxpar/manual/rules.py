@@ -1,17 +1,14 @@
 """First-order equations on shards: agree on a split, move the operands there, compute, combine.
 
-One rule serves nearly every primitive, through the table of factors; the exceptions here are reads
-at computed places (a lookup in a split table) and what need not be made yet (broadcast, iota).
+One rule serves nearly every primitive, through the table of factors; the exceptions here are what
+need not be made yet (broadcast, iota) and weights that stay in their pieces a little longer.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.lax import GatherScatterMode
 
 from jaxpar.factors import Factors, factors
 from jaxpar.manual.value import Deferred, Placement, Value, local_shape, varying
@@ -32,23 +29,24 @@ def apply(frame, eqn, operands, live):
         # once, and its gradient summed once.
         key = (eqn.params["new_dtype"], eqn.params.get("weak_type"))
         return frame._once(
-            operands[0], "convert", key, lambda: _apply(frame, eqn, fac, operands, live)
+            operands[0], "convert", key, lambda: compute(frame, eqn, fac, operands, live)
         )
-    return _apply(frame, eqn, fac, operands, live)
+    return compute(frame, eqn, fac, operands, live)
 
 
-def _apply(frame, eqn, fac, operands, live):
+def compute(frame, eqn, fac, operands, live):
+    """Run an equation with the factors given."""
     operands = [frame.used(v) for v in operands]
     split = agree(frame, fac, operands)
-    arrays = _meet(frame, fac, operands, split)
-    params = _local_params(frame, eqn, fac, split, arrays)
+    arrays = meet(frame, fac, operands, split)
+    params = local_params(frame, eqn, fac, split, arrays)
     results = eqn.primitive.bind(*arrays, **params)
     results = results if eqn.primitive.multiple_results else [results]
-    return _combine(frame, eqn, fac, split, results, live)
+    return combine(frame, eqn, fac, split, results, live)
 
 
-def _meet(frame, fac, operands, split):
-    # JAX wants the operands of one primitive to vary along the same axes.
+def meet(frame, fac, operands, split):
+    """Move the operands to a split; return local arrays, all of which vary along the same axes."""
     placed = [
         frame.place(v, placement(fac_dims, split))
         for v, fac_dims in zip(operands, fac.operands, strict=True)
@@ -117,7 +115,8 @@ def agree(frame, fac: Factors, operands) -> dict[int, tuple[str, ...]]:
     return split
 
 
-def _local_params(frame, eqn, fac, split, arrays):
+def local_params(frame, eqn, fac, split, arrays):
+    """Rewrite the sizes among an equation's parameters to those of one device's piece."""
     params = dict(eqn.params)
     for key in ("sharding", "out_sharding"):
         if key in params:
@@ -148,7 +147,8 @@ def _local_params(frame, eqn, fac, split, arrays):
     return params
 
 
-def _combine(frame, eqn, fac, split, results, live):
+def combine(frame, eqn, fac, split, results, live):
+    """Reduce local results over the axes of contracted dims, and place them."""
     kinds = {kind for f, kind in fac.reduced if split.get(f)}
     axes = tuple(axis for f, _ in fac.reduced for axis in split.get(f, ()))
     values = []
@@ -202,7 +202,7 @@ def _keep_stored(frame, eqn, fac, operands):
         after.append(placement(fac.results[0], cut))
     axes = varying(weight.array).union(*(varying(v.array) for v in rest))
     arrays = [frame.vary(v, axes).array for v in operands]
-    params = _local_params(frame, eqn, fac, cut, arrays)
+    params = local_params(frame, eqn, fac, cut, arrays)
     use, dims = after
     return [Value(eqn.primitive.bind(*arrays, **params), dims, use)]
 
@@ -235,80 +235,9 @@ def identity(frame, eqn, operands, live):
     return operands
 
 
-def gather(frame, eqn, operands, live):
-    """Look up in a table that may be split along the looked-up dim.
-
-    Each device looks up what it holds, puts zero elsewhere, and the sum over devices is the row.
-    """
-    numbers = eqn.params["dimension_numbers"]
-    fac = factors(eqn)
-    operands = [frame.used(v) for v in operands]
-    looked_up = {
-        fac.operands[0][d][0]: k
-        for k, d in enumerate(numbers.start_index_map)
-        if d in numbers.collapsed_slice_dims
-    }
-    fac = replace(
-        fac,
-        whole=fac.whole - set(looked_up),
-        reduced=(*fac.reduced, *((f, "sum") for f in looked_up)),
-    )
-    split = agree(frame, fac, operands)
-    if not any(split.get(f) for f in looked_up):
-        return _apply(frame, eqn, fac, operands, live)
-    table, indices = _meet(frame, fac, operands, split)
-    params = _local_params(frame, eqn, fac, split, [table])
-    limits = np.asarray(
-        [
-            eqn.invars[0].aval.shape[d] - eqn.params["slice_sizes"][d]
-            for d in numbers.start_index_map
-        ],
-        indices.dtype,
-    )
-    mode, params["mode"] = params["mode"], GatherScatterMode.CLIP
-    outside = None
-    if mode == GatherScatterMode.FILL_OR_DROP:
-        # Read before the cast to varying: the mask must not vary more than the sum it is put on.
-        asked = frame.place(operands[1], placement(fac.operands[1], split)).array
-        outside = ((asked < 0) | (asked > limits)).any(-1)
-    indices = jnp.clip(indices, 0, limits)
-    mine = jnp.ones(indices.shape[:-1], bool)
-    for f, k in looked_up.items():
-        if axes := split.get(f):
-            size = fac.sizes[f] // frame.run.count(axes)
-            here = indices[..., k] - (lax.axis_index(axes) * size).astype(indices.dtype)
-            mine &= (here >= 0) & (here < size)
-            indices = indices.at[..., k].set(jnp.clip(here, 0, size - 1))
-    rows = eqn.primitive.bind(table, indices, **params)
-    batch = [d for d in range(rows.ndim) if d not in numbers.offset_dims]
-
-    def spread_out(mask):
-        return lax.broadcast_in_dim(mask, rows.shape, batch)
-
-    rows = jnp.where(spread_out(mine), rows, jnp.zeros_like(rows))
-    (value,) = _combine(frame, eqn, fac, split, [rows], live)
-    if outside is not None:
-        fill = _fill_value(params.get("fill_value"), value.array.dtype)
-        value = Value(jnp.where(spread_out(outside), fill, value.array), value.dims)
-    return [value]
-
-
-def _fill_value(given, dtype):
-    if given is not None:
-        return jnp.asarray(given, dtype)
-    if jnp.issubdtype(dtype, jnp.inexact):
-        return jnp.asarray(jnp.nan, dtype)
-    if dtype == bool:
-        return jnp.asarray(True)
-    info = jnp.iinfo(dtype)
-    return jnp.asarray(info.min if jnp.issubdtype(dtype, jnp.signedinteger) else info.max, dtype)
-
-
 RULES = {
     "": apply,
     "broadcast_in_dim": broadcast,
     "iota": iota,
-    "gather": gather,
     **dict.fromkeys(("sharding_constraint", "reshard", "mesh_cast", "device_put"), identity),
 }
-

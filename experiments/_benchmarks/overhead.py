@@ -1,0 +1,114 @@
+"""What jaxpar costs: its step against the same Flax module under bare jax.jit with NamedShardings.
+
+The workload is a decoder of 4 layers, width 256, 8 heads, MLP 1024, vocabulary 512, sequence 128, batch
+16, AdamW, float32, on 8 fake CPU devices. Sides alternate, a few steps at a time; the ratio is taken
+round by round and its median reported with its spread.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxpar.case import load_strategy
+from jaxpar.catalogue import HARDWARE, MODELS
+from jaxpar.layout import Layout, build, lay_out
+from jaxpar.measures._probe import probe_batch
+from jaxpar.mesh import MeshShape
+from jaxpar.program import Program, compile_step
+from jaxpar.step import make_step
+
+SIZES = {
+    "layers": 4, "width": 256, "heads": 8, "kv_heads": 8, "ffn": 1024, "vocabulary": 512,
+    "sequence": 128, "batch": 16,
+}
+LAYOUTS = (
+    ("data", "data=8"), ("fsdp", "data=8"), ("tensor", "model=8"), ("hybrid", "data=4,model=2"),
+    ("fsdp+tensor", "data=4,model=2"),
+)
+STEPS_A_ROUND = 4
+
+
+def benchmark(rounds: int) -> Iterator[dict[str, Any]]:
+    """Yield a row a layout: seconds a step on both sides, and their ratio."""
+    model = MODELS.load("transformer")(**SIZES)
+    batch = probe_batch(model, seed=0)
+    hardware = HARDWARE.load("cpu")()
+    for strategy, mesh in LAYOUTS:
+        layout = lay_out(model, strategy=load_strategy(strategy), mesh=MeshShape.parse(mesh))
+        program = compile_step(make_step(layout, optimizer=optax.adamw(1e-3)), hardware=hardware)
+        placed = program.place(batch)
+        sides = (partial(_advance, program.update), partial(_advance, _bare(layout, program)[0]))
+        states = [program.init(0), _bare(layout, program)[1]]
+        seconds: list[list[float]] = [[], []]
+        for round_number in range(rounds + 1):
+            for side in (0, 1):
+                states[side], spent = sides[side](states[side], placed)
+                if round_number:  # the first warms up
+                    seconds[side].append(spent / STEPS_A_ROUND)
+        ratios = [a / b for a, b in zip(*seconds, strict=True)]
+        yield {
+            "strategy": strategy,
+            "mesh": mesh,
+            "jaxpar_seconds": statistics.median(seconds[0]),
+            "bare_seconds": statistics.median(seconds[1]),
+            "ratio": statistics.median(ratios),
+            "ratio_min": min(ratios),
+            "ratio_max": max(ratios),
+            "rounds": rounds,
+        }
+
+
+def _advance(update: Callable, state: Any, batch: Any) -> tuple[Any, float]:
+    started = time.perf_counter()
+    for _ in range(STEPS_A_ROUND):
+        state, metrics = update(state, batch)
+        jax.block_until_ready(metrics)
+    jax.block_until_ready(state)
+    return state, time.perf_counter() - started
+
+
+def _bare(layout: Layout, program: Program) -> tuple[Callable, Any]:
+    """The step as one would write it without jaxpar, and a state for it."""
+    optimizer = optax.adamw(1e-3)
+    mesh, model = program.mesh, layout.model
+    specs = {path: array.stored for path, array in layout.parameters.items()}
+
+    def create(seed):
+        graph, parameters = nnx.split(build(model, jax.random.key(seed)))
+        return parameters, optimizer.init(parameters)
+
+    graph = nnx.split(nnx.eval_shape(lambda: build(model, 0)))[0]
+
+    def sharding(path, _):
+        # A moment's path ends with its parameter's.
+        keys = [str(getattr(k, "key", getattr(k, "name", ""))) for k in path]
+        text = "/".join(k for k in keys if k not in ("value", ""))
+        spec = next((s for p, s in specs.items() if text.endswith(p)), PartitionSpec())
+        return NamedSharding(mesh, spec)
+
+    abstract = jax.eval_shape(create, np.uint32(0))
+    shardings = jax.tree_util.tree_map_with_path(sharding, abstract)
+    batches = {name: NamedSharding(mesh, spec) for name, spec in layout.batch.items()}
+
+    def update(state, batch):
+        parameters, moments = state
+
+        def loss(parameters):
+            return model.loss(nnx.merge(graph, parameters), batch, key=None)[0].value
+
+        value, gradients = jax.value_and_grad(loss)(parameters)
+        updates, moments = optimizer.update(gradients, moments, parameters)
+        return (optax.apply_updates(parameters, updates), moments), value
+
+    step = jax.jit(
+        update, in_shardings=(shardings, batches), out_shardings=(shardings, None), donate_argnums=0
+    )
+    return step, jax.jit(create, out_shardings=shardings)(np.uint32(0))
