@@ -27,13 +27,17 @@ def _keep_all_but_moves(primitive, *_, **__) -> bool:
     return primitive.name not in _CHEAP
 
 
-def rematerialized(body: Callable, remat: str, *, gathers: bool) -> Callable:
+def rematerialized(
+    body: Callable, remat: str, *, gathers: bool, looped: bool = True
+) -> Callable:
     """`body` under the checkpoint policy that `remat` names.
 
     Args:
         body: one layer.
         remat: "none", "full", "dots", or names joined by commas as given to `checkpoint_name`.
         gathers: whether `body` gathers its weights; if so they are gathered again in backward.
+        looped: whether forward and backward run in loops of their own; if not, XLA must be kept from
+            merging what is computed twice, which would undo the policy.
     """
     policies = jax.checkpoint_policies
     if remat == "none":
@@ -46,8 +50,7 @@ def rematerialized(body: Callable, remat: str, *, gathers: bool) -> Callable:
         policy = policies.dots_saveable
     else:
         policy = policies.save_only_these_names(*remat.split(","))
-    # Inside a scan common subexpressions cannot be merged across forward and backward anyway.
-    return jax.checkpoint(body, policy=policy, prevent_cse=False)
+    return jax.checkpoint(body, policy=policy, prevent_cse=not looped)
 
 
 def check_remat(remat: str, names: tuple[str, ...]) -> str:
@@ -66,6 +69,7 @@ def in_order(
     *,
     dims: tuple[str, ...],
     remat: str = "none",
+    unroll: int = 1,
     place_weights: Callable[[Any], Any] | None = None,
     place_activation: Callable[[jax.Array, tuple[str, ...]], jax.Array] | None = None,
 ) -> jax.Array:
@@ -77,6 +81,7 @@ def in_order(
         x: the activation, of the same shape before and after a block.
         dims: the name of each dim of `x`.
         remat: what backward keeps; see `rematerialized`.
+        unroll: layers compiled as one piece; 1 keeps the program small, more is faster.
         place_weights: puts one layer's weights where they are needed for use, or None.
         place_activation: pins `x` by its dims at each layer boundary, or None. Without the pin XLA was
             seen to split activations rather than gather weights.
@@ -90,8 +95,12 @@ def in_order(
     def body(y, layer):
         return pin(block(place(layer), y), dims)
 
-    body = rematerialized(body, remat, gathers=place_weights is not None)
-    return jax.lax.scan(lambda y, layer: (body(y, layer), None), pin(x, dims), stacked)[0]
+    body = rematerialized(body, remat, gathers=place_weights is not None, looped=unroll == 1)
+
+    def one(y, layer):
+        return body(y, layer), None
+
+    return jax.lax.scan(one, pin(x, dims), stacked, unroll=unroll)[0]
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = True) -> jax.Array:

@@ -1,7 +1,7 @@
-"""Manual mode on a decoder: the numbers of one device, and the textbook's traffic in the textbook's place.
+"""Manual mode on a decoder: the numbers of one device, the textbook's traffic in its places.
 
-The model is plain jax.numpy: embedding, RMSNorm, rotary and grouped-query attention, gated MLP, scan
-over stacked layers.
+The model is plain jax.numpy: embedding, RMSNorm, rotary and grouped-query attention, gated MLP,
+scan over stacked layers.
 """
 
 import jax
@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from manual_laws import BOTH, TENSOR, assert_equals_one_device, normal
+from manual_laws import (
+    BOTH,
+    TENSOR,
+    assert_equals_one_device,
+    count_collectives,
+    manual_step,
+    normal,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -152,37 +159,96 @@ def decoder_layouts():
     }
 
 
-def check_decoder(layout, *, text=False, tied=False, **options):
+def planned(layout, *, tied=False, **options):
+    """The loss, its arguments and how they are placed."""
     use, stored, sizes = decoder_layouts()[layout]
     params, batch = decoder_params(tied=tied), decoder_batch()
     if tied:
         use = {name: spec for name, spec in use.items() if name != "head"}
     specs = stored_over("data", use, params) if stored else use
     split = P("data") if "data" in sizes else P()
-    return assert_equals_one_device(
-        lambda p, b: decoder_loss(p, b, **options),
-        (params, batch),
-        specs=(specs, split),
-        use_specs=(use, split),
-        sizes=sizes,
-        text=text,
-    )
+    how = {"specs": (specs, split), "use_specs": (use, split), "sizes": sizes}
+    return lambda p, b: decoder_loss(p, b, **options), (params, batch), how
 
 
 @pytest.mark.parametrize("layout", decoder_layouts())
 def test_decoder_equals_one_device(layout):
-    check_decoder(layout)
+    loss, args, how = planned(layout)
+    assert_equals_one_device(loss, args, **how)
 
 
-@pytest.mark.parametrize("layout", ["fsdp", "data x tensor", "fsdp x tensor"])
 @pytest.mark.parametrize(
-    "options",
+    ("layout", "options"),
     [
-        pytest.param({"remat": True}, id="remat"),
-        pytest.param({"drop": True, "remat": True}, id="dropout"),
-        pytest.param({"gathered": True, "tied": True}, id="tied, labels looked up"),
-        pytest.param({"unrolled": True}, id="unrolled"),
+        pytest.param("data x tensor", {"remat": True}, id="remat"),
+        pytest.param("fsdp x tensor", {"remat": True, "drop": True}, id="remat and dropout"),
+        pytest.param("fsdp", {"drop": True}, id="dropout"),
+        pytest.param(
+            "fsdp x tensor", {"gathered": True, "tied": True}, id="tied, labels looked up"
+        ),
+        pytest.param("fsdp x tensor", {"unrolled": True}, id="unrolled"),
     ],
 )
 def test_decoder_variants_equal_one_device(layout, options):
-    check_decoder(layout, **options)
+    loss, args, how = planned(layout, **options)
+    assert_equals_one_device(loss, args, **how)
+
+
+# --- what goes over the wire, read from the jaxpr of loss and gradient ---------------------------
+
+
+def traffic(layout, **options):
+    """The plan, the collectives of the whole step, and the shapes that loops hand on."""
+    loss, args, how = planned(layout, **options)
+    step, plan = manual_step(loss, args, **how)
+    return plan, *count_collectives(step, args)
+
+
+def test_tensor_sums_twice_a_block_each_way_and_gathers_nothing():
+    """Megatron: one all-reduce after attention, one after the MLP, and their mirror images."""
+    plan, counts, _ = traffic("tensor")
+    assert counts["forward loop", "psum", ("model",)] == 2
+    assert counts["backward loop", "psum", ("model",)] == 2
+    assert not [key for key in counts if key[1] in ("all_gather", "reduce_scatter")]
+    in_loop = [c for c in plan.collectives if c.looped]
+    assert [(c.kind, c.axes, c.primitive, c.times) for c in in_loop] == [
+        ("all-reduce", ("model",), "dot_general", L)
+    ] * 2
+    assert all(c.source.split(":")[0].endswith("test_manual_decoder.py") for c in in_loop)
+
+
+def test_data_sends_nothing_in_the_forward_loop_and_each_gradient_once():
+    plan, counts, _ = traffic("data")
+    assert not [c for c in plan.collectives if c.looped]
+    assert counts["backward loop", "psum", ("data",)] == 9  # one for each of a layer's weights
+    # Embedding, last norm and head; and the loss's numerator and denominator.
+    assert counts["outside", "psum", ("data",)] == 3 + 2
+
+
+@pytest.mark.parametrize("options", [{}, {"remat": True}], ids=["plain", "remat"])
+def test_fsdp_gathers_a_layer_at_a_time_twice_and_scatters_its_gradient(options):
+    plan, counts, stacked = traffic("fsdp", **options)
+    assert counts["forward loop", "all_gather", ("data",)] == 9
+    assert counts["backward loop", "all_gather", ("data",)] == 9
+    assert counts["backward loop", "reduce_scatter", ("data",)] == 9
+    assert counts["outside", "all_gather", ("data",)] <= 2 * 3
+    assert counts["outside", "reduce_scatter", ("data",)] == 3
+    # No loop hands on a whole weight: neither a gathered one saved, nor a gradient.
+    assert len(stacked) > 9
+    assert not {(L, D, F), (L, F, D), (L, D, K, G, H), (L, K, G, H, D), (L, D, K, H)} & set(stacked)
+    assert {c.times for c in plan.collectives if c.kind == "all-gather"} == {1, L}
+
+
+def test_fsdp_unrolled_gathers_again_behind_a_barrier():
+    """Outside a loop XLA must not merge the backward pass's gathers with the forward's.
+
+    Read before compiling: XLA's CPU compiler drops the barrier that its GPU compiler respects.
+    """
+    loss, args, how = planned("fsdp", unrolled=True)
+    step, plan = manual_step(loss, args, **how)
+    text = jax.jit(step).lower(*args).as_text()
+    weights = [c for c in plan.collectives if c.kind == "all-gather"]
+    assert len(weights) == 9 * L + 3
+    # The embedding is not needed again, nor is the last layer's product with no consumer after it.
+    assert text.count("stablehlo.all_gather") >= 2 * len(weights) - 2
+    assert text.count("stablehlo.optimization_barrier") >= 1

@@ -15,7 +15,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from jaxpar.manual.carry import Carry
 from jaxpar.manual.frame import Frame
-from jaxpar.manual.value import Value, axes_of, constant, unsplit, varying
+from jaxpar.manual.value import Value, axes_of, unsplit, varying
 
 
 class _Alone:

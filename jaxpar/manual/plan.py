@@ -205,8 +205,9 @@ def _placement(spec, shape, axis_sizes, name):
         axes = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
         for axis in axes:
             if axis not in axis_sizes:
+                there = ", ".join(axis_sizes)
                 raise ManualError(
-                    f"{name}: spec {spec} names axis '{axis}'; the mesh has {axis_sizes}"
+                    f"{name}: spec {spec} names axis '{axis}', and the mesh has {there}"
                 )
         axes = tuple(axis for axis in axes if axis_sizes[axis] > 1)
         count = int(np.prod([axis_sizes[axis] for axis in axes]))

@@ -16,6 +16,7 @@ CONFIG = transformer.Transformer(
     norm="layer",
     bias=True,
     tied=True,
+    unroll=1,
 )
 
 

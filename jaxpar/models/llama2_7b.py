@@ -16,6 +16,7 @@ CONFIG = transformer.Transformer(
     norm_epsilon=1e-5,
     compute_dtype="bfloat16",
     remat="full",
+    unroll=1,
 )
 
 

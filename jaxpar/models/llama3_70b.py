@@ -16,6 +16,7 @@ CONFIG = transformer.Transformer(
     rope_base=500_000.0,
     compute_dtype="bfloat16",
     remat="full",
+    unroll=1,
 )
 
 

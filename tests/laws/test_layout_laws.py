@@ -1,0 +1,357 @@
+"""Laws of layouts over the whole catalogue, and of who may import whom. No device is touched."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from itertools import product
+from math import prod
+from pathlib import Path
+
+import pytest
+from jax.sharding import NamedSharding
+from small import MODES, STRATEGY_NAMES, kinds_of_model
+
+from jaxpar.case import load_strategy
+from jaxpar.catalogue import DATA, HARDWARE, MODELS, STRATEGIES
+from jaxpar.layout import UNNAMED, itemsize, lay_out
+from jaxpar.mesh import MeshShape, axes_of
+from jaxpar.refusal import LayoutError
+
+MESHES = ("data=1", "data=8", "data=4,model=2", "model=4,data=2", "model=8", "data=64,model=8")
+PAIRS = tuple(product(MODELS.names(), STRATEGY_NAMES))
+ROOT = Path(__file__).parents[2]
+
+
+@cache
+def laid_out(model: str, strategy: str, mesh: str):
+    """The layout at the model's own sizes, or None where it is refused."""
+    shape = MeshShape.parse(mesh)
+    fitting = MODELS.load(model)()
+    # Enough rows for every shard, so that what is refused is the network.
+    fitting = fitting.with_batch_size(max(fitting.batch_size, shape.size("data")))
+    try:
+        return lay_out(fitting, strategy=load_strategy(strategy), mesh=shape)
+    except LayoutError:
+        return None
+
+
+def layouts(model: str, strategy: str):
+    """The layouts of a pair on every mesh that takes it: at least the one that splits nothing."""
+    found = [laid_out(model, strategy, mesh) for mesh in MESHES]
+    found = [layout for layout in found if layout is not None]
+    assert found, f"{model} under {strategy} is refused on every mesh"
+    return found
+
+
+def arrays_of(layout):
+    arrays = [*layout.parameters.values(), *layout.state.values()]
+    assert arrays
+    return arrays
+
+
+@pytest.mark.parametrize(("model", "strategy"), PAIRS)
+def test_a_spec_has_an_entry_for_every_dim_of_its_array(model, strategy):
+    """Specs have their arrays' rank: parameters, state and batch, stored and in use."""
+    for layout in layouts(model, strategy):
+        for array in arrays_of(layout):
+            assert len(array.stored) == len(array.computed) == len(array.shape), array.path
+            assert len(array.dims) == len(array.shape), array.path
+        for name, spec in layout.batch.items():
+            assert len(spec) == len(layout.model.batch[name].shape), name
+
+
+@pytest.mark.parametrize(("model", "strategy"), PAIRS)
+def test_no_axis_stands_twice_in_one_spec(model, strategy):
+    """A mesh axis splits at most one dim of an array, and it is an axis of the mesh."""
+    for layout in layouts(model, strategy):
+        specs = [spec for a in arrays_of(layout) for spec in (a.stored, a.computed)]
+        for spec in (*specs, *layout.batch.values()):
+            axes = [axis for entry in spec for axis in axes_of(entry)]
+            assert len(axes) == len(set(axes)), spec
+            assert set(axes) <= set(layout.mesh.axes), spec
+
+
+@pytest.mark.parametrize(("model", "strategy"), PAIRS)
+def test_the_bytes_on_all_devices_are_whole_copies(model, strategy):
+    """Shard bytes x devices = bytes x copies, a copy for every place along the axes not used.
+
+    The shard's shape is JAX's own, so a dim that does not divide, or a wrong count, shows.
+    """
+    for layout in layouts(model, strategy):
+        mesh = layout.mesh
+        for array in arrays_of(layout):
+            used = {axis for entry in array.stored for axis in axes_of(entry)}
+            copies = prod(size for axis, size in mesh.sizes if axis not in used)
+            shard = NamedSharding(mesh.abstract, array.stored).shard_shape(array.shape)
+            shard_bytes = prod(shard) * itemsize(array.dtype)
+            assert shard_bytes * mesh.devices == array.whole_bytes * copies, array.path
+            assert array.device_bytes(mesh) == shard_bytes, array.path
+
+
+@pytest.mark.parametrize("strategy", STRATEGY_NAMES)
+def test_a_strategy_splits_something_on_each_axis_that_it_uses(strategy):
+    """Nothing stays whole in silence: on the axes of its tables a strategy cuts every small model.
+
+    A strategy whose tables name no role of a model would leave it whole and verify perfectly.
+    """
+    axes = load_strategy(strategy).axes
+    for model in kinds_of_model():
+        layout = laid_out(model, strategy, "data=4,model=2")
+        assert layout is not None
+        specs = [spec for a in arrays_of(layout) for spec in (a.stored, a.computed)]
+        used = {x for s in (*specs, *layout.batch.values()) for e in s for x in axes_of(e)}
+        assert used == set(axes), model
+
+
+@pytest.mark.parametrize("strategy", STRATEGY_NAMES)
+def test_the_axes_that_a_strategy_leaves_alone_are_noted(strategy):
+    """Devices that do the same work are a choice that the layout says in words."""
+    layout = laid_out("mlp", strategy, "data=4,model=2")
+    for axis in ("data", "model"):
+        said = any(f"axis '{axis}'" in note for note in layout.notes)
+        assert said == (axis not in load_strategy(strategy).axes), layout.notes
+
+
+@pytest.mark.parametrize("model", MODELS.names())
+def test_every_dim_has_a_name(model):
+    """Every dim of every parameter, of the state and of the batch is named."""
+    layout = laid_out(model, "single", "data=1")
+    for array in arrays_of(layout):
+        assert UNNAMED not in array.dims, f"{array.path}: {array.dims}"
+        assert all(array.dims), f"{array.path}: {array.dims}"
+    assert layout.model.batch, model
+
+
+# Published: Radford et al. 2019 (as released: 124M with the tied head counted once), Touvron et al.
+# 2023, Dubey et al. 2024; the sums of the released checkpoints' shapes.
+PUBLISHED = {
+    "gpt2": 124_439_808,
+    "llama2_7b": 6_738_415_616,
+    "llama2_70b": 68_976_648_192,
+    "llama3_8b": 8_030_261_248,
+    "llama3_70b": 70_553_706_496,
+}
+
+
+def parameter_count(model: str) -> int:
+    return sum(a.size for a in laid_out(model, "single", "data=1").parameters.values())
+
+
+@pytest.mark.parametrize(("model", "count"), PUBLISHED.items())
+def test_sized_models_have_the_published_parameter_counts(model, count):
+    """A model by another's name is that model: its parameters are as many as were published."""
+    assert parameter_count(model) == count
+
+
+def test_a_count_in_a_models_first_line_is_its_count():
+    """What the catalogue says of a size is true."""
+    stated = {}
+    for name in MODELS.names():
+        match = re.search(r"([\d,]+) parameters", MODELS.summary(name))
+        if match:
+            stated[name] = int(match[1].replace(",", ""))
+    assert len(stated) >= len(PUBLISHED)
+    for name, count in stated.items():
+        assert parameter_count(name) == count, name
+
+
+WITHOUT_DEVICES = """
+import json, sys
+from itertools import product
+import jax
+from jaxpar.case import load_strategy
+from jaxpar.catalogue import DATA, HARDWARE, MODELS, STRATEGIES
+from jaxpar.layout import lay_out
+from jaxpar.mesh import MeshShape
+from jaxpar.program import compile_step
+from jaxpar.refusal import LayoutError
+from jaxpar.step import make_step
+
+strategies, modes, meshes = json.loads(sys.argv[1])
+hardware = {name: HARDWARE.load(name)() for name in HARDWARE.names()}
+for name in DATA.names():
+    DATA.load(name)
+made, refused = [], []
+for model, strategy, mesh in product(MODELS.names(), strategies, meshes):
+    try:
+        layout = lay_out(
+            MODELS.load(model)(), strategy=load_strategy(strategy), mesh=MeshShape.parse(mesh)
+        )
+        step = [make_step(layout, mode=mode) for mode in modes]
+        made.append((model, strategy, mesh))
+    except LayoutError as refusal:
+        refused.append((model, strategy, mesh, str(refusal)))
+try:
+    jax.devices()
+    devices = "found"
+except RuntimeError:
+    devices = "none"
+print(json.dumps({"made": made, "refused": refused, "devices": devices}))
+"""
+
+
+@pytest.fixture(scope="module")
+def made_without_devices():
+    """Import, load, lay out and make every pair's step where JAX has no backend at all."""
+    asked = json.dumps([STRATEGY_NAMES, MODES, ["data=4,model=2"]])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", WITHOUT_DEVICES, asked],
+        env={**os.environ, "JAX_PLATFORMS": "nosuch"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def test_no_device_is_touched_before_a_step_is_compiled(made_without_devices):
+    """Import, load, lay_out and make_step work where asking for a device would raise."""
+    assert made_without_devices["devices"] == "none"
+    made = {tuple(case) for case in made_without_devices["made"]}
+    assert {(m, s) for m, s, _ in made} >= set(product(kinds_of_model(), STRATEGY_NAMES))
+
+
+def test_the_only_refusals_are_layout_errors_that_name_both_sizes(made_without_devices):
+    """What cannot be laid out is refused as LayoutError (others would have ended the walk).
+
+    Of the catalogue only GPT-2's vocabulary, 50,257 = 29 x 1733, does not divide by 2.
+    """
+    refused = made_without_devices["refused"]
+    for model, strategy, _, sentence in refused:
+        assert "model" in load_strategy(strategy).axes, (model, strategy)
+        assert "'vocab' has size 50257" in sentence, sentence
+        assert "'model' has 2 devices" in sentence, sentence
+    walked = {(m, s) for m, s, *_ in (*refused, *made_without_devices["made"])}
+    assert walked == set(PAIRS)
+
+
+ROOMS = (
+    ("refusal",),
+    ("roles",),
+    ("mesh",),
+    ("catalogue",),
+    ("seams",),
+    ("data", "models", "strategies", "hardware"),
+    ("factors",),
+    ("manual",),
+    ("layout",),
+    ("by_hand",),
+    ("step",),
+    ("program",),
+    ("hlo",),
+    ("train",),
+    ("case",),
+    ("measures",),
+    ("experiment",),
+)
+"""The order of DESIGN's tree, and what joined it since; rooms in one row are strangers."""
+
+LEVEL = {room: level for level, row in enumerate(ROOMS) for room in row}
+OWNERS = {
+    # A library -> the rooms that may know of it.
+    "rich": ("experiments",),
+    "absl": ("experiments",),
+    "sklearn": ("jaxpar/data/digits.py",),
+    # Step takes variables apart; a probe remakes a model's build in another dtype.
+    "flax": (
+        "experiments/_benchmarks",  # sets jaxpar beside the same module under bare JAX
+        "jaxpar/models",
+        "jaxpar/layout.py",
+        "jaxpar/step.py",
+        "jaxpar/measures/_probe.py",
+    ),
+    "optax": ("jaxpar/step.py", "jaxpar/train.py", "experiments/_benchmarks"),
+}
+
+
+def sources(*folders: str) -> list[Path]:
+    found = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    assert len(found) > 10
+    return found
+
+
+def imports(path: Path) -> list[str]:
+    """Every module that a file imports, at its top or inside a function, by dotted name."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: import by full name"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def room_of(dotted: str) -> str | None:
+    """The room of `jaxpar.models.mlp` is models; None for what is not jaxpar's."""
+    package, _, rest = dotted.partition(".")
+    return rest.partition(".")[0] if package == "jaxpar" else None
+
+
+@pytest.mark.parametrize("path", sources("jaxpar"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_follow_the_arrows(path):
+    """A room imports what stands above it in the tree, never below, never sideways."""
+    own = path.relative_to(ROOT / "jaxpar").parts[0].removesuffix(".py")
+    if own == "__init__":  # the public names, from every room
+        return
+    assert own in LEVEL, f"jaxpar/{own} is new: give it its place in ROOMS"
+    for dotted in imports(path):
+        room = room_of(dotted)
+        if room is None or room == own:
+            continue
+        assert room in LEVEL, f"{path.name} imports jaxpar.{room}, which has no place in ROOMS"
+        assert LEVEL[room] < LEVEL[own], f"{own} imports {room}: against the arrows"
+
+
+def test_every_room_has_its_place_and_every_catalogue_is_a_room():
+    """The list of rooms is that of the folder, so that no room escapes the law above."""
+    there = {
+        p.stem
+        for p in (ROOT / "jaxpar").iterdir()
+        if (p.suffix == ".py" or (p / "__init__.py").is_file()) and p.stem != "__init__"
+    }
+    assert there - set(LEVEL) == set()
+    rooms = {c.package.removeprefix("jaxpar.") for c in (MODELS, STRATEGIES, HARDWARE, DATA)}
+    assert rooms == {"models", "strategies", "hardware", "data"} <= there
+
+
+@pytest.mark.parametrize(("library", "owners"), OWNERS.items())
+def test_a_library_is_known_only_where_it_belongs(library, owners):
+    """Flax in models and where modules are taken apart, rich on the screen, sklearn in digits."""
+    users = {
+        str(path.relative_to(ROOT))
+        for path in sources("jaxpar", "experiments")
+        if any(name.split(".")[0] == library for name in imports(path))
+    }
+    assert users, f"{library} is used nowhere: take it out of this table"
+    strays = {user for user in users if not any(Path(user).is_relative_to(o) for o in owners)}
+    assert strays == set()
+
+
+def test_jaxpar_never_imports_experiments():
+    """The package knows nothing of those who use it."""
+    for path in sources("jaxpar"):
+        roots = {name.split(".")[0] for name in imports(path)}
+        assert not roots & {"experiments", "tests"}, path
+
+
+def test_models_name_no_mesh_axis_and_strategies_no_model():
+    """M models and S strategies cost M + S files: neither's text holds the other's words."""
+    axes, models = {"data", "model"}, set(MODELS.names())
+    for path in sources("jaxpar/models", "jaxpar/strategies"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        words = {
+            n.value
+            for n in ast.walk(tree)
+            if isinstance(n, ast.Constant) and isinstance(n.value, str)
+        }
+        if path.is_relative_to(ROOT / "jaxpar/models"):
+            assert not words & axes - {path.stem}, path
+        else:
+            assert not words & models, path

@@ -1,0 +1,200 @@
+"""A strategy says on the wire what it states, per axis, on CPU programs and on a described H100's.
+
+The byte counts are worked out by hand from shapes; only the program is the compiler's.
+"""
+
+import importlib.util
+from functools import cache, partial
+
+import pytest
+from small import MODES, STRATEGY_NAMES, kinds_of_model, small_layout
+
+from jaxpar.catalogue import HARDWARE
+from jaxpar.measures.inspect import inspect
+from jaxpar.mesh import axes_of
+from jaxpar.program import compile_step
+from jaxpar.step import make_step
+
+BOTH = "data=4,model=2"
+FLOAT = 4
+SCALARS = 4 * FLOAT
+"""The loss and the accuracy, each a total and a weight, are summed over the batch too."""
+
+
+def has_gpu_compiler() -> bool:
+    # The folder jax_plugins is there only with a plugin in it.
+    return all(
+        importlib.util.find_spec(name) for name in ("jax_plugins", "jax_plugins.xla_cuda13")
+    )
+
+
+H100 = pytest.param(
+    "h100",
+    marks=pytest.mark.skipif(
+        not has_gpu_compiler(),
+        reason="compiling for described GPUs needs XLA's GPU compiler: pip install jax[cuda13-local]",
+    ),
+)
+HARDWARES = ("cpu", H100)
+
+
+@cache
+def inspected(model, strategy, *, hardware="cpu", mesh=BOTH, mode="auto", microbatches=1, **fields):
+    layout = small_layout(model, strategy, mesh, **fields)
+    step = make_step(layout, mode=mode, microbatches=microbatches)
+    return inspect(compile_step(step, hardware=HARDWARE.load(hardware)(), for_speed=False))
+
+
+def said(inspection, kind: str | None = None, axis: str | None = None) -> int:
+    """Bytes put into collectives of `kind` (any) that cross `axis` (any)."""
+    rows = inspection.collectives
+    assert all(row.exact and row.whole for row in rows), rows
+    return sum(
+        row.bytes
+        for row in rows
+        if kind in (None, row.kind) and (axis is None or axis in row.axes)
+    )
+
+
+def pieces(inspection, *, cut: bool | None = None, layers_twice: bool = False) -> int:
+    """Bytes of parameters as a device uses them; of those cut for storage, or of the others."""
+    layout = inspection.layout
+    total = 0
+    for a in layout.parameters.values():
+        if cut in (None, a.stored != a.computed):
+            ways = 1
+            for entry in a.computed:
+                for axis in axes_of(entry):
+                    ways *= layout.mesh.size(axis)
+            twice = layers_twice and a.dims[0] == "layers"
+            total += a.whole_bytes // ways * (2 if twice else 1)
+    return total
+
+
+def statistics_bytes(inspection) -> tuple[int, int]:
+    """Least and most bytes of batch statistics: mean and square forward, as many again backward."""
+    state = sum(a.device_bytes(inspection.layout.mesh) for a in inspection.layout.state.values())
+    return state, 2 * state
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("strategy", STRATEGY_NAMES)
+@pytest.mark.parametrize("model", kinds_of_model())
+@pytest.mark.parametrize("hardware", HARDWARES)
+def test_a_strategys_collectives_are_those_it_states(hardware, model, strategy, mode):
+    """Every kind that it must cause over an axis is there, and none that it may never cause."""
+    inspection = inspected(model, strategy, hardware=hardware, mode=mode)
+    assert inspection.faults == ()
+    stated = inspection.layout.strategy
+    for axis in inspection.layout.mesh.axes:
+        kinds = {row.kind for row in inspection.collectives if axis in row.axes}
+        assert kinds.isdisjoint(stated.never.get(axis, ()))
+        assert kinds >= stated.must.get(axis, frozenset())
+        assert bool(kinds) == (axis in stated.axes)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("strategy", ["data", "hybrid"])
+@pytest.mark.parametrize("model", kinds_of_model())
+@pytest.mark.parametrize("hardware", HARDWARES)
+def test_data_parallelism_all_reduces_the_parameters_bytes(hardware, model, strategy, mode):
+    """Over data: every gradient once, as large as the weight is on a device, and four scalars.
+
+    A model with BatchNorm also sums its statistics, to take them over the whole batch.
+    """
+    inspection = inspected(model, strategy, hardware=hardware, mode=mode)
+    more = said(inspection, "all-reduce", "data") - pieces(inspection)
+    least, most = statistics_bytes(inspection)
+    assert least < more <= most + SCALARS
+    assert said(inspection, axis="data") == said(inspection, "all-reduce", "data")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("strategy", ["tensor", "hybrid", "fsdp+tensor"])
+@pytest.mark.parametrize("hardware", HARDWARES)
+def test_tensor_parallelism_sums_activations_and_nothing_else(hardware, strategy, mode):
+    """Over model, of a decoder with L layers: 4 L + 2 sums of (batch, sequence, width).
+
+    Two a layer forward (after attention, after the feed-forward part) and two backward (before each).
+    One for the embedding, whose rows lie on different devices, and one backward before the head. And
+    five of (batch, sequence) for a split vocabulary: in the loss the largest logit, the sum of
+    exponentials and the label's logit; in the accuracy the label's logit and the largest.
+    Counted in bytes, since XLA joins sums; nothing of a parameter's size is left over.
+    """
+    inspection = inspected("transformer", strategy, hardware=hardware, mode=mode)
+    config, mesh = inspection.layout.model.config, inspection.layout.mesh
+    rows = inspection.layout.model.batch_size // (mesh.size("data") if strategy != "tensor" else 1)
+    positions = rows * config.sequence * FLOAT
+    expected = (4 * config.layers + 2) * positions * config.width + 5 * positions
+    assert said(inspection, "all-reduce", "model") == expected
+    assert said(inspection, axis="model") == expected
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp+tensor"])
+@pytest.mark.parametrize("model", kinds_of_model())
+@pytest.mark.parametrize("hardware", HARDWARES)
+def test_fsdp_gathers_layers_twice_and_scatters_gradients_once(hardware, model, strategy):
+    """Over data: weights of stacked layers gathered forward and backward, others once.
+
+    Their gradients are scattered once; what is stored whole is all-reduced. XLA for CPUs spells a
+    scatter as an all-reduce of the whole and a slice.
+    """
+    inspection = inspected(model, strategy, hardware=hardware)
+    cut, whole = pieces(inspection, cut=True), pieces(inspection, cut=False)
+    assert cut > 0
+    assert said(inspection, "all-gather", "data") == pieces(
+        inspection, cut=True, layers_twice=True
+    )
+    scattered = said(inspection, "reduce-scatter", "data")
+    assert scattered == (0 if hardware == "cpu" else cut)
+    least, most = statistics_bytes(inspection)
+    more = said(inspection, "all-reduce", "data") - whole - (cut if hardware == "cpu" else 0)
+    assert least < more <= most + SCALARS
+
+
+@pytest.mark.parametrize("hardware", HARDWARES)
+def test_collectives_in_a_loop_count_as_often_as_it_runs(hardware):
+    """Five layers gather five times as much as one, through the same loop.
+
+    An odd number, so that a loop unrolled by two does not hide a trip that is not counted.
+    """
+    one, five = (
+        inspected("transformer", "fsdp", hardware=hardware, layers=layers) for layers in (1, 5)
+    )
+    rest = sum(
+        a.whole_bytes
+        for a in one.layout.parameters.values()
+        if a.stored != a.computed and a.dims[0] != "layers"
+    )
+    of_one = said(one, "all-gather", "data") - rest
+    assert of_one > 0
+    assert said(five, "all-gather", "data") - rest == 5 * of_one
+
+
+@pytest.mark.parametrize("mesh", ["data=8", "model=8", "data=1"])
+def test_nothing_is_said_over_an_axis_of_one_device(mesh):
+    """On a mesh of one axis a strategy for two speaks along that axis alone; on one device never."""
+    inspection = inspected("mlp", "fsdp+tensor", mesh=mesh)
+    large = {axis for axis, size in inspection.layout.mesh.sizes if size > 1}
+    assert {axis for row in inspection.collectives for axis in row.axes} == large
+    assert inspection.ok
+
+
+def test_inspecting_allocates_no_array():
+    """A model too large for any machine here is laid out, compiled and read."""
+    import jax
+
+    before = len(jax.live_arrays())
+    inspection = inspected("mlp", "hybrid", width=1 << 17)
+    assert len(jax.live_arrays()) == before
+    assert inspection.layout.parameter_bytes > 1e11
+    assert inspection.ok
+
+
+def test_accumulation_sums_over_data_no_more_than_once_a_microbatch():
+    """Two microbatches all-reduce the parameters' bytes at most twice."""
+    make = partial(inspected, "mlp", "data", mesh="data=8")
+    once, twice = make(), make(microbatches=2)
+    assert said(once, "all-reduce") - SCALARS <= pieces(once)
+    assert said(twice, "all-reduce") <= 2 * (pieces(once) + SCALARS)
+    assert twice.ok

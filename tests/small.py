@@ -1,0 +1,75 @@
+"""Small forms of everything in the catalogues, for laws that compile or run.
+
+The catalogues name the entries, so that a new file is held to the laws the moment it exists.
+"""
+
+from dataclasses import fields, replace
+from functools import cache
+
+from jaxpar.case import load_strategy
+from jaxpar.catalogue import HARDWARE, MODELS, STRATEGIES
+from jaxpar.layout import Layout, lay_out
+from jaxpar.mesh import MeshShape
+from jaxpar.models._record import Model
+from jaxpar.strategies._record import Strategy
+
+MODES = ("auto",)
+"""The ways to place collectives that the laws are held over."""
+
+STRATEGY_NAMES = (*STRATEGIES.names(), "fsdp+tensor")
+
+SIZES = {
+    "layers": 2,
+    "width": 32,
+    "heads": 8,
+    "kv_heads": 8,
+    "head_dim": None,
+    "ffn": 64,
+    "sequence": 16,
+    "vocabulary": 32,
+    "channels": 16,
+    "side": 4,
+    "stages": 1,
+    "rope_base": 10_000.0,
+}
+"""Small values of the sizes that models have; a model takes those of its own fields."""
+
+WHOLE_BELOW = 512
+"""Arrays of small models are small: with fsdp's own threshold it would cut none of them."""
+
+
+@cache
+def small_model(name: str, **changes) -> Model:
+    """The catalogue's model at small sizes, then with `changes`."""
+    model = MODELS.load(name)()
+    own = {f.name for f in fields(model.config)} if model.config is not None else set()
+    sizes = {field: size for field, size in SIZES.items() if field in own}
+    return model.with_fields(**{**sizes, **changes})
+
+
+@cache
+def small_strategy(name: str) -> Strategy:
+    """The strategy that `name` spells, cutting small arrays as it would large ones."""
+    strategy = load_strategy(name)
+    return replace(strategy, whole_below=min(strategy.whole_below, WHOLE_BELOW))
+
+
+@cache
+def small_layout(model: str, strategy: str, mesh: str, batch: int = 16, **changes) -> Layout:
+    """A small model under a strategy on `axis=size,...`."""
+    return lay_out(
+        small_model(model, **changes).with_batch_size(batch),
+        strategy=small_strategy(strategy),
+        mesh=MeshShape.parse(mesh),
+    )
+
+
+def kinds_of_model() -> tuple[str, ...]:
+    """The models that are no sizes of another: `gpt2` is a `transformer` with other numbers."""
+    home = {name: type(MODELS.load(name)().config).__module__ for name in MODELS.names()}
+    return tuple(n for n, m in home.items() if m in (f"{MODELS.package}.{n}", "builtins"))
+
+
+def cpu():
+    """Fake devices."""
+    return HARDWARE.load("cpu")()
