@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxpar import seams
+from jaxpar.by_hand import differentiate_by_hand
 from jaxpar.layout import Layout, build, take_apart, values_of
 from jaxpar.models._record import Mean
 from jaxpar.refusal import LayoutError, RequestError, unknown
@@ -114,9 +115,7 @@ def make_step(
     if mode == "auto":
         differentiate = partial(_differentiate, partial(_placed_loss, layout))
     else:
-        from jaxpar.by_hand import differentiate_by_hand  # imports the interpreter only when used
-
-        differentiate = differentiate_by_hand(layout, partial(plain_loss, layout), state, batch)
+        differentiate = differentiate_by_hand(layout, partial(plain_loss, layout))
 
     def gradients(state: State, batch):
         key = jax.random.fold_in(state.key, state.step)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from jaxpar.manual import control, custom, lookup, rules
@@ -136,7 +136,9 @@ def trace(
         found["log"], found["gathers"] = tuple(run.log), frame.gathers
         return ()
 
-    mesh = AbstractMesh(tuple(axis_sizes.values()), tuple(axis_sizes))
+    # Auto said aloud: from JAX 0.12 on axes are Explicit unless told, and specs must match there.
+    kinds = (AxisType.Auto,) * len(axis_sizes)
+    mesh = AbstractMesh(tuple(axis_sizes.values()), tuple(axis_sizes), axis_types=kinds)
     in_flat = tuple(map(_spec, stored))
     jax.eval_shape(
         jax.shard_map(sketch, mesh=mesh, in_specs=in_flat, out_specs=()),

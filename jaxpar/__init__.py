@@ -1,0 +1,37 @@
+"""jaxpar: try, see, prove and choose how a Flax model is split over many devices."""
+
+from jaxpar.case import Case as Case
+from jaxpar.case import Resolved as Resolved
+from jaxpar.catalogue import DATA as DATA
+from jaxpar.catalogue import HARDWARE as HARDWARE
+from jaxpar.catalogue import MODELS as MODELS
+from jaxpar.catalogue import STRATEGIES as STRATEGIES
+from jaxpar.data._record import Dataset as Dataset
+from jaxpar.experiment import Claim as Claim
+from jaxpar.experiment import Experiment as Experiment
+from jaxpar.experiment import walk as walk
+from jaxpar.hardware._record import Hardware as Hardware
+from jaxpar.layout import Layout as Layout
+from jaxpar.layout import lay_out as lay_out
+from jaxpar.measures.inspect import Inspection as Inspection
+from jaxpar.measures.inspect import inspect as inspect
+from jaxpar.measures.verify import Verdict as Verdict
+from jaxpar.measures.verify import verify as verify
+from jaxpar.mesh import MeshShape as MeshShape
+from jaxpar.models._record import Field as Field
+from jaxpar.models._record import Mean as Mean
+from jaxpar.models._record import Model as Model
+from jaxpar.models._record import weighted_mean as weighted_mean
+from jaxpar.program import Program as Program
+from jaxpar.program import compile_step as compile_step
+from jaxpar.refusal import LayoutError as LayoutError
+from jaxpar.refusal import RequestError as RequestError
+from jaxpar.step import State as State
+from jaxpar.step import Step as Step
+from jaxpar.step import make_step as make_step
+from jaxpar.strategies._record import Strategy as Strategy
+from jaxpar.strategies._record import combine as combine
+from jaxpar.train import Outcome as Outcome
+from jaxpar.train import Training as Training
+from jaxpar.train import evaluate as evaluate
+from jaxpar.train import train as train
