@@ -52,7 +52,11 @@ def _run(name: str, options: _options.Options) -> int:
 
     if options.hardware != "local" and name != "doctor":
         prefer_cpu()
-    return VERBS.load(name)(options, Screen(options.json))
+    screen = Screen(options.json)
+    status = VERBS.load(name)(options, screen)
+    if options.picture:
+        screen.picture(Path(options.picture), f"python -m experiments {name} {' '.join(options.words)}")
+    return status
 
 
 def _help() -> int:

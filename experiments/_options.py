@@ -45,6 +45,7 @@ flags.DEFINE_multi_string(
     "set", [], "field=value of the model or of training; may be repeated", flag_values=VALUES
 )
 flags.DEFINE_string("out", None, "folder for files (default: runs/...)", flag_values=VALUES)
+flags.DEFINE_string("picture", None, "save what is shown as an SVG picture", flag_values=VALUES)
 flags.DEFINE_bool("json", False, "one JSON record on standard output", flag_values=VALUES)
 flags.DEFINE_bool("verify", False, "after training, verify the layout too", flag_values=VALUES)
 flags.DEFINE_bool("help", False, "show this and stop", short_name="h", flag_values=VALUES)

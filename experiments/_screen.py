@@ -6,6 +6,7 @@ With `--json` standard output belongs to the record, so all of this goes to stan
 import json
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -26,7 +27,7 @@ class Screen:
 
     def __init__(self, as_json: bool):
         self.as_json = as_json
-        self.console = Console(stderr=as_json, highlight=False)
+        self.console = Console(stderr=as_json, highlight=False, record=True)
 
     def say(self, text: str = "", style: str | None = None) -> None:
         """Print a line."""
@@ -36,6 +37,11 @@ class Screen:
         """Print the record, if it was asked for."""
         if self.as_json:
             print(json.dumps(record), file=sys.stdout, flush=True)
+
+    def picture(self, path: Path, title: str) -> None:
+        """Save all that was shown as an SVG picture, for a page or a slide."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.console.save_svg(str(path), title=title)
 
     def layout(self, layout: Layout, hardware: str, *, whole: bool = True) -> None:
         """Show where every parameter lies."""
@@ -48,16 +54,19 @@ class Screen:
             style="bold",
         )
         if whole:
-            table = _table("parameter", "shape", "dims", "split", ("bytes a device", "right"))
-            for array in layout.parameters.values():
-                table.add_row(
+            rows = [
+                [
                     array.path,
-                    " x ".join(map(str, array.shape)),
-                    " ".join(array.dims),
                     _placed(array),
                     _bytes(array.device_bytes(mesh)),
-                )
-            self.console.print(table)
+                    " x ".join(map(str, array.shape)),
+                ]
+                for array in layout.parameters.values()
+            ]
+            head = ["parameter", "split", "bytes a device", "shape"]
+            self.console.print(_table(head, rows))
+            if any(a.stored != a.computed for a in layout.parameters.values()):
+                self.say("* gathered for use", style="dim")
         share = layout.parameter_device_bytes / max(1, layout.parameter_bytes)
         self.say(
             f"parameters: {_bytes(layout.parameter_bytes)} in all, "
@@ -68,19 +77,19 @@ class Screen:
 
     def traffic(self, inspection: Inspection) -> None:
         """Show the collectives of one step."""
-        table = _table(
-            "collective", "over axes", ("times a step", "right"), ("bytes a step", "right"), "from"
-        )
-        for row in inspection.collectives:
-            table.add_row(
+        rows = [
+            [
                 row.kind,
                 " x ".join(row.axes),
                 f"{row.count:,}",
                 _bytes(row.bytes),
                 _short(row.sources[0]) if row.sources else "",
-            )
-        if inspection.collectives:
-            self.console.print(table)
+            ]
+            for row in inspection.collectives
+        ]
+        head = ["collective", "over axes", "times a step", "bytes a step", "from"]
+        if rows:
+            self.console.print(_table(head, rows))
         else:
             self.say("nothing is said on the wire")
         for fault in inspection.faults:
@@ -88,10 +97,9 @@ class Screen:
 
     def rows(self, rows: list[dict], columns: tuple[str, ...]) -> None:
         """Show chosen entries of an experiment's rows; dots reach into records."""
-        table = _table(*(column.rpartition(".")[2] if "said" not in column else column for column in columns))
-        for row in rows:
-            table.add_row(*(_cell(column, _entry(row, column)) for column in columns))
-        self.console.print(table)
+        head = [c if "said" in c else c.rpartition(".")[2] for c in columns]
+        cells = [[_cell(c, _entry(row, c)) for c in columns] for row in rows]
+        self.console.print(_table(head, cells))
 
     def verdict(self, verdict: Verdict) -> None:
         """Show what verification found, on one line when all is well."""
@@ -176,11 +184,20 @@ def _metrics(head: str, metrics: dict[str, float]) -> str:
     return f"{head}: {', '.join(parts)}"
 
 
-def _table(*columns: Any) -> Table:
+def _table(columns: list[str], rows: list[list[str]]) -> Table:
+    """A plain table; on a narrow screen the last column gives way, never the others."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in columns:
-        name, justify = column if isinstance(column, tuple) else (column, "left")
-        table.add_column(name, justify=justify, no_wrap=name != "dims")
+    for i, column in enumerate(columns):
+        cells = [row[i] for row in rows]
+        last = i == len(columns) - 1
+        table.add_column(
+            column,
+            justify="right" if cells and all(cell[:1].isdigit() for cell in cells) else "left",
+            no_wrap=True,
+            min_width=None if last else max(map(len, [column, *cells])),
+        )
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
@@ -191,7 +208,7 @@ def _placed(array) -> str:
         if entry is not None
     ]
     whole = "whole" if not cuts else ", ".join(cuts)
-    return whole + (", gathered" if array.stored != array.computed else "")
+    return whole + (" *" if array.stored != array.computed else "")
 
 
 def _bytes(count: int) -> str:
@@ -204,5 +221,7 @@ def _bytes(count: int) -> str:
 
 
 def _short(source: str) -> str:
+    if source.startswith("weight "):
+        return source
     place, _, function = source.partition(" ")
     return f"{place.rpartition('/')[2]} {function}".strip()

@@ -276,12 +276,14 @@ def _for_use(layout, array, value, *, drop=0):
     if array.stored == array.computed:
         return value
     dtype = layout.model.compute_dtype
-    if dtype is not None and value.ndim > 1:
-        value = value.astype(dtype)  # before the gather: half the bytes on the wire
-    # Pinned before and after, so that in backward the gradient goes straight back to the stored cut:
-    # an all-reduce and a slice, which XLA:GPU fuses into a reduce-scatter.
-    value = _pinned(layout, value, PartitionSpec(*array.stored[drop:]))
-    return _pinned(layout, value, PartitionSpec(*array.computed[drop:]))
+    # The name ends up in the compiled program, where `inspect` reads whose gather it is.
+    with jax.named_scope(f"weight({array.path.replace('/', '.')})"):
+        if dtype is not None and value.ndim > 1:
+            value = value.astype(dtype)  # before the gather: half the bytes on the wire
+        # Pinned before and after, so that in backward the gradient goes straight back to the stored
+        # cut: an all-reduce and a slice, which XLA:GPU fuses into a reduce-scatter.
+        value = _pinned(layout, value, PartitionSpec(*array.stored[drop:]))
+        return _pinned(layout, value, PartitionSpec(*array.computed[drop:]))
 
 
 def _place_layer(layout, layer):

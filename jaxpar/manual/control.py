@@ -56,7 +56,8 @@ def remat(frame, eqn, operands, live):
 
     def body(*values):
         with frame.run.aside() as log:
-            results = [*Frame(frame.run).walk(jaxpr, (), values, live)]
+            consts = getattr(jaxpr, "consts", ())  # JAX 0.12 has no other kind of jaxpr
+            results = [*Frame(frame.run).walk(jaxpr, consts, values, live)]
         entries[:] = log
         return results
 
@@ -87,13 +88,21 @@ def _lift(frame, child, roots):
     return memo
 
 
+def _scan_parts(params) -> tuple[int, int]:
+    """Where a scan's operands change from constants to carry, and from carry to slices."""
+    if "num_carry" in params:
+        return params["num_consts"], params["num_consts"] + params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()  # JAX 0.12 says it as a tree
+    return len(consts), len(consts) + len(carry)
+
+
 def scan(frame, eqn, operands, live):
     """Scan over local slices; the carry's placement lasts, weights are gathered turn by turn."""
     p, run = eqn.params, frame.run
     inner = p["jaxpr"]
-    consts = operands[: p["num_consts"]]
-    init = operands[p["num_consts"] : p["num_consts"] + p["num_carry"]]
-    xs = [_whole_front(frame, v) for v in operands[p["num_consts"] + p["num_carry"] :]]
+    first, second = _scan_parts(p)
+    consts, init = operands[:first], operands[first:second]
+    xs = [_whole_front(frame, v) for v in operands[second:]]
     carry = Carry(init)
     state = {"memo": {}}
     # A carry feeds the next turn, so one live result makes all of them live.

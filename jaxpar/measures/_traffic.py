@@ -5,6 +5,7 @@ loops included. Nothing is dropped: collectives whose groups are not whole axes 
 own, with `whole` false.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from jaxpar import hlo
 
 SOURCES_SHOWN = 3
+_WEIGHT = re.compile(r"weight\(([\w.]+)\)")
+"""The scope that a step puts around the gather of a weight."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ def _row(
 
 
 def _source(one: hlo.Collective) -> str:
+    if weight := _WEIGHT.search(one.op_name):
+        return f"weight {weight[1].replace('.', '/')}"
     if not one.frames:
         return one.op_name
     frame = one.frames[0]

@@ -1,7 +1,8 @@
 """A layout computes what one device computes: loss, every gradient, update, state, masks.
 
 In float64, where honest layouts and classic mistakes are ten decades apart. Measured worst over every
-case below: 6e-14 on a gradient, 4e-13 on a state after three steps, against bounds of 1e-9.
+case below: 3.1e-15 on a gradient, 5.1e-15 on a state after three steps, against bounds of 1e-9; and
+3.1e-7 against 1e-4 for the one case in float32.
 """
 
 from dataclasses import replace
