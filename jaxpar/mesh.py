@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from jaxpar.refusal import LayoutError, RequestError, sizes_that_work, unknown
 
@@ -71,7 +71,9 @@ class MeshShape:
     @property
     def abstract(self) -> AbstractMesh:
         """The same shape as JAX's own device-free mesh."""
-        return AbstractMesh(tuple(size for _, size in self.sizes), self.axes)
+        sizes = tuple(size for _, size in self.sizes)
+        # JAX 0.12 would make the axes Explicit.
+        return AbstractMesh(sizes, self.axes, axis_types=(AxisType.Auto,) * len(sizes))
 
     def size(self, axis: str) -> int:
         """How many devices lie along `axis`; 1 for an axis that was left out."""

@@ -80,8 +80,6 @@ class Plan:
         def body(*arrays):
             return [v.array for v in _walk(Frame(Run(sizes, _RULES)), program, arrays)]
 
-        if self.gathers:
-            body = regather(body, looped=False)
         return jax.tree.unflatten(program.out_tree, body(*leaves))
 
 

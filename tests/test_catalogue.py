@@ -1,0 +1,68 @@
+"""A folder is a catalogue, a file in it an entry."""
+
+import sys
+
+import pytest
+
+from jaxpar.catalogue import DATA, HARDWARE, MODELS, STRATEGIES, Catalogue
+from jaxpar.refusal import RequestError
+
+ALL = (MODELS, STRATEGIES, HARDWARE, DATA)
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """A package with an entry, a broken entry and a private file."""
+    folder = tmp_path / "shelf_for_test"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "good.py").write_text('"""Good first line.\n\nMore."""\n\ndef thing():\n    return 7\n')
+    (folder / "broken.py").write_text('"""Broken, but listed."""\nimport no_such_module_at_all\n')
+    (folder / "_private.py").write_text("thing = None\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield Catalogue("shelf_for_test", "thing")
+    for name in [n for n in sys.modules if n.partition(".")[0] == "shelf_for_test"]:
+        del sys.modules[name]
+
+
+def test_a_new_file_is_a_new_entry(shelf):
+    """Nothing else is edited: the names are the files', without private ones."""
+    assert shelf.names() == ("broken", "good")
+    (shelf.folder / "added.py").write_text('"""Added."""\n\ndef thing():\n    return 8\n')
+    assert shelf.names() == ("added", "broken", "good")
+    assert shelf.load("added")() == 8
+
+
+def test_listing_imports_nothing(shelf):
+    """A broken entry is listed with its first line, and breaks only when it is loaded."""
+    assert [shelf.summary(n) for n in shelf.names()] == ["Broken, but listed.", "Good first line."]
+    assert "shelf_for_test.good" not in sys.modules
+    with pytest.raises(ModuleNotFoundError, match="no_such_module_at_all"):
+        shelf.load("broken")
+    assert shelf.load("good")() == 7
+
+
+def test_an_unknown_name_is_refused_with_the_nearest(shelf):
+    """And with all that there are."""
+    with pytest.raises(RequestError, match=r"unknown thing 'god': did you mean 'good'.*broken, good"):
+        shelf.load("god")
+    with pytest.raises(RequestError, match="unknown thing '_private'"):
+        shelf.load("_private")
+
+
+@pytest.mark.parametrize("catalogue", ALL, ids=lambda c: c.noun)
+def test_every_entry_loads_and_says_what_it_is_in_a_line(catalogue):
+    """Each file has the catalogue's public thing, and a first line fit for a list."""
+    assert len(catalogue.names()) >= 3
+    for name in catalogue.names():
+        assert callable(catalogue.load(name)), name
+        summary = catalogue.summary(name)
+        assert 20 < len(summary) <= 110, f"{name}: {summary!r}"
+        assert summary.endswith((".", "?")), f"{name}: {summary!r}"
+
+
+@pytest.mark.parametrize("catalogue", [MODELS, STRATEGIES, HARDWARE], ids=lambda c: c.noun)
+def test_an_entry_goes_by_its_files_name(catalogue):
+    """What is typed is what is told: a record's name is that of its file."""
+    for name in catalogue.names():
+        assert catalogue.load(name)().name == name
