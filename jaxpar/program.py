@@ -4,7 +4,8 @@ This is the first place where devices exist. A described program can be read but
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -143,7 +144,25 @@ def compile_step(step: Step, *, hardware: Hardware, for_speed: bool = True) -> P
     lowered = update.lower(step.state, step.batch)
     quick = QUICK if hardware.kind == "fake" and not for_speed else {}
     options = {**hardware.compiler_options, **quick}
-    return Program(step, hardware, mesh, lowered.compile(options or None))
+    with _kept_unless(hardware.kind == "described"):
+        return Program(step, hardware, mesh, lowered.compile(options or None))
+
+
+@contextmanager
+def _kept_unless(described: bool) -> Iterator[None]:
+    """Keep a program for devices that are not here out of JAX's compilation cache.
+
+    JAX would write it there and then fail to read it back ("PjRtCompiler must be constructed with a
+    Client"), with a warning at every later compilation.
+    """
+    setting = "jax_persistent_cache_min_compile_time_secs"
+    usual = getattr(jax.config, setting)
+    if described:
+        jax.config.update(setting, float("inf"))
+    try:
+        yield
+    finally:
+        jax.config.update(setting, usual)
 
 
 def device_mesh(shape: MeshShape, hardware: Hardware) -> Mesh:

@@ -16,7 +16,9 @@ def shelf(tmp_path, monkeypatch):
     folder = tmp_path / "shelf_for_test"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
-    (folder / "good.py").write_text('"""Good first line.\n\nMore."""\n\ndef thing():\n    return 7\n')
+    (folder / "good.py").write_text(
+        '"""Good first line.\n\nMore."""\n\ndef thing():\n    return 7\n'
+    )
     (folder / "broken.py").write_text('"""Broken, but listed."""\nimport no_such_module_at_all\n')
     (folder / "_private.py").write_text("thing = None\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -44,7 +46,9 @@ def test_listing_imports_nothing(shelf):
 
 def test_an_unknown_name_is_refused_with_the_nearest(shelf):
     """And with all that there are."""
-    with pytest.raises(RequestError, match=r"unknown thing 'god': did you mean 'good'.*broken, good"):
+    with pytest.raises(
+        RequestError, match=r"unknown thing 'god': did you mean 'good'.*broken, good"
+    ):
         shelf.load("god")
     with pytest.raises(RequestError, match="unknown thing '_private'"):
         shelf.load("_private")

@@ -91,7 +91,7 @@ class Transformer:
 
 
 def _param(rngs: nnx.Rngs, init, shape: tuple[int, ...], dims: tuple[str, ...]) -> nnx.Param:
-    return nnx.Param(init(rngs.params(), shape, jnp.float32), sharding_names=dims)
+    return nnx.Param(init(rngs.params(), shape, jnp.float32), out_sharding=dims)
 
 
 def _normal(scale: float):

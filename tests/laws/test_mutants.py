@@ -108,8 +108,10 @@ def swapped_axes(alone, state, batch):
 def wrong_count(alone, state, batch):
     gradients, new, metrics, weight = own(alone, state, batch)
     rows = 4 * batch["weight"].size
-    return times(jax.lax.psum(times(gradients, weight), "data"), 1 / rows), new, over_all(
-        metrics, weight
+    return (
+        times(jax.lax.psum(times(gradients, weight), "data"), 1 / rows),
+        new,
+        over_all(metrics, weight),
     )
 
 

@@ -84,7 +84,9 @@ CHOICES = {
 def test_every_choice_of_the_decoder_computes_the_same(choice, mode):
     """Grouped heads, tied tables, biases, dropout, rematerialization and microbatches."""
     strategy, fields, microbatches = CHOICES[choice]
-    prove(small_layout("transformer", strategy, BOTH, **fields), mode=mode, microbatches=microbatches)
+    prove(
+        small_layout("transformer", strategy, BOTH, **fields), mode=mode, microbatches=microbatches
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -24,9 +24,7 @@ SCALARS = 4 * FLOAT
 
 def has_gpu_compiler() -> bool:
     # The folder jax_plugins is there only with a plugin in it.
-    return all(
-        importlib.util.find_spec(name) for name in ("jax_plugins", "jax_plugins.xla_cuda13")
-    )
+    return all(importlib.util.find_spec(name) for name in ("jax_plugins", "jax_plugins.xla_cuda13"))
 
 
 H100 = pytest.param(
@@ -56,9 +54,7 @@ def said(inspection, kind: str | None = None, axis: str | None = None) -> int:
     rows = inspection.collectives
     assert all(row.exact and row.whole for row in rows), rows
     return sum(
-        row.bytes
-        for row in rows
-        if kind in (None, row.kind) and (axis is None or axis in row.axes)
+        row.bytes for row in rows if kind in (None, row.kind) and (axis is None or axis in row.axes)
     )
 
 
@@ -148,9 +144,7 @@ def test_fsdp_gathers_layers_twice_and_scatters_gradients_once(hardware, model, 
     inspection = inspected(model, strategy, hardware=hardware)
     cut, whole = pieces(inspection, cut=True), pieces(inspection, cut=False)
     assert cut > 0
-    assert said(inspection, "all-gather", "data") == pieces(
-        inspection, cut=True, layers_twice=True
-    )
+    assert said(inspection, "all-gather", "data") == pieces(inspection, cut=True, layers_twice=True)
     scattered = said(inspection, "reduce-scatter", "data")
     assert scattered == (0 if hardware == "cpu" else cut)
     least, most = statistics_bytes(inspection)

@@ -1,0 +1,79 @@
+"""Every experiment file walks, and its claims hold; the benchmarks give rows."""
+
+import json
+
+import pytest
+
+from experiments._verbs.bench import BENCHMARKS
+from experiments._verbs.list import EXPERIMENTS
+from experiments.__main__ import main
+from jaxpar.experiment import Claim, walk
+
+SLOW = {"first_transformer"}
+"""Too long for every change: its claims are checked by running it, here only its cases."""
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS.names())
+def test_an_experiment_states_a_question_and_claims_that_need_rows(name):
+    """A docstring that asks, cases that resolve, claims that cannot hold of nothing."""
+    experiment = EXPERIMENTS.load(name)
+    assert "?" in EXPERIMENTS.summary(name)
+    assert experiment.cases and experiment.claims
+    for case in experiment.cases:
+        case.resolve()
+    for claim in experiment.claims:
+        assert claim.needs >= 1 and not claim.check(())
+
+
+@pytest.mark.parametrize("name", sorted(set(EXPERIMENTS.names()) - SLOW))
+def test_the_claims_of_an_experiment_hold(name, capsys, tmp_path):
+    """`run NAME` ends with 0, every claim holds, and the rows are on disk."""
+    assert main(["run", name, "--json", "--out", str(tmp_path)]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["ok"] and all(claim["holds"] for claim in record["claims"])
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert rows == record["rows"] and len(rows) == len(EXPERIMENTS.load(name).cases)
+
+
+def test_a_claim_that_fails_is_told_by_the_exit_status(capsys, tmp_path, monkeypatch):
+    """A false claim exits 1 and is named."""
+    from dataclasses import replace
+
+    from experiments import model_parallel
+
+    false = replace(
+        model_parallel.experiment,
+        cases=model_parallel.experiment.cases[:1],
+        measures=("inspect",),
+        claims=(Claim("the moon is a model axis", lambda rows: False, needs=1),),
+    )
+    monkeypatch.setattr(model_parallel, "experiment", false)
+    assert main(["run", "model_parallel", "--out", str(tmp_path)]) == 1
+    assert "FAILS: the moon is a model axis" in capsys.readouterr().out
+
+
+def test_a_case_that_cannot_be_laid_out_is_a_row_with_its_refusal():
+    """Refusals are answers, not crashes, and no claim counts them."""
+    from jaxpar.case import Case
+    from jaxpar.experiment import Experiment
+
+    impossible = Experiment(
+        cases=(Case("mlp", strategy="tensor", mesh="model=3"),), measures=("inspect",), claims=()
+    )
+    (row,) = walk(impossible)
+    assert "3 does not divide 256" in row["refusal"]
+    assert not Claim("anything", lambda rows: True, needs=1).check((row,))
+
+
+@pytest.mark.parametrize("name", BENCHMARKS.names())
+def test_a_benchmark_gives_a_row_a_layout(name, monkeypatch):
+    """At toy size, each row holds both times and their ratio; no time is judged."""
+    import importlib
+
+    module = importlib.import_module(f"experiments._benchmarks.{name}")
+    monkeypatch.setattr(module, "STEPS_A_ROUND", 1)
+    monkeypatch.setattr(module, "LAYOUTS", module.LAYOUTS[-1:])
+    small = {"layers": 1, "width": 32, "heads": 8, "kv_heads": 8, "ffn": 64, "vocabulary": 32}
+    monkeypatch.setattr(module, "SIZES", {**module.SIZES, **small, "sequence": 16})
+    (row,) = module.benchmark(rounds=1)
+    assert row["ratio"] == pytest.approx(row["jaxpar_seconds"] / row["bare_seconds"])

@@ -1,0 +1,179 @@
+"""make_step: accumulation, metrics, optimizer state that lies like its parameters, evaluation."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+from small import small_layout
+
+from jaxpar.measures._probe import probe_batch
+from jaxpar.refusal import LayoutError, RequestError
+from jaxpar.step import make_step
+
+ALONE = "data=1"
+# Float32 sums in another order; 6e-7 was the largest seen.
+ROUNDING = 1e-5
+
+
+def state_and_batch(step, seed=0):
+    return step.init(jax.random.key(seed)), probe_batch(step.layout.model, seed)
+
+
+def relative(a, b):
+    return float(np.linalg.norm(np.asarray(a) - np.asarray(b)) / np.linalg.norm(np.asarray(b)))
+
+
+@pytest.mark.parametrize("microbatches", [2, 4, 8])
+def test_accumulated_gradients_equal_the_whole_batchs_when_weights_are_uneven(microbatches):
+    """Sums are accumulated and divided once: a mean of means would be off by 1e-1."""
+    layout = small_layout("mlp", "single", ALONE)
+    whole, cut = make_step(layout), make_step(layout, microbatches=microbatches)
+    state, batch = state_and_batch(whole)
+    assert np.std(batch["weight"]) > 0.1
+    right, _, right_metrics = jax.jit(whole.gradients)(state, batch)
+    got, _, metrics = jax.jit(cut.gradients)(state, batch)
+    for path in right:
+        assert relative(got[path], right[path]) < ROUNDING, path
+    for name in right_metrics:
+        assert abs(metrics[name] - right_metrics[name]) < ROUNDING, name
+
+
+def test_a_gradient_is_that_of_the_weighted_mean():
+    """Against jax.grad of the mean itself, written here: sum of w x loss over sum of w."""
+    layout = small_layout("mlp", "single", ALONE)
+    step = make_step(layout)
+    state, batch = state_and_batch(step)
+
+    def mean(parameters):
+        x = batch["image"].reshape(len(batch["image"]), -1)
+        count = len([p for p in parameters if p.endswith("kernel")])
+        for i in range(count):
+            x = x @ parameters[f"layers/{i}/kernel"] + parameters[f"layers/{i}/bias"][None]
+            x = jax.nn.relu(x) if i + 1 < count else x
+        losses = optax.softmax_cross_entropy_with_integer_labels(x, batch["label"])
+        return jnp.sum(losses * batch["weight"]) / jnp.sum(batch["weight"])
+
+    loss, right = jax.value_and_grad(mean)(state.parameters)
+    got, _, metrics = step.gradients(state, batch)
+    assert abs(metrics["loss"] - loss) < ROUNDING
+    for path in right:
+        assert relative(got[path], right[path]) < ROUNDING, path
+
+
+def test_padding_does_not_count():
+    """Rows of weight 0 change neither loss nor gradient, whatever they hold."""
+    step = make_step(small_layout("mlp", "single", ALONE))
+    state, batch = state_and_batch(step)
+    batch["weight"][3:] = 0
+    other = {**batch, "image": batch["image"].copy()}
+    other["image"][3:] = 100.0
+    (a, _, m), (b, _, n) = step.gradients(state, batch), step.gradients(state, other)
+    assert m["loss"] == n["loss"]
+    for path in a:
+        np.testing.assert_array_equal(a[path], b[path])
+
+
+def test_an_update_is_gradients_then_apply():
+    """The whole step is its two halves, and counts itself."""
+    step = make_step(small_layout("convnet", "single", ALONE))
+    state, batch = state_and_batch(step)
+    whole, metrics = jax.jit(step.update)(state, batch)
+    gradients, model_state, _ = jax.jit(step.gradients)(state, batch)
+    halves = jax.jit(step.apply)(state, gradients, model_state)
+    assert int(whole.step) == int(halves.step) == 1
+    for path, value in whole.parameters.items():
+        assert relative(value, halves.parameters[path]) < ROUNDING
+        assert not np.array_equal(value, state.parameters[path]), path
+    assert any(not np.array_equal(whole.model_state[p], v) for p, v in state.model_state.items())
+    assert set(metrics) >= {"loss", "accuracy"}
+
+
+def test_dropout_masks_depend_on_the_step_and_the_key_alone():
+    """The same state gives the same masks, the next step others; evaluation drops nothing."""
+    step = make_step(small_layout("mlp", "single", ALONE, dropout=0.5))
+    state, batch = state_and_batch(step)
+    losses = [float(step.gradients(state, batch)[2]["loss"]) for _ in range(2)]
+    later = float(step.gradients(replace(state, step=state.step + 1), batch)[2]["loss"])
+    assert losses[0] == losses[1] != later
+    means = [step.evaluate(s, batch)["loss"].value for s in (state, replace(state, step=7))]
+    assert float(means[0]) == float(means[1]) != losses[0]
+
+
+def test_evaluation_leaves_statistics_alone_and_uses_them():
+    """BatchNorm in evaluation reads its running statistics: others give another loss."""
+    step = make_step(small_layout("convnet", "single", ALONE))
+    state, batch = state_and_batch(step)
+    moved = {p: v + 1.0 for p, v in state.model_state.items()}
+    before, after = (
+        float(step.evaluate(s, batch)["loss"].value)
+        for s in (state, replace(state, model_state=moved))
+    )
+    assert before != after
+
+
+OPTIMIZERS = {
+    "adamw": optax.adamw(1e-3),
+    "clipped": optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)),
+    "momentum": optax.sgd(0.1, momentum=0.9),
+    "masked": optax.adamw(1e-3, mask=lambda p: {path: "kernel" in path for path in p}),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_moments_lie_like_their_parameters(name):
+    """Every optimizer array of a parameter's shape has the parameter's spec; others are whole."""
+    layout = small_layout("mlp", "fsdp+tensor", "data=4,model=2")
+    step = make_step(layout, optimizer=OPTIMIZERS[name])
+    stored = {path: array.stored for path, array in layout.parameters.items()}
+    specs = jax.tree_util.tree_leaves_with_path(
+        step.state_specs.optimizer, is_leaf=lambda x: isinstance(x, P)
+    )
+    shapes = jax.tree.leaves(step.state.optimizer)
+    followed = 0
+    for (path, spec), leaf in zip(specs, shapes, strict=True):
+        own = [p.key for p in path if isinstance(p, jax.tree_util.DictKey)]
+        assert spec == (stored[own[0]] if own else P()), path
+        assert not own or leaf.shape == layout.parameters[own[0]].shape
+        followed += bool(own)
+    assert followed in (len(stored), 2 * len(stored))
+
+
+def test_factored_moments_stay_whole():
+    """Adafactor's rows and columns have no parameter's shape, so they have no parameter's cut."""
+    layout = small_layout("mlp", "fsdp+tensor", "data=4,model=2")
+    step = make_step(layout, optimizer=optax.adafactor(1e-3, min_dim_size_to_factor=8))
+    specs = jax.tree.leaves(step.state_specs.optimizer, is_leaf=lambda x: isinstance(x, P))
+    leaves = jax.tree.leaves(step.state.optimizer)
+    sizes = {array.shape for array in layout.parameters.values()}
+    factored = 0
+    for spec, leaf in zip(specs, leaves, strict=True):
+        assert len(spec) in (0, len(leaf.shape))
+        if leaf.shape not in sizes:
+            assert spec == P(), leaf.shape
+            factored += 1
+    assert factored > len(sizes)
+
+
+def test_the_abstract_state_is_that_which_init_makes():
+    """Shapes and dtypes known before anything is compiled are those that arrive."""
+    step = make_step(small_layout("convnet", "hybrid", "data=4,model=2"))
+    made = step.init(jax.random.key(0))
+    want = jax.tree.map(lambda x: (x.shape, x.dtype), step.state)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), made) == want
+
+
+def test_a_step_that_makes_no_sense_is_refused():
+    """An unknown mode, no microbatch, and microbatches that do not divide the batch."""
+    layout = small_layout("mlp", "data", "data=4")
+    with pytest.raises(RequestError, match="unknown mode 'atuo': did you mean 'auto'"):
+        make_step(layout, mode="atuo")
+    with pytest.raises(RequestError, match="microbatches=0"):
+        make_step(layout, microbatches=0)
+    with pytest.raises(
+        LayoutError, match="batch of 16 rows.*3 microbatches.*use a batch of 12 or 24"
+    ):
+        make_step(layout, microbatches=3)
