@@ -239,16 +239,14 @@ def test_fsdp_gathers_a_layer_at_a_time_twice_and_scatters_its_gradient(options)
     assert {c.times for c in plan.collectives if c.kind == "all-gather"} == {1, L}
 
 
-def test_fsdp_unrolled_gathers_again_behind_a_barrier():
-    """Outside a loop XLA must not merge the backward pass's gathers with the forward's.
+def test_a_gather_outside_the_loop_leaves_the_remat_inside_alone():
+    """Embedding and head are gathered outside the layers' loop; a layer's own remat still decides.
 
-    Read before compiling: XLA's CPU compiler drops the barrier that its GPU compiler respects.
+    A checkpoint around the whole program, there to gather embedding and head again, once made every
+    inner remat keep everything (an 8B decoder took 265 GB instead of 14).
     """
-    loss, args, how = planned("fsdp", unrolled=True)
-    step, plan = manual_step(loss, args, **how)
-    text = jax.jit(step).lower(*args).as_text()
-    weights = [c for c in plan.collectives if c.kind == "all-gather"]
-    assert len(weights) == 9 * L + 3
-    # The embedding is not needed again, nor is the last layer's product with no consumer after it.
-    assert text.count("stablehlo.all_gather") >= 2 * len(weights) - 2
-    assert text.count("stablehlo.optimization_barrier") >= 1
+    kept, again = (
+        str(jax.make_jaxpr(manual_step(loss, args, **how)[0])(*args)).count("psum")
+        for loss, args, how in (planned("fsdp x tensor"), planned("fsdp x tensor", remat=True))
+    )
+    assert again > kept

@@ -134,7 +134,7 @@ def scan(frame, eqn, operands, live):
         return after, [v.array for v in ys]
 
     last, stacked = lax.scan(
-        regather(body, looped=True) if state["child"].gathers else body,
+        regather(body, looped=p["unroll"] == 1) if state["child"].gathers else body,
         carry.arrays(frame, init),
         [v.array for v in xs],
         length=p["length"],

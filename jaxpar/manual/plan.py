@@ -17,7 +17,6 @@ from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from jaxpar.manual import control, custom, lookup, rules
-from jaxpar.manual.control import regather
 from jaxpar.manual.frame import Frame
 from jaxpar.manual.run import Collective, ManualError, Run
 from jaxpar.manual.value import Value, axes_of, local_shape, varying
@@ -57,7 +56,6 @@ class Plan:
     out_shapes: Any
     collectives: tuple[Collective, ...]
     program: _Program = field(repr=False)
-    gathers: bool = field(default=False, repr=False)
 
     def __call__(self, *args):
         """Run on local shards; every result is this device's shard, placed as `out_specs` says."""
@@ -131,7 +129,7 @@ def trace(
         run = Run(sizes, _RULES)
         frame = Frame(run)
         found["dims"] = [v.dims for v in _walk(frame, program, arrays)]
-        found["log"], found["gathers"] = tuple(run.log), frame.gathers
+        found["log"] = tuple(run.log)
         return ()
 
     # Auto said aloud: from JAX 0.12 on axes are Explicit unless told, and specs must match there.
@@ -148,7 +146,6 @@ def trace(
         out_shapes=shapes,
         collectives=found["log"],
         program=program,
-        gathers=found["gathers"],
     )
 
 
