@@ -1,7 +1,8 @@
 """The runner: python -m experiments VERB ...
 
-`list` shows what there is; `train`, `inspect` and `verify` take a model; `run` walks one experiment.
-Exit status 0 when all is well, 1 when a check or claim failed, 2 when the request makes no sense.
+`list` shows what there is; `train`, `inspect` and `verify` take a model; `run` walks one
+experiment. Exit status 0 when all is well, 1 when a check or claim failed, 2 when the request
+makes no sense.
 """
 
 import os
@@ -55,7 +56,9 @@ def _run(name: str, options: _options.Options) -> int:
     screen = Screen(options.json)
     status = VERBS.load(name)(options, screen)
     if options.picture:
-        screen.picture(Path(options.picture), f"python -m experiments {name} {' '.join(options.words)}")
+        screen.picture(
+            Path(options.picture), f"python -m experiments {name} {' '.join(options.words)}"
+        )
     return status
 
 

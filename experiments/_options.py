@@ -1,7 +1,7 @@
 """The command line's options, declared once, and read into plain values.
 
-Flags are absl's, in a set of their own so that a library's flags do not become ours. Every mistake is
-a RequestError: one sentence, exit status 2.
+Flags are absl's, in a set of their own so that a library's flags do not become ours. Every mistake
+is a RequestError: one sentence, exit status 2.
 """
 
 import ast

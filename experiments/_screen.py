@@ -171,7 +171,11 @@ def _cell(column: str, value: Any) -> str:
         return "-"
     if isinstance(value, dict):
         return ",".join(f"{axis}={size}" for axis, size in value.items())
-    if "bytes" in column.rpartition(".")[2].split("_") and "per_byte" not in column or "said" in column:
+    if (
+        "bytes" in column.rpartition(".")[2].split("_")
+        and "per_byte" not in column
+        or "said" in column
+    ):
         return _bytes(value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 

@@ -2,7 +2,8 @@
 
 Command: python -m experiments run data_parallel (under a minute on two cores).
 Expectation: no. The gradient of a weighted mean is a sum over examples divided by their weight, so
-replicas that sum theirs by all-reduce hold the gradient of the whole batch, to rounding. What is new is
+replicas that sum theirs by all-reduce hold the gradient of the whole batch, to rounding. What is
+new is
 traffic: every gradient once a step, as many bytes as the parameters have, whatever the replicas.
 """
 
@@ -26,29 +27,32 @@ def _same_losses(rows) -> bool:
 experiment = Experiment(
     cases=(
         Case("mlp", strategy="single", mesh="data=1", set={"steps": 60}),
-        *(
-            Case("mlp", strategy="data", mesh=f"data={n}", set={"steps": 60})
-            for n in (2, 4, 8)
-        ),
+        *(Case("mlp", strategy="data", mesh=f"data={n}", set={"steps": 60}) for n in (2, 4, 8)),
     ),
     measures=("inspect", "train", "verify"),
     claims=(
         Claim("every loss is that of one device", _same_losses, needs=4),
         Claim(
             "the test accuracy is that of one device, to one image in a hundred",
-            lambda rows: max(r["train"]["test_accuracy"] for r in rows)
-            - min(r["train"]["test_accuracy"] for r in rows)
-            <= 0.01,
+            lambda rows: (
+                max(r["train"]["test_accuracy"] for r in rows)
+                - min(r["train"]["test_accuracy"] for r in rows)
+                <= 0.01
+            ),
             needs=4,
         ),
-        Claim("every layout is verified", lambda rows: all(r["verify"]["ok"] for r in rows), needs=4),
+        Claim(
+            "every layout is verified", lambda rows: all(r["verify"]["ok"] for r in rows), needs=4
+        ),
         Claim(
             "one device says nothing; replicas all-reduce the bytes of the parameters, and scalars",
-            lambda rows: said(rows[0]) == 0
-            and all(
-                0 <= said(r, "all-reduce", "data") - r["parameter_bytes"] <= SCALARS_BYTES
-                and said(r) == said(r, "all-reduce", "data")
-                for r in rows[1:]
+            lambda rows: (
+                said(rows[0]) == 0
+                and all(
+                    0 <= said(r, "all-reduce", "data") - r["parameter_bytes"] <= SCALARS_BYTES
+                    and said(r) == said(r, "all-reduce", "data")
+                    for r in rows[1:]
+                )
             ),
             needs=4,
         ),

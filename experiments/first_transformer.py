@@ -1,9 +1,10 @@
 """Does a decoder learn English under a hybrid layout, on a laptop, in a minute or two?
 
 Command: python -m experiments run first_transformer (about two minutes on two cores).
-Expectation: a fresh model needs 8 bits a byte; the frequencies of letters alone are worth about 4.6. After
-150 steps of 16 x 128 bytes it should be past pairs of letters, below 3.6 bits a byte on pages that it
-has not read.
+Expectation: a fresh model needs 8 bits a byte; the frequencies of letters alone are worth about
+    4.6. After
+150 steps of 16 x 128 bytes it should be past pairs of letters, below 3.6 bits a byte on pages that
+it has not read.
 """
 
 from jaxpar.case import Case

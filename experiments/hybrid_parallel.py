@@ -1,7 +1,8 @@
 """Eight devices: all for data, all for the model, or some of each?
 
 Command: python -m experiments run hybrid_parallel (about a minute on two cores).
-Expectation: the same losses and accuracy from all four splits. Moving devices from data to model halves
+Expectation: the same losses and accuracy from all four splits. Moving devices from data to model
+    halves
 the parameters on each and the gradient bytes with them, and adds activations to the wire.
 """
 
@@ -29,7 +30,9 @@ experiment = Experiment(
     ),
     measures=("inspect", "train", "verify"),
     claims=(
-        Claim("every layout is verified", lambda rows: all(r["verify"]["ok"] for r in rows), needs=4),
+        Claim(
+            "every layout is verified", lambda rows: all(r["verify"]["ok"] for r in rows), needs=4
+        ),
         Claim("every split has the same losses", _same_losses, needs=4),
         Claim(
             "each classifies at least 96 % of the test images",
@@ -46,12 +49,18 @@ experiment = Experiment(
         ),
         Claim(
             "gradient bytes over data fall too, and nothing is said over an axis of size 1",
-            lambda rows: all(
-                said(a, axis="data") > said(b, axis="data") for a, b in pairwise(rows)
-            )
-            and said(rows[0], axis="model") == said(rows[-1], axis="data") == 0,
+            lambda rows: (
+                all(said(a, axis="data") > said(b, axis="data") for a, b in pairwise(rows))
+                and said(rows[0], axis="model") == said(rows[-1], axis="data") == 0
+            ),
             needs=4,
         ),
     ),
-    columns=("mesh", "parameter_bytes_per_device", "said.data", "said.model", "train.test_accuracy"),
+    columns=(
+        "mesh",
+        "parameter_bytes_per_device",
+        "said.data",
+        "said.model",
+        "train.test_accuracy",
+    ),
 )

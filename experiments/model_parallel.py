@@ -1,7 +1,8 @@
 """What does cutting the matrices over devices save, and what is said on the wire instead?
 
 Command: python -m experiments run model_parallel (about two minutes on two cores).
-Expectation: the matrices' bytes on a device fall by the size of the model axis; what stays whole are the
+Expectation: the matrices' bytes on a device fall by the size of the model axis; what stays whole
+    are the
 norms. On the wire, all-reduces of activations only: two a block forward and two backward, each of
 batch x sequence x width, whatever the number of devices; never a parameter.
 """
@@ -10,7 +11,13 @@ from jaxpar.case import Case
 from jaxpar.experiment import Claim, Experiment, said
 
 SIZES = {
-    "layers": 2, "width": 64, "heads": 8, "kv_heads": 8, "ffn": 256, "sequence": 32, "vocabulary": 64,
+    "layers": 2,
+    "width": 64,
+    "heads": 8,
+    "kv_heads": 8,
+    "ffn": 256,
+    "sequence": 32,
+    "vocabulary": 64,
 }
 BLOCK_SUMS = 4 * SIZES["layers"]
 """All-reduces inside the blocks: after attention and after the feed-forward part, there and back."""
@@ -36,7 +43,9 @@ experiment = Experiment(
     ),
     measures=("inspect", "verify"),
     claims=(
-        Claim("every layout is verified", lambda rows: all(r["verify"]["ok"] for r in rows), needs=3),
+        Claim(
+            "every layout is verified", lambda rows: all(r["verify"]["ok"] for r in rows), needs=3
+        ),
         Claim(
             "bytes a device = whole norms + matrices / devices",
             lambda rows: all(_falls(r) for r in rows),
@@ -49,9 +58,7 @@ experiment = Experiment(
         ),
         Claim(
             "nothing but all-reduces over the model axis",
-            lambda rows: all(
-                said(r) == said(r, "all-reduce", "model") > 0 for r in rows
-            ),
+            lambda rows: all(said(r) == said(r, "all-reduce", "model") > 0 for r in rows),
             needs=3,
         ),
         Claim(

@@ -1,6 +1,7 @@
 """A step's gradients under shard_map, every collective placed by `jaxpar.manual` rather than by XLA.
 
-The loss is traced at its global shapes and walked on shards. Differentiating it there gives complete
+The loss is traced at its global shapes and walked on shards. Differentiating it there gives
+complete
 gradients: under shard_map's type check the transposes bring the sums that backward needs.
 """
 

@@ -1,7 +1,7 @@
 """A Case: one model under one layout, said in words, and resolved into the stream's values.
 
-The command line, experiments and notebooks all say what they want in these words. Every refusal is a
-RequestError and comes before anything is compiled.
+The command line, experiments and notebooks all say what they want in these words. Every refusal is
+a RequestError and comes before anything is compiled.
 """
 
 import importlib
@@ -32,8 +32,8 @@ class Case:
     Attributes:
         model: a catalogue name, or `package.module:factory`.
         strategy: a catalogue name, or several joined by +.
-        mesh: `axis=size,axis=size`, outermost first; None means data=4,model=2 on fake and described
-            devices and one device on local ones.
+        mesh: `axis=size,axis=size`, outermost first; None means data=4,model=2 on fake and
+            described devices and one device on local ones.
         hardware: a catalogue name.
         mode: auto or manual.
         data: a catalogue name, a token file, or None for the model's usual.

@@ -1,7 +1,7 @@
 """A folder is a catalogue, a file in it an entry: list names, read first lines, load one.
 
-Names and summaries are read without importing anything, so that listing is instant and a broken entry
-cannot hide its neighbours. Files whose names start with an underscore are not entries.
+Names and summaries are read without importing anything, so that listing is instant and a broken
+entry cannot hide its neighbours. Files whose names start with an underscore are not entries.
 """
 
 import ast

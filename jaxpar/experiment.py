@@ -1,8 +1,8 @@
 """An experiment: a question as a value, and the walk through its cases that answers it as rows.
 
-A case that cannot be laid out is a row that holds its refusal; any other exception is a bug and flies.
-A claim is a sentence with a test on the rows, and says how many rows it needs, since "all of none" is
-true.
+A case that cannot be laid out is a row that holds its refusal; any other exception is a bug and
+flies. A claim is a sentence with a test on the rows, and says how many rows it needs, since "all
+of none" is true.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -1,8 +1,8 @@
 """Layout: where every dim of every array of a model lies on a mesh. Pure; needs no device.
 
-Raises LayoutError when a size does not divide or one axis is asked to split two dims of an array. An
-array stays whole on several devices only where a table says so or it is smaller than the strategy's
-stated threshold, and `notes` says which.
+Raises LayoutError when a size does not divide or one axis is asked to split two dims of an array.
+An array stays whole on several devices only where a table says so or it is smaller than the
+strategy's stated threshold, and `notes` says which.
 """
 
 from collections.abc import Mapping
@@ -134,7 +134,8 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
     """Lay `model` out by `strategy` on `mesh`.
 
     Raises:
-        LayoutError: naming every dim that does not divide, with both sizes and the nearest that work.
+        LayoutError: naming every dim that does not divide, with both sizes and the nearest that
+            work.
     """
     module = take_apart(nnx.eval_shape(lambda: build(model, 0)))
     faults: list[str] = []

@@ -180,8 +180,8 @@ def device_mesh(shape: MeshShape, hardware: Hardware) -> Mesh:
 def prefer_cpu() -> None:
     """Tell JAX, before it looks for devices, that only the CPU is wanted in this process.
 
-    Without an accelerator this also keeps a GPU plugin that is installed for its compiler alone from
-    complaining that it finds no driver.
+    Without an accelerator this also keeps a GPU plugin that is installed for its compiler alone
+    from complaining that it finds no driver.
     """
     jax.config.update("jax_platforms", "cpu")
 

@@ -1,8 +1,8 @@
 """How jaxpar says no: one plain sentence with the place, the value met, the rule and the repair.
 
-`RequestError` is what a person can cause by what they type; the runner prints its sentence and exits
-with status 2. `LayoutError` is the request that cannot be laid out on devices. Anything else that is
-raised is a bug of jaxpar's own and keeps its traceback.
+`RequestError` is what a person can cause by what they type; the runner prints its sentence and
+exits with status 2. `LayoutError` is the request that cannot be laid out on devices. Anything else
+that is raised is a bug of jaxpar's own and keeps its traceback.
 """
 
 import difflib

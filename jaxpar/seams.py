@@ -1,8 +1,8 @@
 """The two places where a model lets others decide: the way through its layers, and its attention.
 
 `through` runs equal layers one after another; a pipeline may run them elsewhere at other times.
-`attend` is attention as one function; a ring may pass keys and values around. A model calls the seams
-that it is given and, given none, the plain ones here. There is no third seam.
+`attend` is attention as one function; a ring may pass keys and values around. A model calls the
+seams that it is given and, given none, the plain ones here. There is no third seam.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from jaxpar.refusal import unknown
 REMAT = ("none", "full", "dots")
 """What is kept from forward for backward: everything, nothing but layer inputs, or matrix products."""
 
-# A weight that was moved, cast or reshaped for use is remade in backward rather than kept: keeping it
-# would hold every layer's whole weights at once, which is what cutting them was to avoid.
+# A weight that was moved, cast or reshaped for use is remade in backward rather than kept: keeping
+# it would hold every layer's whole weights at once, which is what cutting them was to avoid.
 _CHEAP = frozenset(
     {"sharding_constraint", "convert_element_type", "reshape", "transpose", "squeeze", "name"}
 )
@@ -27,17 +27,15 @@ def _keep_all_but_moves(primitive, *_, **__) -> bool:
     return primitive.name not in _CHEAP
 
 
-def rematerialized(
-    body: Callable, remat: str, *, gathers: bool, looped: bool = True
-) -> Callable:
+def rematerialized(body: Callable, remat: str, *, gathers: bool, looped: bool = True) -> Callable:
     """`body` under the checkpoint policy that `remat` names.
 
     Args:
         body: one layer.
         remat: "none", "full", "dots", or names joined by commas as given to `checkpoint_name`.
         gathers: whether `body` gathers its weights; if so they are gathered again in backward.
-        looped: whether forward and backward run in loops of their own; if not, XLA must be kept from
-            merging what is computed twice, which would undo the policy.
+        looped: whether forward and backward run in loops of their own; if not, XLA must be kept
+            from merging what is computed twice, which would undo the policy.
     """
     policies = jax.checkpoint_policies
     if remat == "none":
@@ -83,8 +81,8 @@ def in_order(
         remat: what backward keeps; see `rematerialized`.
         unroll: layers compiled as one piece; 1 keeps the program small, more is faster.
         place_weights: puts one layer's weights where they are needed for use, or None.
-        place_activation: pins `x` by its dims at each layer boundary, or None. Without the pin XLA was
-            seen to split activations rather than gather weights.
+        place_activation: pins `x` by its dims at each layer boundary, or None. Without the pin XLA
+            was seen to split activations rather than gather weights.
 
     Returns:
         The activation after the last layer.

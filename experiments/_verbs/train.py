@@ -53,7 +53,9 @@ def verb(options: Options, screen: Screen) -> int:
         ok = _verified(asked, screen, record)
     screen.say(f"metrics: {folder / 'metrics.jsonl'}")
     screen.say("next: the same under another layout, or a question answered by several:")
-    other = "fsdp --mesh data=8" if asked.case.strategy != "fsdp" else "hybrid --mesh data=4,model=2"
+    other = (
+        "fsdp --mesh data=8" if asked.case.strategy != "fsdp" else "hybrid --mesh data=4,model=2"
+    )
     screen.say(f"  python -m experiments train {asked.case.model} --strategy {other}")
     screen.say("  python -m experiments run hybrid_parallel")
     record["seconds_with_start"] = time.perf_counter() - started

@@ -38,8 +38,8 @@ def hardware() -> Hardware:
         devices_per_node=8,
         memory_bytes=84_942_979_072,
         target=_DEVICE,
-        # The scheduler that real training runs use; and matrix products as cuBLAS calls, because the
-        # tiles of Triton's would be picked by timing on a device that is not there.
+        # The scheduler that real training runs use; and matrix products as cuBLAS calls, because
+        # the tiles of Triton's would be picked by timing on a device that is not there.
         compiler_options={
             "xla_gpu_enable_latency_hiding_scheduler": True,
             "xla_gpu_enable_triton_gemm": False,

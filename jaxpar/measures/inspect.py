@@ -1,7 +1,7 @@
 """Inspect: what a compiled program says on the wire and holds in memory, and whether that was promised.
 
-Read from the program that XLA made for the hardware asked for, loops counted as often as they run. No
-array is allocated.
+Read from the program that XLA made for the hardware asked for, loops counted as often as they run.
+No array is allocated.
 """
 
 from dataclasses import dataclass

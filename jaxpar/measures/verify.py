@@ -1,8 +1,8 @@
 """Verify: does a layout compute what one device computes, array by array, replica by replica.
 
-Judged by what separates right from wrong. A loss curve does not: under Adam a gradient eight times too
-large moves it by 1e-5, less than honest rounding does. So one gradient is compared per array, then one
-optimizer update from the same gradient, then a few whole steps.
+Judged by what separates right from wrong. A loss curve does not: under Adam a gradient eight times
+too large moves it by 1e-5, less than honest rounding does. So one gradient is compared per array,
+then one optimizer update from the same gradient, then a few whole steps.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,8 +27,9 @@ FLOOR = 1e-3
 that a gradient whose true value is zero (a key bias) is not judged by its rounding."""
 
 BOUNDS = {
-    # Honest layouts reach 3e-14 in float64 and 1.5e-6 (gradient), 5e-5 (parameters after 20 steps of
-    # AdamW) in float32; the smallest classic mistake is 1.8e-3 on the gradient. See BUILD_NOTES.
+    # Honest layouts reach 3e-14 in float64 and 1.5e-6 (gradient), 5e-5 (parameters after 20 steps
+    # of AdamW) in float32; the smallest classic mistake is 1.8e-3 on the gradient. See
+    # BUILD_NOTES.
     "float64": {"init": 1e-12, "gradient": 1e-9, "update": 1e-9, "steps": 1e-9, "loss": 1e-9},
     "float32": {"init": 1e-6, "gradient": 1e-4, "update": 1e-5, "steps": 1e-3, "loss": 1e-5},
     # Narrower compute rounds each product to 8 (bfloat16) or 11 bits: only gross mistakes are told.

@@ -10,7 +10,8 @@ def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
     """Negative log likelihood in nats: logits (..., classes), label (...) -> (...).
 
     The label's score is picked by comparing and summing, not by indexing: over a class dim that is
-    split across devices a sum needs one all-reduce of (...), an index can make XLA gather the logits.
+    split across devices a sum needs one all-reduce of (...), an index can make XLA gather the
+    logits.
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     classes = jax.lax.broadcasted_iota(label.dtype, logits.shape, logits.ndim - 1)
@@ -21,7 +22,8 @@ def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
 def scores(logits: jax.Array, label: jax.Array, weight: jax.Array) -> tuple[Mean, dict[str, Mean]]:
     """The loss, and the share of labels that score highest."""
     loss = weighted_mean(cross_entropy(logits, label), weight)
-    # Right when no score is above the label's: a maximum crosses a split class dim, an argmax does not.
+    # Right when no score is above the label's: a maximum crosses a split class dim, an argmax does
+    # not.
     fixed = jax.lax.stop_gradient(logits)
     classes = jax.lax.broadcasted_iota(label.dtype, logits.shape, logits.ndim - 1)
     own = jnp.max(jnp.where(classes == label[..., None], fixed, -jnp.inf), axis=-1)

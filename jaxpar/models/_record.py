@@ -1,7 +1,7 @@
 """The Model record: a Flax module, its loss and an example batch, with a name for every dim.
 
-A model never names a mesh axis. Its loss is a `Mean`, a numerator and a denominator, so that splitting
-the batch over devices or microbatches cannot turn it into a mean of means.
+A model never names a mesh axis. Its loss is a `Mean`, a numerator and a denominator, so that
+splitting the batch over devices or microbatches cannot turn it into a mean of means.
 """
 
 from collections.abc import Callable, Mapping
@@ -46,7 +46,8 @@ def weighted_mean(values: jax.Array, weight: jax.Array) -> Mean:
 class Field:
     """One array of the example batch: its shape, dtype and the name of each dim, the batch dim first.
 
-    `below` bounds integer ids (a vocabulary or a number of classes), so that probe batches are legal.
+    `below` bounds integer ids (a vocabulary or a number of classes), so that probe batches are
+    legal.
     """
 
     shape: tuple[int, ...]

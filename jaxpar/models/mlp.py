@@ -1,7 +1,7 @@
 """A perceptron for the handwritten digits: hidden layers in column-row pairs, then ten classes.
 
-Hidden widths alternate between the roles `inner` and `residual`, so that tensor parallelism pairs the
-layers with one sum a pair.
+Hidden widths alternate between the roles `inner` and `residual`, so that tensor parallelism pairs
+the layers with one sum a pair.
 """
 
 from dataclasses import dataclass, replace

@@ -1,7 +1,8 @@
 """A decoder of equal blocks, from GPT-2's shape to Llama's, scanned over its layers.
 
 Queries, keys and values are one weight, grouped by key-value head, and so are gate and up: cut over
-heads and inner width, each block then sums once after attention and once after the feed-forward part.
+heads and inner width, each block then sums once after attention and once after the feed-forward
+part.
 """
 
 from dataclasses import dataclass, replace
@@ -34,9 +35,9 @@ class Transformer:
     """Sizes and choices of the decoder.
 
     `head_dim` None means width / heads. `compute_dtype` None computes in the parameters' own dtype.
-    `remat` is none, full, dots, or saved names joined by commas (attended, ffn_inner). `unroll` layers
-    are compiled as one piece: XLA's CPU code for a few layers is a quarter faster so, and the program
-    that much larger.
+    `remat` is none, full, dots, or saved names joined by commas (attended, ffn_inner). `unroll`
+    layers are compiled as one piece: XLA's CPU code for a few layers is a quarter faster so, and
+    the program that much larger.
     """
 
     vocabulary: int = 256

@@ -1,9 +1,10 @@
 """The Strategy record, and how two strategies become a hybrid.
 
-A strategy is a pair of tables from roles to mesh axes: where a dim lies while it is computed with, and
-how stored weights are cut further between uses. (Two mappings, one for compute and one for storage, is
-Haliax's definition of FSDP, and the shortest correct one.) It also states which collectives it must and
-must never cause on each axis, so that a law can hold the compiled program to it.
+A strategy is a pair of tables from roles to mesh axes: where a dim lies while it is computed with,
+and how stored weights are cut further between uses. (Two mappings, one for compute and one for
+storage, is Haliax's definition of FSDP, and the shortest correct one.) It also states which
+collectives it must and must never cause on each axis, so that a law can hold the compiled program
+to it.
 """
 
 from collections.abc import Mapping
@@ -30,10 +31,11 @@ class Strategy:
     Attributes:
         name: as typed on the command line.
         compute: role -> mesh axis, for activations and for weights while they are in use.
-        store: mesh axis -> roles in order of preference. Each weight, with its gradient and optimizer
-            moments, is cut over that axis along the first of its dims in this order that divides, and
-            gathered for use.
-        whole_below: arrays with fewer elements than this are not cut by `store`; the layout says which.
+        store: mesh axis -> roles in order of preference. Each weight, with its gradient and
+            optimizer moments, is cut over that axis along the first of its dims in this order that
+            divides, and gathered for use.
+        whole_below: arrays with fewer elements than this are not cut by `store`; the layout says
+            which.
         must: mesh axis -> collective kinds the compiled step has to contain when the axis is larger
             than 1 and the model has a dim that the strategy splits over it.
         never: mesh axis -> collective kinds the compiled step may not contain.

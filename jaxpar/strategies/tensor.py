@@ -1,8 +1,8 @@
 """Matrices cut across devices in pairs, first by columns then by rows, so that a pair sums once.
 
 Megatron pairing (Shoeybi et al. 2019): inner widths, heads and the vocabulary lie over `model`, the
-residual width stays whole. On the wire, a step: two all-reduces of the residual a block forward and two
-backward, each batch x sequence x width; never a gathered weight.
+residual width stays whole. On the wire, a step: two all-reduces of the residual a block forward
+and two backward, each batch x sequence x width; never a gathered weight.
 """
 
 from jaxpar.strategies._record import ALL_REDUCE, KINDS, Strategy

@@ -7,7 +7,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
-    """Many cases share their one-device reference: keep what XLA compiles until the session ends."""
+    """Many cases share their one-device reference: keep what XLA compiles till the end."""
     chosen = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,

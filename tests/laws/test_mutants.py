@@ -1,4 +1,4 @@
-"""Steps broken on purpose: verify or the traffic law catches each, and names the mistake that was made.
+"""Steps broken on purpose: verify or the traffic law catches each, and names the mistake.
 
 Only `make` is wrapped; the one-device reference inside verify stays right.
 """

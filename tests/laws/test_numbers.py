@@ -1,8 +1,8 @@
 """A layout computes what one device computes: loss, every gradient, update, state, masks.
 
-In float64, where honest layouts and classic mistakes are ten decades apart. Measured worst over every
-case below: 3.1e-15 on a gradient, 5.1e-15 on a state after three steps, against bounds of 1e-9; and
-3.1e-7 against 1e-4 for the one case in float32.
+In float64, where honest layouts and classic mistakes are ten decades apart. Measured worst over all
+cases below: 3.1e-15 on a gradient, 5.1e-15 on a state after three steps, against bounds of 1e-9;
+and 3.1e-7 against 1e-4 for the one case in float32.
 """
 
 from dataclasses import replace
@@ -70,8 +70,8 @@ def test_every_shape_of_mesh_computes_the_same(mesh, mode):
     prove(layout, mode=mode)
 
 
-# Each choice of the decoder that no sized model below makes; several share a case because a case costs
-# seconds, and a failure names the array it is in.
+# Each choice of the decoder that no sized model below makes; several share a case because a case
+# costs seconds, and a failure names the array it is in.
 CHOICES = {
     "dots": ("hybrid", {"kv_heads": 4, "tied": True, "dropout": 0.1, "remat": "dots"}, 1),
     "attended": ("fsdp", {"kv_heads": 2, "norm": "layer", "remat": "attended"}, 1),
@@ -101,8 +101,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(microbatches, mode):
 def test_sized_models_compute_the_same_when_small(model, mode):
     """A size of another model, with its own choices, computes the same under fsdp+tensor.
 
-    GPT-2 brings learned positions, layer norm, biases and a tied head; Llama gates, grouped heads and
-    full rematerialization.
+    GPT-2 brings learned positions, layer norm, biases and a tied head; Llama gates and full
+    rematerialization.
     """
     prove(small_layout(model, "fsdp+tensor", BOTH), mode=mode)
 

@@ -31,7 +31,7 @@ H100 = pytest.param(
     "h100",
     marks=pytest.mark.skipif(
         not has_gpu_compiler(),
-        reason="compiling for described GPUs needs XLA's GPU compiler: pip install jax[cuda13-local]",
+        reason="needs XLA's GPU compiler: pip install jax[cuda13-local]",
     ),
 )
 HARDWARES = ("cpu", H100)
@@ -117,10 +117,10 @@ def test_data_parallelism_all_reduces_the_parameters_bytes(hardware, model, stra
 def test_tensor_parallelism_sums_activations_and_nothing_else(hardware, strategy, mode):
     """Over model, of a decoder with L layers: 4 L + 2 sums of (batch, sequence, width).
 
-    Two a layer forward (after attention, after the feed-forward part) and two backward (before each).
-    One for the embedding, whose rows lie on different devices, and one backward before the head. And
-    five of (batch, sequence) for a split vocabulary: in the loss the largest logit, the sum of
-    exponentials and the label's logit; in the accuracy the label's logit and the largest.
+    Two a layer forward (after attention, after the feed-forward part) and two backward (before
+    each). One for the embedding, whose rows lie on different devices, and one backward before the
+    head. And five of (batch, sequence) for a split vocabulary: in the loss the largest logit, the
+    sum of exponentials and the label's logit; in the accuracy the label's logit and the largest.
     Counted in bytes, since XLA joins sums; nothing of a parameter's size is left over.
     """
     inspection = inspected("transformer", strategy, hardware=hardware, mode=mode)
@@ -138,8 +138,8 @@ def test_tensor_parallelism_sums_activations_and_nothing_else(hardware, strategy
 def test_fsdp_gathers_layers_twice_and_scatters_gradients_once(hardware, model, strategy):
     """Over data: weights of stacked layers gathered forward and backward, others once.
 
-    Loops count as often as they run. Gradients are scattered once; what is stored whole is all-reduced. XLA for CPUs spells a
-    scatter as an all-reduce of the whole and a slice.
+    Loops count as often as they run. Gradients are scattered once; what is stored whole is
+    all-reduced. XLA for CPUs spells a scatter as an all-reduce of the whole and a slice.
     """
     inspection = inspected(model, strategy, hardware=hardware)
     cut, whole = pieces(inspection, cut=True), pieces(inspection, cut=False)
@@ -154,7 +154,7 @@ def test_fsdp_gathers_layers_twice_and_scatters_gradients_once(hardware, model, 
 
 @pytest.mark.parametrize("mesh", ["data=8", "model=8", "data=1"])
 def test_nothing_is_said_over_an_axis_of_one_device(mesh):
-    """On a mesh of one axis a strategy for two speaks along that axis alone; on one device never."""
+    """On a mesh of one axis a strategy for two speaks along that axis alone."""
     inspection = inspected("mlp", "fsdp+tensor", mesh=mesh)
     large = {axis for axis, size in inspection.layout.mesh.sizes if size > 1}
     assert {axis for row in inspection.collectives for axis in row.axes} == large
