@@ -113,8 +113,8 @@ class Screen:
             )
             return
         self.say(
-            f"not the same as one device: {worst.name} of {worst.worst} is off by {worst.error:.1e} "
-            f"(bound {worst.bound:.0e}, {verdict.dtype})",
+            f"not the same as one device: {worst.name} of {worst.worst} is off by "
+            f"{worst.error:.1e} (bound {worst.bound:.0e}, {verdict.dtype})",
             style="red",
         )
         self.say(f"likely mistake: {verdict.likely_mistake}", style="red")
@@ -152,7 +152,8 @@ class Screen:
     def outcome(self, outcome: Outcome) -> None:
         """Show what training came to."""
         self.say(
-            f"{outcome.steps} steps in {outcome.seconds:.1f} s, {outcome.steps_per_second:,.1f} steps/s, "
+            f"{outcome.steps} steps in {outcome.seconds:.1f} s, "
+            f"{outcome.steps_per_second:,.1f} steps/s, "
             f"{outcome.units_per_second:,.0f} {outcome.unit}/s"
         )
         shown = dict(outcome.test)

@@ -20,7 +20,7 @@ SIZES = {
     "vocabulary": 64,
 }
 BLOCK_SUMS = 4 * SIZES["layers"]
-"""All-reduces inside the blocks: after attention and after the feed-forward part, there and back."""
+"""All-reduces inside the blocks: after attention and after the feed-forward, there and back."""
 
 
 def _activation_bytes(row) -> int:

@@ -1,4 +1,4 @@
-"""A step's gradients under shard_map, every collective placed by `jaxpar.manual` rather than by XLA.
+"""A step's gradients under shard_map, every collective placed by `jaxpar.manual` and not by XLA.
 
 The loss is traced at its global shapes and walked on shards. Differentiating it there gives
 complete

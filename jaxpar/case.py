@@ -160,7 +160,7 @@ def _check_fields(model: Model, training: Training, changes: dict[str, Any]) -> 
 
 
 def _typed(record: Any, changes: dict[str, Any]) -> dict[str, Any]:
-    """Refuse a value of another kind than the field's own: text for a number, a fraction for a count."""
+    """Refuse a value of another kind than the field's: text for a number, or 1.5 for a count."""
     typed = dict(changes)
     for name, value in changes.items():
         usual = getattr(record, name, None)

@@ -23,7 +23,7 @@ Rows = tuple[Row, ...]
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence, and the test of it: `holds(rows)` over at least `needs` rows that were not refused."""
+    """A sentence, and the test of it: `holds(rows)` over at least `needs` rows not refused."""
 
     sentence: str
     holds: Callable[[Rows], bool]

@@ -246,8 +246,8 @@ def _notes(strategy, mesh, parameters, kept_whole) -> tuple[str, ...]:
             1, sum(a.whole_bytes for a in parameters.values())
         )
         notes.append(
-            f"{len(kept_whole)} arrays of fewer than {strategy.whole_below:,} elements stay whole on "
-            f"every device ({share:.2%} of the parameter bytes): {', '.join(kept_whole)}"
+            f"{len(kept_whole)} arrays of fewer than {strategy.whole_below:,} elements stay whole "
+            f"on every device ({share:.2%} of the parameter bytes): {', '.join(kept_whole)}"
         )
     for axis, size in mesh.sizes:
         if size > 1 and axis not in strategy.axes:

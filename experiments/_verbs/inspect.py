@@ -1,4 +1,4 @@
-"""Read the compiled program: collectives, bytes, memory: inspect llama3_8b --mesh data=8,model=8 --hardware h100"""
+"""Read the program: collectives, memory: inspect llama3_8b --mesh data=8,model=8 --hardware h100"""
 
 import time
 

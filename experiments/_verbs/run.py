@@ -8,8 +8,8 @@ from experiments._options import Options
 from experiments._screen import Screen
 from experiments._verbs.list import EXPERIMENTS
 from jaxpar.experiment import said, walk
-from jaxpar.program import ask_for_devices
 from jaxpar.mesh import MeshShape
+from jaxpar.program import ask_for_devices
 from jaxpar.refusal import RequestError
 
 

@@ -16,8 +16,8 @@ def verb(options: Options, screen: Screen) -> int:
     asked = options.case.resolve()
     if asked.hardware.kind == "described":
         raise RequestError(
-            f"hardware '{asked.hardware.name}' is described, not present, so nothing can be trained on "
-            "it: use --hardware cpu, or 'inspect' to read the program it would run"
+            f"hardware '{asked.hardware.name}' is described, not present, so nothing can be "
+            "trained on it: use --hardware cpu, or 'inspect' to read the program it would run"
         )
     data = asked.load_data()
     from jaxpar.measures.inspect import inspect

@@ -1,4 +1,4 @@
-"""Prove that a layout computes what one device computes: verify transformer --strategy tensor --mesh model=8"""
+"""Prove a layout computes what one device computes: verify mlp --strategy tensor --mesh model=8"""
 
 import time
 

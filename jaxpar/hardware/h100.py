@@ -1,4 +1,4 @@
-"""NVIDIA H100 SXM 80 GB, described to XLA: as many as the mesh needs, eight to a node, none present."""
+"""NVIDIA H100 SXM 80 GB, described to XLA: as many as a mesh needs, eight a node, none present."""
 
 from jaxpar.hardware._record import Hardware
 

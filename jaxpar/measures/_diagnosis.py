@@ -49,23 +49,23 @@ def likely_mistake(
                 return verdict
     if not replicas_agree:
         return (
-            "devices that should hold the same values do not: a sum over one mesh axis was left out, "
-            "so each kept its own share"
+            "devices that should hold the same values do not: a sum over one mesh axis was left "
+            "out, so each kept its own share"
         )
     if scaled and len(scaled) < len(factors):
         path, factor = next(iter(scaled.items()))
         return (
-            f"{path} alone is {factor:.6g} times what it should be: its gradient was summed over a mesh "
-            "axis whose devices already held the whole of it, or a bias was added before a sum"
+            f"{path} alone is {factor:.6g} times what it should be: its gradient was summed "
+            "over a mesh axis whose devices already held the whole of it, or a bias was added before a sum"
         )
     if not loss_agrees:
         return (
-            "the loss itself differs, so the forward pass does: a partial product not summed, a bias "
-            "added before the sum, or dropout masks drawn a device at a time"
+            "the loss itself differs, so the forward pass does: a partial product not summed, a "
+            "bias added before the sum, or dropout masks drawn a device at a time"
         )
     return (
-        "the loss is right and the gradient is not: a sum left out or done twice in backward for the "
-        "arrays named"
+        "the loss is right and the gradient is not: a sum left out or done twice in backward for "
+        "the arrays named"
     )
 
 
@@ -74,12 +74,18 @@ def _one_factor(factor: float, mesh: MeshShape, microbatches: int) -> str:
     sizes |= {f"the {microbatches} microbatches": microbatches} if microbatches > 1 else {}
     for what, n in sizes.items():
         if abs(factor - n) < 1e-3 * n:
-            return f"every gradient is {n} times too large: it was summed over {what} where a mean was due"
+            return (
+                f"every gradient is {n} times too large: it was summed over {what} where a mean "
+                "was due"
+            )
         if abs(factor * n - 1) < 1e-3:
             return (
                 f"every gradient is {n} times too small: it was averaged over {what} once too often"
             )
-    return f"every gradient is {factor:.6g} times what it should be: the loss is divided by a wrong count"
+    return (
+        f"every gradient is {factor:.6g} times what it should be: the loss is divided by a wrong "
+        "count"
+    )
 
 
 def _acted_out(got, name, parts, rows, gradient_of_rows, tolerance, *, contiguous) -> str | None:
@@ -92,8 +98,8 @@ def _acted_out(got, name, parts, rows, gradient_of_rows, tolerance, *, contiguou
     mean = {p: sum(g[p] for g in gradients) / parts for p in got}
     if _same(got, mean, tolerance):
         return (
-            f"these are a mean of means: each {name} divided by its own weight, and the {parts} results "
-            "were averaged; sum first, then divide by the weight of the whole batch"
+            f"these are a mean of means: each {name} divided by its own weight, and the {parts} "
+            "results were averaged; sum first, then divide by the weight of the whole batch"
         )
     if any(_same(got, g, tolerance) for g in gradients):
         return f"these are the gradients of one {name} alone: the sum over all {parts} was left out"

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from jaxpar import hlo
+from jaxpar.collectives import Collective, axes_of, collectives, spans_whole_axes
 
 SOURCES_SHOWN = 3
 _WEIGHT = re.compile(r"weight\(([\w.]+)\)")
@@ -21,7 +22,7 @@ _WEIGHT = re.compile(r"weight\(([\w.]+)\)")
 class TrafficRow:
     """All collectives of one kind along the same axes in one execution of the program.
 
-    `bytes` is `hlo.Collective.bytes_each` over all executions: payload as one device sees it, not
+    `bytes` is `Collective.bytes_each` over all executions: payload as one device sees it, not
     what a particular algorithm puts on the links. If not `exact`, both sums are lower bounds.
     """
 
@@ -39,17 +40,17 @@ def traffic(text: str, axis_sizes: Mapping[str, int]) -> tuple[TrafficRow, ...]:
 
     `axis_sizes` is the mesh the program was compiled for, outermost axis first.
     """
-    grouped: dict[tuple[str, tuple[str, ...], bool], list[hlo.Collective]] = {}
-    for one in hlo.collectives(hlo.parse(text)):
-        axes = hlo.axes_of(one, axis_sizes)
-        whole = hlo.spans_whole_axes(one, axis_sizes)
+    grouped: dict[tuple[str, tuple[str, ...], bool], list[Collective]] = {}
+    for one in collectives(hlo.parse(text)):
+        axes = axes_of(one, axis_sizes)
+        whole = spans_whole_axes(one, axis_sizes)
         grouped.setdefault((one.kind, axes, whole), []).append(one)
     rows = [_row(*key, members) for key, members in grouped.items()]
     return tuple(sorted(rows, key=lambda row: (-row.bytes, row.kind, row.axes)))
 
 
 def _row(
-    kind: str, axes: tuple[str, ...], whole: bool, members: list[hlo.Collective]
+    kind: str, axes: tuple[str, ...], whole: bool, members: list[Collective]
 ) -> TrafficRow:
     sources = Counter()
     for one in members:
@@ -65,7 +66,7 @@ def _row(
     )
 
 
-def _source(one: hlo.Collective) -> str:
+def _source(one: Collective) -> str:
     if weight := _WEIGHT.search(one.op_name):
         return f"weight {weight[1].replace('.', '/')}"
     if not one.frames:

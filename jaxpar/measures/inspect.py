@@ -1,4 +1,4 @@
-"""Inspect: what a compiled program says on the wire and holds in memory, and whether that was promised.
+"""Inspect: what a compiled program says on the wire and holds in memory, and if that was promised.
 
 Read from the program that XLA made for the hardware asked for, loops counted as often as they run.
 No array is allocated.
@@ -96,15 +96,15 @@ def traffic_faults(layout: Layout, rows: tuple[TrafficRow, ...]) -> tuple[str, .
             if axis in row.axes and row.kind in strategy.never.get(axis, ()):
                 where = f", from {row.sources[0]}" if row.sources else ""
                 faults.append(
-                    f"strategy '{strategy.name}' never causes {row.kind} over axis '{axis}', and the "
-                    f"program does {row.count} of {row.bytes:,} bytes{where}: an array does not lie "
-                    "where its use needs it"
+                    f"strategy '{strategy.name}' never causes {row.kind} over axis '{axis}', and "
+                    f"the program does {row.count} of {row.bytes:,} bytes{where}: an array does "
+                    "not lie where its use needs it"
                 )
         for kind in sorted(strategy.must.get(axis, ())):
             if kind not in said and _uses(layout, axis, kind):
                 faults.append(
-                    f"strategy '{strategy.name}' must cause {kind} over axis '{axis}', and the program "
-                    "does none: the arrays it should move are not split over that axis"
+                    f"strategy '{strategy.name}' must cause {kind} over axis '{axis}', and the "
+                    "program does none: the arrays it should move are not split over that axis"
                 )
     return tuple(faults)
 

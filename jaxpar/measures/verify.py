@@ -23,8 +23,8 @@ from jaxpar.step import State, Step, make_step
 from jaxpar.strategies._record import Strategy
 
 FLOOR = 1e-3
-"""An array's error is relative to its own norm plus this share of the norm of all arrays together, so
-that a gradient whose true value is zero (a key bias) is not judged by its rounding."""
+"""An array's error is relative to its own norm plus this share of the norm of all arrays together,
+so that a gradient whose true value is zero (a key bias) is not judged by its rounding."""
 
 BOUNDS = {
     # Honest layouts reach 3e-14 in float64 and 1.5e-6 (gradient), 5e-5 (parameters after 20 steps
@@ -66,7 +66,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `verify` found: `checks` in order, the dtype judged in, and for a failure the mistake."""
+    """What `verify` found: `checks` in order, the dtype judged in, and of a failure the mistake."""
 
     dtype: str
     checks: tuple[Check, ...]
@@ -206,8 +206,8 @@ def _later_mistake(check: Check) -> str:
         )
     if check.name == "update":
         return (
-            "the gradient is right and the update from it is not: clipping by the norm of one device's "
-            "share, or moments that lie otherwise than their parameters"
+            "the gradient is right and the update from it is not: clipping by the norm of one "
+            "device's share, or moments that lie otherwise than their parameters"
         )
     if check.name == "loss":
         return "the gradient is right and the loss is not: it was summed or averaged over too much"

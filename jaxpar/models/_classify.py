@@ -1,4 +1,4 @@
-"""Cross entropy and accuracy of scores against labels, each a weighted mean over whatever is scored."""
+"""Cross entropy and accuracy of scores against labels, each a weighted mean over what is scored."""
 
 import jax
 import jax.numpy as jnp

@@ -20,7 +20,7 @@ from jaxpar.roles import ROLES, check_role
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Mean:
-    """A weighted mean kept as two scalars: `total` (summed values) and `weight` (summed weights)."""
+    """A weighted mean as two scalars: `total` (summed values) and `weight` (summed weights)."""
 
     total: jax.Array
     weight: jax.Array
@@ -44,7 +44,7 @@ def weighted_mean(values: jax.Array, weight: jax.Array) -> Mean:
 
 @dataclass(frozen=True)
 class Field:
-    """One array of the example batch: its shape, dtype and the name of each dim, the batch dim first.
+    """One array of the example batch: its shape, dtype and the name of each dim, batch first.
 
     `below` bounds integer ids (a vocabulary or a number of classes), so that probe batches are
     legal.
@@ -58,8 +58,8 @@ class Field:
     def __post_init__(self):
         if len(self.shape) != len(self.dims) or self.dims[:1] != ("batch",):
             raise RequestError(
-                f"batch field of shape {self.shape} names dims {self.dims}: name every dim, and the "
-                "first 'batch'"
+                f"batch field of shape {self.shape} names dims {self.dims}: name every dim, and "
+                "the first 'batch'"
             )
 
 
@@ -125,5 +125,5 @@ class Model:
 
 
 def role_of(model: Model, dim: str) -> str:
-    """The role of `dim` in `model`: what the model says, else the role of that name, else feature."""
+    """The role of `dim` in `model`: what the model says, else a role of that name, else feature."""
     return model.roles.get(dim, dim if dim in ROLES else "feature")

@@ -24,7 +24,7 @@ ACTIVATIONS = {
     "relu": jax.nn.relu,
 }
 SAVED_NAMES = ("attended", "ffn_inner")
-"""Values a remat policy can keep by name: attention's output, the feed-forward part's inner width."""
+"""Values a remat policy can keep by name: attention's output, the feed-forward inner width."""
 
 # Shape suffixes: B batch, S sequence, D embed, K key-value heads, G queries a key-value head,
 # C = G + 2 (the queries, the key, the value), H head_dim, F ffn, V vocab.

@@ -245,6 +245,7 @@ ROOMS = (
     ("step",),
     ("program",),
     ("hlo",),
+    ("collectives",),
     ("train",),
     ("case",),
     ("measures",),

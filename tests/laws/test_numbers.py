@@ -73,24 +73,21 @@ def test_every_shape_of_mesh_computes_the_same(mesh, mode):
 # Each choice of the decoder that no sized model below makes; several share a case because a case
 # costs seconds, and a failure names the array it is in.
 CHOICES = {
-    "dots": ("hybrid", {"kv_heads": 4, "tied": True, "dropout": 0.1, "remat": "dots"}, 1),
-    "attended": ("fsdp", {"kv_heads": 2, "norm": "layer", "remat": "attended"}, 1),
-    "accumulated": ("fsdp+tensor", {"bias": True, "dropout": 0.1}, 2),
+    "dots": ("hybrid", {"kv_heads": 4, "tied": True, "dropout": 0.1, "remat": "dots"}),
+    "attended": ("fsdp", {"kv_heads": 2, "norm": "layer", "remat": "attended"}),
 }
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_of_the_decoder_computes_the_same(choice, mode):
-    """Grouped heads, tied tables, biases, dropout, rematerialization and microbatches."""
-    strategy, fields, microbatches = CHOICES[choice]
-    prove(
-        small_layout("transformer", strategy, BOTH, **fields), mode=mode, microbatches=microbatches
-    )
+    """Grouped heads, tied tables, dropout, layer norm, and what is kept for backward."""
+    strategy, fields = CHOICES[choice]
+    prove(small_layout("transformer", strategy, BOTH, **fields), mode=mode)
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("microbatches", [2, 4])
+@pytest.mark.parametrize("microbatches", [2])
 def test_accumulated_gradients_are_those_of_the_whole_batch(microbatches, mode):
     """Under a layout and in microbatches at once, with rows of uneven weight."""
     prove(small_layout("mlp", "hybrid", BOTH), mode=mode, microbatches=microbatches)
