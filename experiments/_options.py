@@ -6,6 +6,7 @@ is a RequestError: one sentence, exit status 2.
 
 import ast
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -86,6 +87,19 @@ class Options:
             set=self.changes,
         )
 
+    def folder(self, usual: str) -> Path:
+        """Where files go, made now: better refused before the work than after it."""
+        folder = Path(self.out or f"runs/{usual}")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ".writable").touch()
+            (folder / ".writable").unlink()
+        except OSError as error:
+            raise RequestError(
+                f"--out {folder}: cannot write there ({error.strerror}); name a folder of your own"
+            ) from error
+        return folder
+
 
 def parse(argv: list[str]) -> Options:
     """Read the words after the program's name; an unknown or malformed option is refused."""
@@ -93,7 +107,15 @@ def parse(argv: list[str]) -> Options:
     try:
         _, *words = VALUES(["experiments", *argv])
     except flags.UnrecognizedFlagError as error:
-        raise unknown("option", f"--{error.flagname}", [f"--{n}" for n in names()]) from None
+        refusal = unknown("option", f"--{error.flagname}", [f"--{n}" for n in names()])
+        raise RequestError(
+            f"{refusal}; fields of the model or of training are said with --set field=value"
+        ) from None
+    except flags.IllegalFlagValueError as error:
+        # absl: "flag --steps=abc: invalid literal for int() with base 10: 'abc'"
+        typed = str(error).removeprefix("flag ").partition(":")[0]
+        flag = VALUES[typed.removeprefix("--").partition("=")[0]]
+        raise RequestError(f"{typed}: not a value of this option, which is {flag.help}") from None
     except flags.Error as error:
         raise RequestError(str(error).replace("\n", " ")) from None
     return Options(tuple(words), {name: VALUES[name].value for name in names()})

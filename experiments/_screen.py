@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from jaxpar.hardware._record import Hardware
 from jaxpar.layout import Layout
 from jaxpar.measures.inspect import Inspection
 from jaxpar.measures.verify import Verdict
@@ -94,6 +95,22 @@ class Screen:
             self.say("nothing is said on the wire")
         for fault in inspection.faults:
             self.say(f"broken promise: {fault}", style="red")
+
+    def memory(self, inspection: Inspection, hardware: Hardware) -> None:
+        """Show what one device holds, and whether it has the room."""
+        if not inspection.memory:
+            return
+        total, temporary = (inspection.memory[n] for n in ("total_bytes", "temporary_bytes"))
+        self.say(
+            f"memory of one device: {_bytes(total)}, of which {_bytes(temporary)} are temporary"
+        )
+        room = hardware.memory_bytes
+        if room and total > room:
+            self.say(
+                f"that is more than the {_bytes(room)} of an {hardware.name}: use more devices, a "
+                "smaller --batch, or --set remat=full",
+                style="red",
+            )
 
     def rows(self, rows: list[dict], columns: tuple[str, ...]) -> None:
         """Show chosen entries of an experiment's rows; dots reach into records."""

@@ -172,7 +172,7 @@ def _typed(record: Any, changes: dict[str, Any]) -> dict[str, Any]:
                 f"--set {name}={value}: {name} is {_kind(usual)} (its default is {usual}), and "
                 f"'{value}' is not"
             )
-        if type(value) is int and value < 0:
+        if type(usual) is int and value < 0:
             raise RequestError(f"--set {name}={value}: {name} is a count; use 0 or more")
         typed[name] = type(usual)(value)
     return typed

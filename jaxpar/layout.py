@@ -138,7 +138,7 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
             work.
     """
     module = take_apart(nnx.eval_shape(lambda: build(model, 0)))
-    faults: list[str] = []
+    faults: dict[str, list[str]] = {}
     kept_whole: list[str] = []
     groups = []
     for variables in (module.parameters, module.state):
@@ -152,15 +152,16 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
                 stored, fault, whole = _cut_further(
                     model, strategy, mesh, path, value.shape, dims, computed
                 )
-                faults += fault
+                faults.setdefault(path, []).extend(fault)
                 kept_whole += whole
-            faults += check_spec(path, value.shape, dims, computed, mesh)
+            faults.setdefault(path, []).extend(check_spec(value.shape, dims, computed, mesh))
             arrays[path] = Array(path, value.shape, value.dtype, dims, stored, computed)
         groups.append(MappingProxyType(arrays))
     batch = {}
     for name, field in model.batch.items():
         batch[name] = _by_role(model, strategy, mesh, field.dims)
-        faults += check_spec(f"batch field '{name}'", field.shape, field.dims, batch[name], mesh)
+        fault = check_spec(field.shape, field.dims, batch[name], mesh)
+        faults.setdefault(f"batch {name}", []).extend(fault)
     refuse_faults(faults)
     notes = _notes(strategy, mesh, groups[0], kept_whole)
     return Layout(model, strategy, mesh, *groups, MappingProxyType(batch), notes, module)
@@ -227,14 +228,13 @@ def _cut_further(model, strategy, mesh, path, shape, dims, computed):
         else:
             first = free[:1]
             faults += check_spec(
-                path,
                 tuple(shape[i] for i in first),
                 tuple(dims[i] for i in first),
                 PartitionSpec(*[axis] * len(first)),
                 mesh,
             ) or [
-                f"{path}: no dim of {dict(zip(dims, shape, strict=True))} is free to be cut over "
-                f"mesh axis '{axis}'; use {axis}=1, or raise whole_below to keep it whole"
+                f"no dim of {dict(zip(dims, shape, strict=True))} is free to be cut over mesh axis "
+                f"'{axis}': use {axis}=1, or raise whole_below to keep the array whole"
             ]
     return PartitionSpec(*spec), faults, whole
 

@@ -49,7 +49,7 @@ class MeshShape:
         sizes: dict[str, int] = {}
         for part in filter(None, (piece.strip() for piece in text.split(","))):
             axis, equals, size = (piece.strip() for piece in part.partition("="))
-            if not equals or not size.lstrip("-").isdigit():
+            if not equals or not size.removeprefix("-").isdigit():
                 raise RequestError(
                     f"mesh '{text}': '{part}' is not axis=size; write for example data=4,model=2"
                 )
@@ -99,36 +99,47 @@ def shards(spec: PartitionSpec, mesh: MeshShape) -> int:
 
 
 def check_spec(
-    path: str, shape: tuple[int, ...], dims: tuple[str, ...], spec: PartitionSpec, mesh: MeshShape
+    shape: tuple[int, ...], dims: tuple[str, ...], spec: PartitionSpec, mesh: MeshShape
 ) -> list[str]:
-    """What is wrong with cutting array `path` by `spec`: one sentence per fault, none if legal."""
+    """What is wrong with cutting an array by `spec`: one sentence per fault, none if legal."""
     faults = []
     used: dict[str, str] = {}
     for size, dim, entry in zip(shape, dims, spec, strict=True):
         for axis in axes_of(entry):
             if axis in used and mesh.size(axis) > 1:
                 faults.append(
-                    f"{path}: mesh axis '{axis}' is asked to split both dim '{used[axis]}' and "
-                    f"dim '{dim}'; an axis can split one dim of an array"
+                    f"mesh axis '{axis}' is asked to split both dim '{used[axis]}' and dim '{dim}', "
+                    "and can split one dim of an array"
                 )
             used[axis] = dim
         ways = prod(mesh.size(axis) for axis in axes_of(entry))
         if size % ways:
             over = " x ".join(f"'{axis}'" for axis in axes_of(entry))
             faults.append(
-                f"{path}: dim '{dim}' has size {size} but mesh axis {over} has {ways} devices, "
-                f"and {ways} does not divide {size}: {sizes_that_work(size, ways)}"
+                f"dim '{dim}' has size {size} but mesh axis {over} has {ways} devices, and {ways} "
+                f"does not divide {size}: {sizes_that_work(size, ways)}"
             )
     return faults
 
 
-def refuse_faults(faults: list[str]) -> None:
-    """Raise one `LayoutError` for all `faults`, most general reader first; nothing when none."""
-    if not faults:
-        return
-    shown = "; ".join(faults[:3])
-    more = f"; and {len(faults) - 3} more arrays likewise" if len(faults) > 3 else ""
-    raise LayoutError(shown + more)
+def refuse_faults(faults: Mapping[str, list[str]]) -> None:
+    """Raise one `LayoutError` for the `faults` of arrays, by path; nothing when there are none.
+
+    Arrays with the same fault are named together, as they have one repair.
+    """
+    arrays: dict[str, list[str]] = {}
+    for path, sentences in faults.items():
+        for sentence in sentences:
+            arrays.setdefault(sentence, []).append(path)
+    if arrays:
+        raise LayoutError(
+            "; ".join(f"{_some(paths)}: {sentence}" for sentence, paths in arrays.items())
+        )
+
+
+def _some(paths: list[str]) -> str:
+    more = f" and {len(paths) - 4} more" if len(paths) > 4 else ""
+    return ", ".join(dict.fromkeys(paths[:4])) + more
 
 
 def sizes_of(mesh: MeshShape) -> Mapping[str, int]:

@@ -25,6 +25,10 @@ QUICK = {"xla_backend_optimization_level": 0}
 """For code run once on fake devices: the same program, machine code in a fifth of the time."""
 
 
+MOST_FAKE_DEVICES = 256
+"""More would share the CPU's cores so thinly that XLA takes waiting threads for stuck ones."""
+
+
 @dataclass(frozen=True)
 class Program:
     """A compiled step.
@@ -192,6 +196,12 @@ def has_gpu() -> bool:
 
 def _fake_devices(shape: MeshShape, hardware: Hardware):
     del hardware
+    if shape.devices > MOST_FAKE_DEVICES:
+        raise RequestError(
+            f"mesh {shape} needs {shape.devices} devices, and this machine's CPU is made into at most "
+            f"{MOST_FAKE_DEVICES}: use a smaller mesh, or --hardware h100, which compiles for any "
+            "number and runs on none"
+        )
     ask_for_devices(shape.devices)
     devices = jax.devices("cpu")
     if len(devices) < shape.devices:

@@ -26,7 +26,8 @@ def unknown(noun: str, name: str, known: Iterable[str]) -> RequestError:
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    there = f"there are: {', '.join(known)}"
+    more = f" and {len(known) - 20} more" if len(known) > 20 else ""
+    there = f"there are: {', '.join(known[:20])}{more}"
     return RequestError(f"unknown {noun} '{name}': {hint}" + (f"({there})" if near else there))
 
 

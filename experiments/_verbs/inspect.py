@@ -14,15 +14,6 @@ def verb(options: Options, screen: Screen) -> int:
     inspection = inspect(asked.compile())
     screen.layout(asked.layout, asked.hardware.name)
     screen.traffic(inspection)
-    if inspection.memory:
-        total, temporary = (inspection.memory[n] / 1e9 for n in ("total_bytes", "temporary_bytes"))
-        screen.say(f"memory of one device: {total:,.2f} GB, of which {temporary:,.2f} GB temporary")
-        room = asked.hardware.memory_bytes
-        if room and inspection.memory["total_bytes"] > room:
-            screen.say(
-                f"that is more than the {room / 1e9:,.1f} GB of an {asked.hardware.name}: use more "
-                "devices, a smaller --batch, or --set remat=full",
-                style="red",
-            )
+    screen.memory(inspection, asked.hardware)
     screen.finish({**inspection.record(), "seconds": time.perf_counter() - started})
     return 0 if inspection.ok else 1

@@ -2,7 +2,6 @@
 
 import json
 import time
-from pathlib import Path
 
 from experiments._options import Options
 from experiments._screen import Screen
@@ -27,8 +26,7 @@ def verb(options: Options, screen: Screen) -> int:
     ask_for_devices(
         max(MeshShape.parse(case.mesh or "data=8").devices for case in experiment.cases)
     )
-    folder = Path(options.out or f"runs/{name}")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = options.folder(name)
     rows = []
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as out:
         for row in walk(experiment):

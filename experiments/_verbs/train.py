@@ -2,12 +2,14 @@
 
 import math
 import time
-from pathlib import Path
 
 from experiments._options import Options
 from experiments._screen import Screen
+from jaxpar.measures.inspect import inspect
+from jaxpar.measures.verify import verify
 from jaxpar.mesh import sizes_of
 from jaxpar.refusal import RequestError
+from jaxpar.train import bits, train
 
 
 def verb(options: Options, screen: Screen) -> int:
@@ -20,14 +22,12 @@ def verb(options: Options, screen: Screen) -> int:
             "trained on it: use --hardware cpu, or 'inspect' to read the program it would run"
         )
     data = asked.load_data()
-    from jaxpar.measures.inspect import inspect
-    from jaxpar.train import bits, train
+    folder = options.folder(asked.name)
 
     program = asked.compile()
     screen.layout(asked.layout, asked.hardware.name)
     inspection = inspect(program)
     screen.traffic(inspection)
-    folder = Path(options.out or f"runs/{asked.name}")
     units = math.prod(data.fields["weight"][0]) * asked.layout.model.batch_size
     with screen.progress(asked.training.steps, data.unit, units) as watch:
         outcome = train(
@@ -64,8 +64,6 @@ def verb(options: Options, screen: Screen) -> int:
 
 
 def _verified(asked, screen: Screen, record: dict) -> bool:
-    from jaxpar.measures.verify import verify
-
     verdict = verify(asked.layout, hardware=asked.hardware, make=asked.make)
     screen.verdict(verdict)
     record["verified"] = verdict.record()

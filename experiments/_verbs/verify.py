@@ -12,7 +12,6 @@ def verb(options: Options, screen: Screen) -> int:
     """Verify; exit status 1 when the numbers differ."""
     started = time.perf_counter()
     asked = options.case.resolve()
-    screen.layout(asked.layout, asked.hardware.name, whole=False)
     verdict = verify(
         asked.layout,
         hardware=asked.hardware,
@@ -20,6 +19,7 @@ def verb(options: Options, screen: Screen) -> int:
         steps=3 if options.steps is None else options.steps,
         seed=asked.training.seed,
     )
+    screen.layout(asked.layout, asked.hardware.name, whole=False)
     screen.verdict(verdict)
     screen.finish(
         {

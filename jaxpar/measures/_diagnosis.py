@@ -56,7 +56,8 @@ def likely_mistake(
         path, factor = next(iter(scaled.items()))
         return (
             f"{path} alone is {factor:.6g} times what it should be: its gradient was summed "
-            "over a mesh axis whose devices already held the whole of it, or a bias was added before a sum"
+            "over a mesh axis whose devices already held the whole of it, or a bias was added "
+            "before a sum"
         )
     if not loss_agrees:
         return (

@@ -49,9 +49,7 @@ def traffic(text: str, axis_sizes: Mapping[str, int]) -> tuple[TrafficRow, ...]:
     return tuple(sorted(rows, key=lambda row: (-row.bytes, row.kind, row.axes)))
 
 
-def _row(
-    kind: str, axes: tuple[str, ...], whole: bool, members: list[Collective]
-) -> TrafficRow:
+def _row(kind: str, axes: tuple[str, ...], whole: bool, members: list[Collective]) -> TrafficRow:
     sources = Counter()
     for one in members:
         sources[_source(one)] += one.executions

@@ -63,6 +63,17 @@ class Field:
             )
 
 
+def check_sizes(model: str, config: Any) -> None:
+    """Refuse a config with a size below 1, or a dropout rate outside 0 up to 1."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if type(value) is int and value < 1:
+            raise RequestError(f"{model}: {f.name}={value}: use 1 or more")
+    rate = getattr(config, "dropout", 0.0)
+    if not 0 <= rate < 1:
+        raise RequestError(f"{model}: dropout={rate}: use a rate from 0 up to, not including, 1")
+
+
 @dataclass(frozen=True)
 class Model:
     """What is trained.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxpar.models._classify import classification_loss
-from jaxpar.models._record import Field, Model
+from jaxpar.models._record import Field, Model, check_sizes
 from jaxpar.refusal import RequestError
 
 _partitioned = nnx.with_partitioning
@@ -63,8 +63,7 @@ class Network(nnx.Module):
 def model(config: MLP = MLP(), **fields) -> Model:  # noqa: B008  (frozen)
     """Return the perceptron; `fields` replace those of `MLP`."""
     config = replace(config, **fields)
-    if config.hidden < 1:
-        raise RequestError(f"mlp: hidden={config.hidden} layers; it has at least 1")
+    check_sizes("mlp", config)
     roles = {f"hidden_{i}": ("inner", "residual")[i % 2] for i in range(config.hidden)}
     side = int(config.pixels**0.5)
     if side * side != config.pixels:

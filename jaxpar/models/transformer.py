@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxpar import seams
 from jaxpar.models._classify import scores
-from jaxpar.models._record import Field, Mean, Model
+from jaxpar.models._record import Field, Mean, Model, check_sizes
 from jaxpar.refusal import RequestError, unknown
 
 ACTIVATIONS = {
@@ -63,7 +63,8 @@ class Transformer:
     batch: int = 16
 
     def __post_init__(self):
-        if self.heads < 1 or self.kv_heads < 1 or self.heads % self.kv_heads:
+        check_sizes("transformer", self)
+        if self.heads % self.kv_heads:
             raise RequestError(
                 f"transformer: heads={self.heads} are not shared evenly by kv_heads="
                 f"{self.kv_heads}; make kv_heads a divisor of heads"

@@ -246,6 +246,7 @@ ROOMS = (
     ("program",),
     ("hlo",),
     ("collectives",),
+    ("collectives",),
     ("train",),
     ("case",),
     ("measures",),

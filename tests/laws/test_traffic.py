@@ -138,8 +138,8 @@ def test_tensor_parallelism_sums_activations_and_nothing_else(hardware, strategy
 def test_fsdp_gathers_layers_twice_and_scatters_gradients_once(hardware, model, strategy):
     """Over data: weights of stacked layers gathered forward and backward, others once.
 
-    Loops count as often as they run. Gradients are scattered once; what is stored whole is
-    all-reduced. XLA for CPUs spells a scatter as an all-reduce of the whole and a slice.
+    Gradients are scattered once; what is stored whole is all-reduced. XLA for CPUs spells a scatter
+    as an all-reduce of the whole and a slice.
     """
     inspection = inspected(model, strategy, hardware=hardware)
     cut, whole = pieces(inspection, cut=True), pieces(inspection, cut=False)
@@ -150,6 +150,19 @@ def test_fsdp_gathers_layers_twice_and_scatters_gradients_once(hardware, model, 
     least, most = statistics_bytes(inspection)
     more = said(inspection, "all-reduce", "data") - whole - (cut if hardware == "cpu" else 0)
     assert least < more <= most + SCALARS
+
+
+@pytest.mark.parametrize("hardware", HARDWARES)
+def test_collectives_in_a_loop_count_as_often_as_it_runs(hardware):
+    """Nine layers gather nine times, through a loop that runs fewer times than that.
+
+    XLA unrolls up to five layers wholly, so that fewer would not show a loop counted once.
+    """
+    layout = small_layout("transformer", "fsdp", BOTH, layers=9)
+    program = compile_step(make_step(layout), hardware=HARDWARE.load(hardware)(), for_speed=False)
+    assert " while(" in program.text, "unrolled wholly: take more layers"
+    inspection = inspect(program)
+    assert said(inspection, "all-gather", "data") == pieces(inspection, cut=True, layers_twice=True)
 
 
 @pytest.mark.parametrize("mesh", ["data=8", "model=8", "data=1"])
