@@ -108,8 +108,8 @@ def check_spec(
         for axis in axes_of(entry):
             if axis in used and mesh.size(axis) > 1:
                 faults.append(
-                    f"mesh axis '{axis}' is asked to split both dim '{used[axis]}' and dim '{dim}', "
-                    "and can split one dim of an array"
+                    f"mesh axis '{axis}' is asked to split both dim '{used[axis]}' and dim "
+                    f"'{dim}', and can split one dim of an array"
                 )
             used[axis] = dim
         ways = prod(mesh.size(axis) for axis in axes_of(entry))

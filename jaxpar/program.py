@@ -198,9 +198,9 @@ def _fake_devices(shape: MeshShape, hardware: Hardware):
     del hardware
     if shape.devices > MOST_FAKE_DEVICES:
         raise RequestError(
-            f"mesh {shape} needs {shape.devices} devices, and this machine's CPU is made into at most "
-            f"{MOST_FAKE_DEVICES}: use a smaller mesh, or --hardware h100, which compiles for any "
-            "number and runs on none"
+            f"mesh {shape} needs {shape.devices} devices, and this machine's CPU is made into at "
+            f"most {MOST_FAKE_DEVICES}: use a smaller mesh, or --hardware h100, which compiles for "
+            "any number and runs on none"
         )
     ask_for_devices(shape.devices)
     devices = jax.devices("cpu")

@@ -22,9 +22,9 @@ def verb(options: Options, screen: Screen) -> int:
             "trained on it: use --hardware cpu, or 'inspect' to read the program it would run"
         )
     data = asked.load_data()
-    folder = options.folder(asked.name)
 
     program = asked.compile()
+    folder = options.folder(asked.name)
     screen.layout(asked.layout, asked.hardware.name)
     inspection = inspect(program)
     screen.traffic(inspection)
