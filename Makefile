@@ -13,7 +13,7 @@ run: $(VENV)/installed
 	$(PY) -m experiments train mlp --data digits --strategy hybrid --mesh data=4,model=2 --verify
 
 test: lint
-	$(PY) -m pytest -q --durations=10
+	$(PY) -m pytest -q --numprocesses=2 --dist=worksteal --durations=10
 
 lint: $(VENV)/installed
 	$(PY) -m ruff check .

@@ -53,12 +53,11 @@ def _run(name: str, options: _options.Options) -> int:
 
     if options.hardware != "local" and name != "doctor":
         prefer_cpu()
-    screen = Screen(options.json)
+    screen = Screen(options.json, pictured=options.picture is not None)
     status = VERBS.load(name)(options, screen)
     if options.picture:
-        screen.picture(
-            Path(options.picture), f"python -m experiments {name} {' '.join(options.words)}"
-        )
+        typed = [word for word in sys.argv[1:] if word != "--picture" and word != options.picture]
+        screen.picture(Path(options.picture), f"python -m experiments {' '.join(typed)}")
     return status
 
 

@@ -20,15 +20,17 @@ from jaxpar.measures.verify import Verdict
 from jaxpar.mesh import axes_of
 from jaxpar.train import Outcome
 
+PICTURE_COLUMNS = 108
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 
 
 class Screen:
     """Where a command's words go."""
 
-    def __init__(self, as_json: bool):
+    def __init__(self, as_json: bool, *, pictured: bool = False):
         self.as_json = as_json
-        self.console = Console(stderr=as_json, highlight=False, record=True)
+        width = PICTURE_COLUMNS if pictured else None
+        self.console = Console(stderr=as_json, highlight=False, record=pictured, width=width)
 
     def say(self, text: str = "", style: str | None = None) -> None:
         """Print a line."""
@@ -153,7 +155,8 @@ class Screen:
 
             def watch(step: int, metrics: dict[str, float]) -> None:
                 if "loss" not in metrics:
-                    bar.console.print(_metrics(f"step {step}", metrics), highlight=False)
+                    if step < steps:  # the last look at the test split is shown when all is done
+                        bar.console.print(_metrics(f"step {step}", metrics), highlight=False)
                     return
                 elapsed = bar.tasks[task].elapsed or 1e-9
                 bar.update(

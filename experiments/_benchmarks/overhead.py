@@ -54,8 +54,9 @@ def benchmark(rounds: int) -> Iterator[dict[str, Any]]:
         layout = lay_out(model, strategy=load_strategy(strategy), mesh=MeshShape.parse(mesh))
         program = compile_step(make_step(layout, optimizer=optax.adamw(1e-3)), hardware=hardware)
         placed = program.place(batch)
-        sides = (partial(_advance, program.update), partial(_advance, _bare(layout, program)[0]))
-        states = [program.init(0), _bare(layout, program)[1]]
+        bare, bare_state = _bare(layout, program)
+        sides = (partial(_advance, program.update), partial(_advance, bare))
+        states = [program.init(0), bare_state]
         seconds: list[list[float]] = [[], []]
         for round_number in range(rounds + 1):
             for side in (0, 1):
