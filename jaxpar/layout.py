@@ -215,27 +215,25 @@ def _cut_further(model, strategy, mesh, path, shape, dims, computed):
         ):
             whole.append(path)
             continue
-        free = [
-            i
-            for role in preference
-            # Within a role the largest dim first: fewer, longer pieces.
-            for i in sorted(range(len(dims)), key=lambda i: -shape[i])
-            if roles[i] == role and spec[i] is None
-        ]
-        fitting = [i for i in free if shape[i] % ways == 0]
+        # A dim that is still whole comes first, then the order of roles, then the largest: fewer,
+        # longer pieces. A dim that is cut already is cut again where no other divides.
+        candidates = sorted(
+            (i for i in range(len(dims)) if roles[i] in preference),
+            key=lambda i: (spec[i] is not None, preference.index(roles[i]), -shape[i]),
+        )
+        cuts = {i: PartitionSpec((*axes_of(spec[i]), axis)) for i in candidates}
+        fitting = [i for i in candidates if shape[i] % shards(cuts[i], mesh) == 0]
         if fitting:
-            spec[fitting[0]] = axis
+            spec[fitting[0]] = cuts[fitting[0]][0]
+            continue
+        largest = max(candidates, key=lambda i: shape[i], default=None)
+        if largest is None:
+            faults.append(
+                f"none of its dims {', '.join(dims)} is one that strategy '{strategy.name}' cuts over "
+                f"mesh axis '{axis}': use {axis}=1"
+            )
         else:
-            first = free[:1]
-            faults += check_spec(
-                tuple(shape[i] for i in first),
-                tuple(dims[i] for i in first),
-                PartitionSpec(*[axis] * len(first)),
-                mesh,
-            ) or [
-                f"no dim of {dict(zip(dims, shape, strict=True))} is free to be cut over mesh axis "
-                f"'{axis}': use {axis}=1, or raise whole_below to keep the array whole"
-            ]
+            faults += check_spec((shape[largest],), (dims[largest],), cuts[largest], mesh)
     return PartitionSpec(*spec), faults, whole
 
 

@@ -11,10 +11,8 @@ from jaxpar.catalogue import HARDWARE, MODELS, STRATEGIES
 from jaxpar.layout import Layout, lay_out
 from jaxpar.mesh import MeshShape
 from jaxpar.models._record import Model
+from jaxpar.step import MODES as MODES
 from jaxpar.strategies._record import Strategy
-
-MODES = ("auto",)
-"""The ways to place collectives that the laws are held over."""
 
 STRATEGY_NAMES = (*STRATEGIES.names(), "fsdp+tensor")
 

@@ -207,7 +207,8 @@ def _later_mistake(check: Check) -> str:
     if check.name == "update":
         return (
             "the gradient is right and the update from it is not: clipping by the norm of one "
-            "device's share, or moments that lie otherwise than their parameters"
+            "device's share, weight decay left out or given to other arrays, or moments that lie "
+            "otherwise than their parameters"
         )
     if check.name == "loss":
         return "the gradient is right and the loss is not: it was summed or averaged over too much"

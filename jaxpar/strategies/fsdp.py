@@ -1,8 +1,8 @@
 """Data parallelism with weights, gradients and moments cut over the same devices, gathered for use.
 
 ZeRO-3 (Rajbhandari et al. 2020). On the wire, a step: every cut weight all-gathered over `data`
-once forward and once backward, and its gradient reduce-scattered (on CPU devices XLA spells that
-all-reduce and slice). Arrays of fewer than 16,384 elements (64 KiB in float32) stay whole: a
+once forward and, for stacked layers, once more backward (weights outside the stack are kept), and
+its gradient reduce-scattered (on CPU devices XLA spells that all-reduce and slice). Arrays of fewer than 16,384 elements (64 KiB in float32) stay whole: a
 gather that small costs its latency, not its bytes; the layout lists them.
 """
 
