@@ -1,8 +1,8 @@
 """Each device its share of the batch, whole weights everywhere, gradients summed by all-reduce.
 
 On the wire, once a step: one all-reduce of every gradient over `data`, so as many bytes as the
-parameters have, and a few scalars (the loss and its weight). With microbatches XLA sums the gradients
-of each as it comes, so as often as there are microbatches.
+parameters have, and a few scalars (the loss and its weight). With microbatches XLA sums the
+gradients of each as it comes, so as often as there are microbatches.
 """
 
 from jaxpar.strategies._record import ALL_REDUCE, KINDS, Strategy

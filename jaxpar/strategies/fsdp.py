@@ -2,8 +2,9 @@
 
 ZeRO-3 (Rajbhandari et al. 2020). On the wire, a step: every cut weight all-gathered over `data`
 once forward and, for stacked layers, once more backward (weights outside the stack are kept), and
-its gradient reduce-scattered (on CPU devices XLA spells that all-reduce and slice). Arrays of fewer than 16,384 elements (64 KiB in float32) stay whole: a
-gather that small costs its latency, not its bytes; the layout lists them.
+its gradient reduce-scattered (on CPU devices XLA spells that all-reduce and slice). Arrays of
+fewer than 16,384 elements (64 KiB in float32) stay whole: a gather that small costs its latency,
+not its bytes; the layout lists them.
 """
 
 from jaxpar.strategies._record import ALL_GATHER, ALL_TO_ALL, PERMUTE, Strategy
