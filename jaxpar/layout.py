@@ -229,8 +229,8 @@ def _cut_further(model, strategy, mesh, path, shape, dims, computed):
         largest = max(candidates, key=lambda i: shape[i], default=None)
         if largest is None:
             faults.append(
-                f"none of its dims {', '.join(dims)} is one that strategy '{strategy.name}' cuts over "
-                f"mesh axis '{axis}': use {axis}=1"
+                f"none of its dims {', '.join(dims)} is one that strategy '{strategy.name}' cuts "
+                f"over mesh axis '{axis}': use {axis}=1"
             )
         else:
             faults += check_spec((shape[largest],), (dims[largest],), cuts[largest], mesh)
