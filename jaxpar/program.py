@@ -37,13 +37,27 @@ class Program:
         step: what was compiled.
         hardware: for what.
         mesh: the devices, named.
-        update: the compiled update: (State, batch) -> (State, metrics); the given State is used up.
+        for_speed: whether XLA takes its time over code that will run many times.
     """
 
     step: Step
     hardware: Hardware
     mesh: Mesh
-    update: Any
+    for_speed: bool = True
+
+    @cached_property
+    def update(self) -> Any:
+        """The compiled update: (State, batch) -> (State, metrics); the given State is used up."""
+        update = jax.jit(
+            self.step.update,
+            in_shardings=(self.state_shardings, self.batch_shardings),
+            out_shardings=(self.state_shardings, None),
+            donate_argnums=0,
+        )
+        lowered = update.lower(self.step.state, self.step.batch)
+        quick = QUICK if self.hardware.kind == "fake" and not self.for_speed else {}
+        with _kept_unless(self.hardware.kind == "described"):
+            return lowered.compile({**self.hardware.compiler_options, **quick} or None)
 
     @cached_property
     def text(self) -> str:
@@ -131,24 +145,16 @@ def compile_step(step: Step, *, hardware: Hardware, for_speed: bool = True) -> P
     Args:
         step: from `make_step`.
         hardware: what to compile for.
-        for_speed: False when the program will run only a few times on fake devices.
+        for_speed: False when the program will run only a few times on fake devices; each part of
+            it is then compiled when it is first used.
 
     Raises:
         RequestError: when the machine has fewer devices than the mesh, or cannot compile for them.
     """
-    mesh = device_mesh(step.layout.mesh, hardware)
-    state = _on(mesh, step.state_specs)
-    update = jax.jit(
-        step.update,
-        in_shardings=(state, _on(mesh, dict(step.layout.batch))),
-        out_shardings=(state, None),
-        donate_argnums=0,
-    )
-    lowered = update.lower(step.state, step.batch)
-    quick = QUICK if hardware.kind == "fake" and not for_speed else {}
-    options = {**hardware.compiler_options, **quick}
-    with _kept_unless(hardware.kind == "described"):
-        return Program(step, hardware, mesh, lowered.compile(options or None))
+    program = Program(step, hardware, device_mesh(step.layout.mesh, hardware), for_speed)
+    if for_speed:
+        program.update  # noqa: B018  (compiled now, so that what XLA refuses is refused here)
+    return program
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def compiled(strategy, mesh=BOTH):
 def first_state(model, strategy, mesh):
     """What init draws, without compiling the step that would use it."""
     layout = small_layout(model, strategy, mesh)
-    return Program(make_step(layout), cpu(), device_mesh(layout.mesh, cpu()), None).init(3)
+    return Program(make_step(layout), cpu(), device_mesh(layout.mesh, cpu())).init(3)
 
 
 @pytest.mark.parametrize("strategy", STRATEGY_NAMES)

@@ -240,7 +240,8 @@ def _steps_checks(reference, candidate, start, batch, steps, bounds) -> list[Che
     whole, placed = reference.place(batch), candidate.place(batch)
     worst = 0.0
     for _ in range(steps):
-        right, right_metrics = reference.update(right, whole)
+        gradients, model_state, right_metrics = reference.gradients(right, whole)
+        right = reference.apply(right, gradients, model_state)
         got, got_metrics = candidate.update(got, placed)
         error = _relative(float(got_metrics["loss"]), float(right_metrics["loss"]))
         worst = error if np.isnan(error) else max(worst, error)
