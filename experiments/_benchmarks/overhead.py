@@ -5,10 +5,7 @@ batch 16, AdamW, float32, on 8 fake CPU devices. Sides alternate, a few steps at
 is taken round by round and its median reported with its spread.
 """
 
-import statistics
-import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +14,7 @@ import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from experiments._benchmarks._alternate import alternate
 from jaxpar.case import load_strategy
 from jaxpar.catalogue import HARDWARE, MODELS
 from jaxpar.layout import Layout, build, lay_out
@@ -42,7 +40,6 @@ LAYOUTS = (
     ("hybrid", "data=4,model=2"),
     ("fsdp+tensor", "data=4,model=2"),
 )
-STEPS_A_ROUND = 4
 
 
 def benchmark(rounds: int) -> Iterator[dict[str, Any]]:
@@ -54,36 +51,9 @@ def benchmark(rounds: int) -> Iterator[dict[str, Any]]:
         layout = lay_out(model, strategy=load_strategy(strategy), mesh=MeshShape.parse(mesh))
         program = compile_step(make_step(layout, optimizer=optax.adamw(1e-3)), hardware=hardware)
         placed = program.place(batch)
-        bare, bare_state = _bare(layout, program)
-        sides = (partial(advance, program.update), partial(advance, bare))
-        states = [program.init(0), bare_state]
-        seconds: list[list[float]] = [[], []]
-        for round_number in range(rounds + 1):
-            for side in (0, 1):
-                states[side], spent = sides[side](states[side], placed)
-                if round_number:  # the first warms up
-                    seconds[side].append(spent)
-        ratios = [a / b for a, b in zip(*seconds, strict=True)]
-        yield {
-            "strategy": strategy,
-            "mesh": mesh,
-            "jaxpar_seconds": statistics.median(seconds[0]),
-            "bare_seconds": statistics.median(seconds[1]),
-            "ratio": statistics.median(ratios),
-            "ratio_min": min(ratios),
-            "ratio_max": max(ratios),
-            "rounds": rounds,
-        }
-
-
-def advance(update: Callable, state: Any, batch: Any) -> tuple[Any, float]:
-    """Take a few steps, waiting for each; returns the state and the seconds a step took."""
-    started = time.perf_counter()
-    for _ in range(STEPS_A_ROUND):
-        state, metrics = update(state, batch)
-        jax.block_until_ready(metrics)
-    jax.block_until_ready(state)
-    return state, (time.perf_counter() - started) / STEPS_A_ROUND
+        ours = (program.update, program.init(0))
+        times = alternate(ours, _bare(layout, program), program.place(batch), rounds)
+        yield {"strategy": strategy, "mesh": mesh, **times}
 
 
 def _bare(layout: Layout, program: Program) -> tuple[Callable, Any]:

@@ -5,9 +5,7 @@ first: layers one by one, queries, keys and values apart, softmax, a variance, l
 Both are right; what differs is the code that XLA makes of the spelling.
 """
 
-import statistics
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +14,8 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments._benchmarks.overhead import SIZES, advance
+from experiments._benchmarks._alternate import alternate
+from experiments._benchmarks.overhead import SIZES
 from jaxpar.case import load_strategy
 from jaxpar.catalogue import HARDWARE, MODELS
 from jaxpar.layout import lay_out
@@ -47,27 +46,10 @@ def benchmark(rounds: int) -> Iterator[dict[str, Any]]:
         layout = lay_out(model, strategy=load_strategy(strategy), mesh=MeshShape.parse(mesh))
         step = make_step(layout, optimizer=optax.adamw(1e-3))
         program = compile_step(step, hardware=HARDWARE.load("cpu")())
-        plain, plain_state = _plain(program.mesh, program.batch_shardings)
-        placed = program.place(batch)
-        sides = (partial(advance, program.update), partial(advance, plain))
-        states = [program.init(0), plain_state]
-        seconds: list[list[float]] = [[], []]
-        for round_number in range(rounds + 1):
-            for side in (0, 1):
-                states[side], spent = sides[side](states[side], placed)
-                if round_number:  # the first warms up
-                    seconds[side].append(spent)
-        ratios = [a / b for a, b in zip(*seconds, strict=True)]
-        yield {
-            "strategy": strategy,
-            "mesh": mesh,
-            "jaxpar_seconds": statistics.median(seconds[0]),
-            "plain_seconds": statistics.median(seconds[1]),
-            "ratio": statistics.median(ratios),
-            "ratio_min": min(ratios),
-            "ratio_max": max(ratios),
-            "rounds": rounds,
-        }
+        ours = (program.update, program.init(0))
+        theirs = _plain(program.mesh, program.batch_shardings)
+        times = alternate(ours, theirs, program.place(batch), rounds)
+        yield {"strategy": strategy, "mesh": mesh, **times}
 
 
 def _plain(mesh, batch_shardings):
