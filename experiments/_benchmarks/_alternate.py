@@ -1,6 +1,7 @@
 """Two steps timed in turn, a few updates at a time, and their ratio round by round.
 
-A machine's speed drifts by more than what is measured here, so times are only compared within a round.
+A machine's speed drifts by more than what is measured here, so times are only compared within a
+round.
 """
 
 import statistics

@@ -50,7 +50,6 @@ def benchmark(rounds: int) -> Iterator[dict[str, Any]]:
     for strategy, mesh in LAYOUTS:
         layout = lay_out(model, strategy=load_strategy(strategy), mesh=MeshShape.parse(mesh))
         program = compile_step(make_step(layout, optimizer=optax.adamw(1e-3)), hardware=hardware)
-        placed = program.place(batch)
         ours = (program.update, program.init(0))
         times = alternate(ours, _bare(layout, program), program.place(batch), rounds)
         yield {"strategy": strategy, "mesh": mesh, **times}
