@@ -4,6 +4,7 @@ With `--json` standard output belongs to the record, so all of this goes to stan
 """
 
 import json
+import math
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +40,7 @@ class Screen:
     def finish(self, record: dict) -> None:
         """Print the record, if it was asked for."""
         if self.as_json:
-            print(json.dumps(record), file=sys.stdout, flush=True)
+            print(json.dumps(_strict(record)), file=sys.stdout, flush=True)
 
     def picture(self, path: Path, title: str) -> None:
         """Save all that was shown as an SVG picture, for a page or a slide."""
@@ -178,6 +179,15 @@ class Screen:
         )
         shown = dict(outcome.test)
         self.say(_metrics("test", shown), style="bold green")
+
+
+def _strict(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null says that there is no number."""
+    if isinstance(value, dict):
+        return {name: _strict(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _entry(row: dict, column: str) -> Any:

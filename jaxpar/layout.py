@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 
 from jaxpar.mesh import MeshShape, axes_of, check_spec, refuse_faults, shards
 from jaxpar.models._record import Model, role_of
+from jaxpar.refusal import LayoutError, unknown
 from jaxpar.strategies._record import Strategy
 
 UNNAMED = "unnamed"
@@ -163,7 +164,9 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
         fault = check_spec(field.shape, field.dims, batch[name], mesh)
         faults.setdefault(f"batch {name}", []).extend(fault)
     refuse_faults(faults)
-    notes = _notes(strategy, mesh, groups[0], kept_whole)
+    _check_roles(model, groups)
+    specs = [*batch.values(), *(a.stored for arrays in groups for a in arrays.values())]
+    notes = _notes(strategy, mesh, groups[0], kept_whole, specs)
     return Layout(model, strategy, mesh, *groups, MappingProxyType(batch), notes, module)
 
 
@@ -176,7 +179,12 @@ def dims_of(
     """
     names = variable.get_metadata().get("out_sharding")
     rank = len(variable.get_value().shape)
-    if names is not None and len(names) == rank:
+    if names is not None and len(names) != rank:
+        raise LayoutError(
+            f"{path}: its metadata names {len(names)} dims {tuple(names)}, and it has {rank}: give "
+            "every dim a name, or None"
+        )
+    if names is not None:
         return tuple(name or UNNAMED for name in names)
     shape, folder = variable.get_value().shape, path.rpartition("/")[0]
     for other, neighbour in parameters.items():
@@ -191,6 +199,15 @@ def itemsize(dtype: Any) -> int:
     if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
         return 8
     return np.dtype(dtype).itemsize
+
+
+def _check_roles(model: Model, groups) -> None:
+    """Refuse a role given to a dim that no array has: a misspelt name would split nothing."""
+    dims = {dim for arrays in groups for a in arrays.values() for dim in a.dims}
+    dims |= {dim for f in model.batch.values() for dim in f.dims}
+    for dim in model.roles:
+        if dim not in dims:
+            raise unknown(f"dim in the roles of model '{model.name}'", dim, sorted(dims))
 
 
 def _by_role(
@@ -237,7 +254,7 @@ def _cut_further(model, strategy, mesh, path, shape, dims, computed):
     return PartitionSpec(*spec), faults, whole
 
 
-def _notes(strategy, mesh, parameters, kept_whole) -> tuple[str, ...]:
+def _notes(strategy, mesh, parameters, kept_whole, specs) -> tuple[str, ...]:
     notes = []
     if kept_whole:
         share = sum(parameters[p].whole_bytes for p in kept_whole) / max(
@@ -247,7 +264,14 @@ def _notes(strategy, mesh, parameters, kept_whole) -> tuple[str, ...]:
             f"{len(kept_whole)} arrays of fewer than {strategy.whole_below:,} elements stay whole "
             f"on every device ({share:.2%} of the parameter bytes): {', '.join(kept_whole)}"
         )
+    lying = {axis for spec in specs for entry in spec for axis in axes_of(entry)}
     for axis, size in mesh.sizes:
+        if size > 1 and axis in strategy.axes and axis not in lying:
+            notes.append(
+                f"nothing of this model lies over mesh axis '{axis}', so its {size} devices do the "
+                f"same work: strategy '{strategy.name}' found no dim in a role that it splits; "
+                "name the dims in the model's metadata and give their roles"
+            )
         if size > 1 and axis not in strategy.axes:
             notes.append(
                 f"strategy '{strategy.name}' splits nothing over mesh axis '{axis}': its {size} "

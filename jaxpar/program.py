@@ -25,6 +25,7 @@ QUICK = {"xla_backend_optimization_level": 0}
 """For code run once on fake devices: the same program, machine code in a fifth of the time."""
 
 
+USUAL_FAKE_DEVICES = 8
 MOST_FAKE_DEVICES = 256
 """More would share the CPU's cores so thinly that XLA takes waiting threads for stuck ones."""
 
@@ -208,7 +209,8 @@ def _fake_devices(shape: MeshShape, hardware: Hardware):
             f"most {MOST_FAKE_DEVICES}: use a smaller mesh, or --hardware h100, which compiles for "
             "any number and runs on none"
         )
-    ask_for_devices(shape.devices)
+    # A notebook's next mesh may be larger, and JAX cannot add devices later.
+    ask_for_devices(max(shape.devices, USUAL_FAKE_DEVICES))
     devices = jax.devices("cpu")
     if len(devices) < shape.devices:
         raise RequestError(

@@ -247,10 +247,21 @@ def plain_loss(layout, parameters, model_state, batch, key, *, train=True, chose
     """The model's own loss, told nothing of devices: (Mean, metrics, new model state)."""
     module = layout.module.put_together(parameters, model_state)
     module.train() if train else module.eval()
-    loss, metrics = layout.model.loss(module, batch, key=key, **(chosen or {}))
+    loss, metrics = _checked(layout, layout.model.loss(module, batch, key=key, **(chosen or {})))
     new = values_of(take_apart(module).state) if train else model_state
-    assert isinstance(loss, Mean), type(loss)
     return loss, metrics, new
+
+
+def _checked(layout, returned):
+    """The loss's return value, if it is what a Model's loss returns."""
+    pair = isinstance(returned, tuple) and len(returned) == 2
+    if pair and isinstance(returned[0], Mean) and isinstance(returned[1], dict):
+        if all(isinstance(metric, Mean) for metric in returned[1].values()):
+            return returned
+    raise RequestError(
+        f"model '{layout.model.name}': its loss returned {type(returned).__name__}, and a loss "
+        "returns (Mean, {name: Mean}): return (jaxpar.weighted_mean(values, batch['weight']), {})"
+    )
 
 
 def _placed_loss(layout, parameters, model_state, batch, key, *, train=True):

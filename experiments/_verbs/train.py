@@ -48,11 +48,13 @@ def verb(options: Options, screen: Screen) -> int:
         "collectives": inspection.record()["collectives"],
         "metrics": str(folder / "metrics.jsonl"),
     }
-    ok = True
+    ok = math.isfinite(outcome.test["loss"])
+    if not ok:
+        screen.say("the loss is no number: lower --set learning_rate, or clip", style="red")
     if options.verify:
-        ok = _verified(asked, screen, record)
+        ok = _verified(asked, screen, record) and ok
     screen.say(f"metrics: {folder / 'metrics.jsonl'}")
-    screen.say("next: the same under another layout, or a question answered by several:")
+    screen.say("next: this model under another layout, or a question answered by several:")
     other = (
         "fsdp --mesh data=8" if asked.case.strategy != "fsdp" else "hybrid --mesh data=4,model=2"
     )

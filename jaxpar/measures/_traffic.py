@@ -32,7 +32,7 @@ class TrafficRow:
     count: int
     bytes: int
     exact: bool
-    sources: tuple[str, ...]  # the most often executed, first
+    sources: tuple[str, ...]  # the one with most bytes first
 
 
 def traffic(text: str, axis_sizes: Mapping[str, int]) -> tuple[TrafficRow, ...]:
@@ -52,7 +52,7 @@ def traffic(text: str, axis_sizes: Mapping[str, int]) -> tuple[TrafficRow, ...]:
 def _row(kind: str, axes: tuple[str, ...], whole: bool, members: list[Collective]) -> TrafficRow:
     sources = Counter()
     for one in members:
-        sources[_source(one)] += one.executions
+        sources[_source(one)] += one.executions * one.bytes_each
     return TrafficRow(
         kind=kind,
         axes=axes,

@@ -170,13 +170,16 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
 
     right, right_state, right_metrics = _gradients(reference, start, batch)
     got, got_state, got_metrics = _gradients(candidate, start, batch)
+    right = _arrays_to_host(right)
     gradient = _compare("gradient", right, got, bounds["gradient"])
     checks.append(gradient)
     loss_error = _relative(float(got_metrics["loss"]), float(right_metrics["loss"]))
     checks.append(Check("loss", 1, "loss", loss_error, bounds["loss"]))
     if right_state:
-        checks.append(_compare("model state", right_state, got_state, bounds["gradient"]))
-    checks.append(_update_check(reference, candidate, start, right, right_state, bounds["update"]))
+        named = (_named_state(right_state), _named_state(got_state))
+        checks.append(_compare("model state", *named, bounds["gradient"]))
+    states = (right_state, got_state)
+    checks.append(_update_check(reference, candidate, start, right, states, bounds["update"]))
     checks += _steps_checks(reference, candidate, start, batch, steps, bounds)
 
     mistake = None
@@ -217,14 +220,13 @@ def _later_mistake(check: Check) -> str:
     )
 
 
-def _update_check(reference, candidate, start, gradients, model_state, bound) -> Check:
+def _update_check(reference, candidate, start, gradients, model_states, bound) -> Check:
     """One update from the same gradients, its error relative to the size of the update itself."""
     before = start.parameters
-    right = _to_host(reference.apply(_on(reference, start), gradients, model_state))
+    right = _to_host(reference.apply(_on(reference, start), gradients, model_states[0]))
     state = _on(candidate, start)
     shared = jax.device_put(gradients, candidate.state_shardings.parameters)
-    carried = jax.device_put(model_state, candidate.state_shardings.model_state)
-    got = candidate.apply(state, shared, carried)
+    got = candidate.apply(state, shared, model_states[1])
     moved = {p: right.parameters[p] - before[p] for p in before}
     return _compare(
         "update",
@@ -259,13 +261,11 @@ def _part_gradient(layout, step, hardware, start, batch, rows) -> dict[str, np.n
     program = compile_step(
         make_step(alone, optimizer=step.optimizer), hardware=hardware, for_speed=False
     )
-    return _gradients(program, start, part)[0]
+    return _arrays_to_host(_gradients(program, start, part)[0])
 
 
 def _gradients(program: Program, start: State, batch):
     gradients, state, metrics = program.gradients(_on(program, start), program.place(batch))
-    if program.step.layout.mesh.devices == 1:
-        return _arrays_to_host(gradients), _arrays_to_host(state), metrics
     return gradients, state, metrics
 
 
@@ -291,6 +291,11 @@ def _is_key(value) -> bool:
 
 def _arrays_to_host(arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
     return {path: np.asarray(value) for path, value in arrays.items()}
+
+
+def _named_state(state: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Model state, its random keys as their data."""
+    return {path: jax.random.key_data(v) if _is_key(v) else v for path, v in state.items()}
 
 
 def _arrays(state: State) -> dict[str, jax.Array]:

@@ -6,6 +6,7 @@ splitting the batch over devices or microbatches cannot turn it into a mean of m
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from inspect import Parameter, signature
 from types import MappingProxyType
 from typing import Any
 
@@ -105,6 +106,12 @@ class Model:
     def __post_init__(self):
         for role in self.roles.values():
             check_role(role)
+        kinds = {p.name: p.kind for p in signature(self.loss).parameters.values()}
+        if "key" not in kinds and Parameter.VAR_KEYWORD not in kinds.values():
+            raise RequestError(
+                f"model '{self.name}': its loss takes no 'key': declare loss(module, batch, *, "
+                "key=None), and leave key unused if there is no dropout"
+            )
         object.__setattr__(self, "batch", MappingProxyType(dict(self.batch)))
         object.__setattr__(self, "roles", MappingProxyType(dict(self.roles)))
 

@@ -34,10 +34,10 @@ SAVED_NAMES = ("attended", "ffn_inner")
 class Transformer:
     """Sizes and choices of the decoder.
 
-    `head_dim` None means width / heads. `compute_dtype` None computes in the parameters' own dtype.
-    `remat` is none, full, dots, or saved names joined by commas (attended, ffn_inner). `unroll`
-    layers are compiled as one piece: XLA's CPU code for a few layers is a quarter faster so, and
-    the program that much larger.
+    `head_dim` None means width / heads, `kv_heads` None as many as heads. `compute_dtype` None
+    computes in the parameters' own dtype. `remat` is none, full, dots, or saved names joined by
+    commas (attended, ffn_inner). `unroll` layers are compiled as one piece: XLA's CPU code for a
+    few layers is a quarter faster so, and the program that much larger.
     """
 
     vocabulary: int = 256
@@ -45,7 +45,7 @@ class Transformer:
     width: int = 256
     layers: int = 4
     heads: int = 16
-    kv_heads: int = 16
+    kv_heads: int | None = None
     head_dim: int | None = None
     ffn: int = 1024
     gated: bool = False
@@ -64,7 +64,7 @@ class Transformer:
 
     def __post_init__(self):
         check_sizes("transformer", self)
-        if self.heads % self.kv_heads:
+        if self.heads % self.key_value_heads:
             raise RequestError(
                 f"transformer: heads={self.heads} are not shared evenly by kv_heads="
                 f"{self.kv_heads}; make kv_heads a divisor of heads"
@@ -85,6 +85,11 @@ class Transformer:
                     f"{name} of transformer", str(getattr(self, name)), [str(k) for k in known]
                 )
         seams.check_remat(self.remat, SAVED_NAMES)
+
+    @property
+    def key_value_heads(self) -> int:
+        """Heads of keys and values; as many as of queries unless said."""
+        return self.heads if self.kv_heads is None else self.kv_heads
 
     @property
     def head_width(self) -> int:
@@ -131,20 +136,20 @@ class Block(nnx.Module):
     """Attention and a feed-forward part, each added to the residual: (B, S, D) -> (B, S, D)."""
 
     def __init__(self, config: Transformer, rngs: nnx.Rngs):
-        c, group, out = config, config.heads // config.kv_heads, (2 * config.layers) ** -0.5
+        c, group, out = config, config.heads // config.key_value_heads, (2 * config.layers) ** -0.5
         heads = ("kv_heads", "q_k_v", "head_dim")
         self.config = config
         self.attention_norm = Norm(c, rngs)
         self.qkv = _param(
             rngs,
             _normal(0.02),
-            (c.width, c.kv_heads, group + 2, c.head_width),
+            (c.width, c.key_value_heads, group + 2, c.head_width),
             ("embed", *heads),
         )
         self.out = _param(
             rngs,
             _normal(0.02 * out),
-            (c.kv_heads, group, c.head_width, c.width),
+            (c.key_value_heads, group, c.head_width, c.width),
             ("kv_heads", "group", "head_dim", "embed"),
         )
         self.ffn_norm = Norm(c, rngs)
@@ -152,7 +157,9 @@ class Block(nnx.Module):
         self.up = _param(rngs, _normal(0.02), (c.width, sides, c.ffn), ("embed", "sides", "ffn"))
         self.down = _param(rngs, _normal(0.02 * out), (c.ffn, c.width), ("ffn", "embed"))
         if c.bias:
-            self.qkv_bias = _param(rngs, _zeros, (c.kv_heads, group + 2, c.head_width), heads)
+            self.qkv_bias = _param(
+                rngs, _zeros, (c.key_value_heads, group + 2, c.head_width), heads
+            )
             self.out_bias = _param(rngs, _zeros, (c.width,), ("embed",))
             self.up_bias = _param(rngs, _zeros, (sides, c.ffn), ("sides", "ffn"))
             self.down_bias = _param(rngs, _zeros, (c.width,), ("embed",))
