@@ -98,7 +98,7 @@ BAD = [
     ("train transformer --set layers=0", "layers=0"),
     ("train transformer --set vocabulary=0", "vocabulary=0"),
     ("train transformer --set sequence=0", "sequence=0"),
-    ("train transformer --set heads=3", "heads=3 are not shared evenly by kv_heads=16"),
+    ("train transformer --set kv_heads=3", "heads=16 are not shared evenly by kv_heads=3"),
     # Hardware and data that cannot do what is asked.
     ("train mlp --hardware local --mesh data=64", "'local' means this machine's accelerators"),
     ("train mlp --hardware h100", "described, not present"),
