@@ -9,18 +9,9 @@ the parameters on each and the gradient bytes with them, and adds activations to
 from itertools import pairwise
 
 from jaxpar.case import Case
-from jaxpar.experiment import Claim, Experiment, said
+from jaxpar.experiment import Claim, Experiment, said, same_losses
 
 SPLITS = ((8, 1), (4, 2), (2, 4), (1, 8))
-
-
-def _same_losses(rows) -> bool:
-    first = rows[0]["train"]["losses"]
-    return all(
-        abs(a - b) <= 1e-3 * abs(b) + 1e-4
-        for row in rows[1:]
-        for a, b in zip(row["train"]["losses"], first, strict=True)
-    )
 
 
 experiment = Experiment(
@@ -33,7 +24,7 @@ experiment = Experiment(
         Claim(
             "every layout is verified", lambda rows: all(r["verify"]["ok"] for r in rows), needs=4
         ),
-        Claim("every split has the same losses", _same_losses, needs=4),
+        Claim("every split has the same losses", same_losses, needs=4),
         Claim(
             "each classifies at least 96 % of the test images",
             lambda rows: all(r["train"]["test_accuracy"] >= 0.96 for r in rows),

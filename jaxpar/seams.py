@@ -121,7 +121,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = True) 
         key = jax.lax.broadcasted_iota(jnp.int32, scores.shape[-2:], 1)
         scores = jnp.where(query >= key, scores, jnp.finfo(scores.dtype).min)
     # Divided after the values are summed: head_dim numbers a query rather than one a key. On CPU
-    # the whole step is a tenth faster so.
+    # the whole step took 6 to 11 % less so.
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     total = jnp.moveaxis(jnp.sum(weights, axis=-1), 3, 1)[..., None]
     values = jnp.einsum("bkgqs,bskh->bqkgh", weights.astype(v.dtype), v)
