@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from jaxpar.layout import Layout
 from jaxpar.manual import trace
-from jaxpar.mesh import sizes_of
+from jaxpar.mesh import axes_of, sizes_of
 
 
 def differentiate_by_hand(layout: Layout, loss_of: Callable) -> Callable:
@@ -31,6 +31,7 @@ def differentiate_by_hand(layout: Layout, loss_of: Callable) -> Callable:
     used = {path: a.computed for path, a in layout.parameters.items()}
     state = {path: a.stored for path, a in layout.state.items()}
     batches = dict(layout.batch)
+    gradients = {path: a.gradient for path, a in layout.parameters.items()}
     whole = PartitionSpec()
 
     def differentiate(parameters, model_state, batch, key):
@@ -49,14 +50,44 @@ def differentiate_by_hand(layout: Layout, loss_of: Callable) -> Callable:
                 loss, metrics, new = plan(parameters, model_state, batch, key)
                 return loss.total, ({"loss": loss, **metrics}, new)
 
-            totals, (metrics, new) = jax.grad(total, has_aux=True)(parameters)
-            return totals, new, metrics
+            totals, (metrics, new) = jax.grad(total, has_aux=True)(_parted(layout, parameters))
+            return _scattered(layout, totals), new, metrics
 
         return jax.shard_map(
             on_shards,
             mesh=layout.mesh.abstract,
             in_specs=(stored, state, batches, whole),
-            out_specs=(stored, state, whole),
+            out_specs=(gradients, state, whole),
         )(*arguments)
 
     return differentiate
+
+
+def _parted(layout: Layout, parameters):
+    """Weights that are whole while their gradients are cut: free to differ between devices, so that
+    each device's gradient is its own share, not yet summed."""
+    return {
+        path: jax.lax.pcast(value, axes, to="varying") if axes else value
+        for path, value in parameters.items()
+        for axes in [tuple(axis for _, axis in _cut_gradients(layout.parameters[path]))]
+    }
+
+
+def _scattered(layout: Layout, totals):
+    """Sum such gradients, each device keeping its piece."""
+    for path, value in totals.items():
+        for dim, axis in _cut_gradients(layout.parameters[path]):
+            value = jax.lax.psum_scatter(value, axis, scatter_dimension=dim, tiled=True)
+        totals[path] = value
+    return totals
+
+
+def _cut_gradients(array) -> list[tuple[int, str]]:
+    """The dims, and the axes over them, along which a gradient is cut and its weight is not."""
+    pairs = zip(array.gradient, array.stored, strict=True)
+    return [
+        (dim, axis)
+        for dim, (fine, coarse) in enumerate(pairs)
+        for axis in axes_of(fine)
+        if axis not in axes_of(coarse)
+    ]

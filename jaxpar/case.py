@@ -8,6 +8,7 @@ import importlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from inspect import signature
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -57,7 +58,11 @@ class Case:
         batch = changes.pop("batch", None)
         training, changes = set_fields(Training(), _typed(Training(), changes))
         model = load_model(self.model)
-        _check_fields(model, training, changes)
+        options = strategy_options(self.strategy)
+        strategy = load_strategy(
+            self.strategy, **{n: changes.pop(n) for n in list(changes) if n in options}
+        )
+        _check_fields(model, training, changes, options)
         model = model.with_fields(**_typed(model.config, changes))
         if batch is not None:
             model = model.with_batch_size(batch)
@@ -66,7 +71,7 @@ class Case:
             raise unknown("mode", self.mode, MODES)
         usual = "data=1" if hardware.kind == "local" else "data=4,model=2"
         mesh = MeshShape.parse(usual if self.mesh is None else self.mesh)
-        layout = lay_out(model, strategy=load_strategy(self.strategy), mesh=mesh)
+        layout = lay_out(model, strategy=strategy, mesh=mesh)
         return Resolved(self, layout, hardware, training)
 
 
@@ -127,10 +132,25 @@ def load_model(name: str) -> Model:
     return model
 
 
-def load_strategy(text: str) -> Strategy:
-    """One strategy, or several joined by +."""
-    each = [STRATEGIES.load(name)() for name in parts(text)]
+def load_strategy(text: str, **options: Any) -> Strategy:
+    """One strategy, or several joined by +; each takes those `options` that it knows."""
+    known = strategy_options(text)
+    for name in options:
+        if name not in known:
+            raise unknown(f"option of strategy '{text}'", name, known)
+    each = []
+    for name in parts(text):
+        make = STRATEGIES.load(name)
+        own = {n: p.default for n, p in signature(make).parameters.items()}
+        given = {n: _typed_option(n, own[n], v) for n, v in options.items() if n in own}
+        each.append(make(**given))
     return each[0] if len(each) == 1 else combine(*each)
+
+
+def strategy_options(text: str) -> tuple[str, ...]:
+    """What the strategies named by `text` can be told, by name."""
+    names = [n for part in parts(text) for n in signature(STRATEGIES.load(part)).parameters]
+    return tuple(dict.fromkeys(names))
 
 
 def load_data(model: Model, name: str | None) -> Dataset:
@@ -151,31 +171,34 @@ def load_data(model: Model, name: str | None) -> Dataset:
     return data
 
 
-def _check_fields(model: Model, training: Training, changes: dict[str, Any]) -> None:
+def _check_fields(
+    model: Model, training: Training, changes: dict[str, Any], options: tuple[str, ...]
+) -> None:
     own = [] if model.config is None else [f.name for f in fields(model.config)]
     for name in changes:
         if name not in own:
-            known = [*own, *(f.name for f in fields(training))]
-            raise unknown(f"field of '{model.name}' or of training", name, known)
+            known = [*own, *(f.name for f in fields(training)), *options]
+            raise unknown(f"field of '{model.name}', of training or of its strategy", name, known)
 
 
 def _typed(record: Any, changes: dict[str, Any]) -> dict[str, Any]:
     """Refuse a value of another kind than the field's: text for a number, or 1.5 for a count."""
-    typed = dict(changes)
-    for name, value in changes.items():
-        usual = getattr(record, name, None)
-        if usual is None or value is None:
-            continue
-        fits = type(value) is type(usual) or (isinstance(usual, float) and type(value) is int)
-        if not fits:
-            raise RequestError(
-                f"--set {name}={value}: {name} is {_kind(usual)} (its default is {usual}), and "
-                f"'{value}' is not"
-            )
-        if type(usual) is int and value < 0:
-            raise RequestError(f"--set {name}={value}: {name} is a count; use 0 or more")
-        typed[name] = type(usual)(value)
-    return typed
+    return {n: _typed_option(n, getattr(record, n, None), v) for n, v in changes.items()}
+
+
+def _typed_option(name: str, usual: Any, value: Any) -> Any:
+    """`value` as the kind of thing that `usual` is; a default of None takes anything."""
+    if usual is None or value is None:
+        return value
+    fits = type(value) is type(usual) or (isinstance(usual, float) and type(value) is int)
+    if not fits:
+        raise RequestError(
+            f"--set {name}={value}: {name} is {_kind(usual)} (its default is {usual}), and "
+            f"'{value}' is not"
+        )
+    if type(usual) is int and value < 0:
+        raise RequestError(f"--set {name}={value}: {name} is a count; use 0 or more")
+    return type(usual)(value)
 
 
 def _kind(value: Any) -> str:

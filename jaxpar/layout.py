@@ -16,10 +16,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from jaxpar.mesh import MeshShape, axes_of, check_spec, refuse_faults, shards
+from jaxpar.mesh import MeshShape, axes_of, check_spec, entry_of, refuse_faults, shards
 from jaxpar.models._record import Model, role_of
 from jaxpar.refusal import LayoutError, unknown
-from jaxpar.strategies._record import Strategy
+from jaxpar.strategies._record import CUTS, Strategy
 
 UNNAMED = "unnamed"
 """The name of a dim about which nothing is known; it is never split by role."""
@@ -34,6 +34,8 @@ class Array:
         shape, dtype, dims: its sizes, element type, and a name for each dim.
         stored: how it lies between uses.
         computed: how it lies in use; differs from `stored` where the strategy gathers weights.
+        gradient: how its gradient lies once it is summed.
+        moment: how the optimizer's moments of it lie.
     """
 
     path: str
@@ -42,6 +44,8 @@ class Array:
     dims: tuple[str, ...]
     stored: PartitionSpec
     computed: PartitionSpec
+    gradient: PartitionSpec
+    moment: PartitionSpec
 
     @property
     def size(self) -> int:
@@ -89,9 +93,9 @@ class Layout:
         """Bytes of parameters on each device."""
         return sum(a.device_bytes(self.mesh) for a in self.parameters.values())
 
-    def place_of(self, dims: tuple[str, ...]) -> PartitionSpec:
-        """How an activation with these dims lies while it is computed."""
-        return _by_role(self.model, self.strategy, self.mesh, dims)
+    def place_of(self, dims: tuple[str, ...], *, between: bool = False) -> PartitionSpec:
+        """How an activation with these dims lies: in use, or `between` the parts of a block."""
+        return _by_role(self.model, self.strategy, self.mesh, dims, between=between)
 
 
 @dataclass(frozen=True)
@@ -148,15 +152,25 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
             value = variable.get_value()
             dims = dims_of(path, variable, module.parameters)
             computed = _by_role(model, strategy, mesh, dims)
-            stored = computed
+            cut = computed
             if variables is module.parameters:
-                stored, fault, whole = _cut_further(
+                cut, fault, whole = _cut_further(
                     model, strategy, mesh, path, value.shape, dims, computed
                 )
                 faults.setdefault(path, []).extend(fault)
                 kept_whole += whole
             faults.setdefault(path, []).extend(check_spec(value.shape, dims, computed, mesh))
-            arrays[path] = Array(path, value.shape, value.dtype, dims, stored, computed)
+            lies = {what: cut if what in strategy.cuts else computed for what in CUTS}
+            arrays[path] = Array(
+                path,
+                value.shape,
+                value.dtype,
+                dims,
+                stored=lies["parameters"],
+                computed=computed,
+                gradient=lies["gradients"],
+                moment=lies["moments"],
+            )
         groups.append(MappingProxyType(arrays))
     batch = {}
     for name, field in model.batch.items():
@@ -165,7 +179,7 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
         faults.setdefault(f"batch {name}", []).extend(fault)
     refuse_faults(faults)
     _check_roles(model, groups)
-    specs = [*batch.values(), *(a.stored for arrays in groups for a in arrays.values())]
+    specs = [*batch.values(), *(a.moment for arrays in groups for a in arrays.values())]
     notes = _notes(strategy, mesh, groups[0], kept_whole, specs)
     return Layout(model, strategy, mesh, *groups, MappingProxyType(batch), notes, module)
 
@@ -211,10 +225,17 @@ def _check_roles(model: Model, groups) -> None:
 
 
 def _by_role(
-    model: Model, strategy: Strategy, mesh: MeshShape, dims: tuple[str, ...]
+    model: Model,
+    strategy: Strategy,
+    mesh: MeshShape,
+    dims: tuple[str, ...],
+    *,
+    between: bool = False,
 ) -> PartitionSpec:
-    axes = (strategy.compute.get(role_of(model, dim)) for dim in dims)
-    return PartitionSpec(*(axis if axis and mesh.size(axis) > 1 else None for axis in axes))
+    """How an array with these dims lies in use, or, with `between`, between parts of a block."""
+    table = {**strategy.compute, **strategy.between} if between else strategy.compute
+    axes = (table.get(role_of(model, dim), ()) for dim in dims)
+    return PartitionSpec(*(entry_of(a for a in on if mesh.size(a) > 1) for on in axes))
 
 
 def _cut_further(model, strategy, mesh, path, shape, dims, computed):

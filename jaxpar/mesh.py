@@ -4,7 +4,7 @@ A `MeshShape` is a plain value: it can be written down, compared and divided int
 Only `compile_step` ever puts devices into one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -12,8 +12,12 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from jaxpar.refusal import LayoutError, RequestError, sizes_that_work, unknown
 
-AXES = ("data", "model")
-"""The mesh axes there are. `data` splits the batch, `model` splits the network."""
+AXES = ("replica", "pipe", "data", "model")
+"""The mesh axes there are, slowest links first. `data` splits the batch and `model` the network;
+`replica` holds whole copies of what lies inside it, `pipe` the network's layers in stages."""
+
+ALWAYS = ("data", "model")
+"""The axes that every mesh has, if only of size 1; the others are there when they are asked for."""
 
 
 @dataclass(frozen=True, init=False)
@@ -39,8 +43,9 @@ class MeshShape:
                 )
         # An axis of size 1 has no place in the order, so equal meshes are equal however written.
         large = [axis for axis, size in sizes.items() if size > 1]
-        usual = [axis for axis in AXES if axis in large]
-        order = AXES if large == usual else (*large, *(a for a in AXES if a not in large))
+        shown = [axis for axis in AXES if axis in large or axis in ALWAYS]
+        usual = [axis for axis in shown if axis in large]
+        order = shown if large == usual else (*large, *(a for a in shown if a not in large))
         object.__setattr__(self, "sizes", tuple((axis, sizes.get(axis, 1)) for axis in order))
 
     @classmethod
@@ -91,6 +96,12 @@ def axes_of(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     if entry is None:
         return ()
     return (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def entry_of(axes: Iterable[str]) -> str | tuple[str, ...] | None:
+    """The entry of a PartitionSpec that cuts a dim over these axes, in its plainest spelling."""
+    axes = tuple(axes)
+    return axes if len(axes) > 1 else (axes[0] if axes else None)
 
 
 def shards(spec: PartitionSpec, mesh: MeshShape) -> int:

@@ -71,6 +71,11 @@ class Program:
         return _on(self.mesh, self.step.state_specs)
 
     @property
+    def gradient_shardings(self) -> dict[str, NamedSharding]:
+        """Where every gradient lies once it is summed."""
+        return _on(self.mesh, self.step.gradient_specs)
+
+    @property
     def batch_shardings(self) -> dict[str, NamedSharding]:
         """Where every field of a batch lies."""
         return _on(self.mesh, dict(self.step.layout.batch))
@@ -101,7 +106,11 @@ class Program:
         gradients = jax.jit(
             self.step.gradients,
             in_shardings=(self.state_shardings, self.batch_shardings),
-            out_shardings=(*_on(self.mesh, (specs.parameters, specs.model_state)), None),
+            out_shardings=(
+                self.gradient_shardings,
+                _on(self.mesh, specs.model_state),
+                None,
+            ),
         )
         return self._quickly(gradients, self.step.state, self.step.batch)
 
@@ -111,7 +120,7 @@ class Program:
         specs, state = self.step.state_specs, self.step.state
         apply = jax.jit(
             self.step.apply,
-            in_shardings=_on(self.mesh, (specs, specs.parameters, specs.model_state)),
+            in_shardings=_on(self.mesh, (specs, self.step.gradient_specs, specs.model_state)),
             out_shardings=self.state_shardings,
         )
         return self._quickly(apply, state, state.parameters, state.model_state)

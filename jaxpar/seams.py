@@ -5,7 +5,9 @@
 seams that it is given and, given none, the plain ones here. There is no third seam.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -58,6 +60,31 @@ def check_remat(remat: str, names: tuple[str, ...]) -> str:
             if name not in names:
                 raise unknown("remat policy or saved name", name, (*REMAT, *names))
     return remat
+
+
+_place: ContextVar[Callable[[jax.Array, tuple[str, ...]], jax.Array] | None] = ContextVar(
+    "place", default=None
+)
+
+
+def named(x: jax.Array, dims: tuple[str, ...]) -> jax.Array:
+    """`x`, with a name for each of its dims: the spelling of "this is what that array is".
+
+    Says nothing about devices, and is `x` itself outside a step. A step pins what was named where
+    its layout wants such dims, so that XLA need not guess.
+    """
+    place = _place.get()
+    return x if place is None else place(x, dims)
+
+
+@contextmanager
+def placing(place: Callable[[jax.Array, tuple[str, ...]], jax.Array]) -> Iterator[None]:
+    """While a loss is traced: what `named` does with an activation and its dims."""
+    token = _place.set(place)
+    try:
+        yield
+    finally:
+        _place.reset(token)
 
 
 def in_order(

@@ -57,6 +57,7 @@ class Step:
         evaluate: (State, batch) -> {name: Mean} without dropout or running statistics' change.
         state: abstract State, of jax.ShapeDtypeStruct.
         state_specs: State of PartitionSpec, how each array lies between steps.
+        gradient_specs: path -> PartitionSpec, how summed gradients lie.
         batch: field name -> jax.ShapeDtypeStruct.
     """
 
@@ -71,6 +72,7 @@ class Step:
     evaluate: Callable
     state: State
     state_specs: State
+    gradient_specs: dict[str, PartitionSpec]
     batch: dict[str, jax.ShapeDtypeStruct]
 
 
@@ -113,7 +115,7 @@ def make_step(
 
     state = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
     if mode == "auto":
-        differentiate = partial(_differentiate, partial(_placed_loss, layout))
+        differentiate = partial(_differentiate, layout, partial(_placed_loss, layout))
     else:
         differentiate = differentiate_by_hand(layout, partial(plain_loss, layout))
 
@@ -128,8 +130,11 @@ def make_step(
         return mean, new, {name: m.value for name, m in metrics.items()}
 
     def apply(state: State, gradients, model_state) -> State:
-        updates, moments = optimizer.update(gradients, state.optimizer, state.parameters)
-        parameters = optax.apply_updates(state.parameters, updates)
+        # Each device updates the pieces whose moments it holds; whole weights are then gathered.
+        pieces, gradients = (_lying_as(layout, "moment", t) for t in (state.parameters, gradients))
+        updates, moments = optimizer.update(gradients, state.optimizer, pieces)
+        parameters = _lying_as(layout, "moment", optax.apply_updates(pieces, updates))
+        parameters = _lying_as(layout, "stored", parameters)
         return State(state.step + 1, parameters, model_state, moments, state.key)
 
     def update(state: State, batch):
@@ -154,6 +159,7 @@ def make_step(
         evaluate=evaluate,
         state=state,
         state_specs=_state_specs(layout, state),
+        gradient_specs={path: a.gradient for path, a in layout.parameters.items()},
         batch=batch,
     )
 
@@ -173,17 +179,15 @@ def _check_microbatches(layout: Layout, microbatches: int) -> None:
 
 
 def _state_specs(layout: Layout, state: State) -> State:
-    stored = {path: a.stored for path, a in layout.parameters.items()}
+    arrays = layout.parameters
 
     def moment_specs(node):
-        if not _mirrors(node, stored):
+        if not _mirrors(node, arrays):
             return PartitionSpec()
-        # A moment of the parameter's own shape lies like the parameter; a factored one stays whole.
+        # A moment of the parameter's own shape is cut as the layout says; a factored one is whole.
         return {
             path: jax.tree.map(
-                lambda m, path=path: (
-                    stored[path] if m.shape == layout.parameters[path].shape else PartitionSpec()
-                ),
+                lambda m, a=arrays[path]: a.moment if m.shape == a.shape else PartitionSpec(),
                 moment,
             )
             for path, moment in node.items()
@@ -191,10 +195,10 @@ def _state_specs(layout: Layout, state: State) -> State:
 
     return State(
         step=PartitionSpec(),
-        parameters=stored,
+        parameters={path: a.stored for path, a in arrays.items()},
         model_state={path: a.stored for path, a in layout.state.items()},
         optimizer=jax.tree.map(
-            moment_specs, state.optimizer, is_leaf=lambda node: _mirrors(node, stored)
+            moment_specs, state.optimizer, is_leaf=lambda node: _mirrors(node, arrays)
         ),
         key=PartitionSpec(),
     )
@@ -205,7 +209,19 @@ def _mirrors(node, parameters) -> bool:
     return isinstance(node, dict) and node.keys() == parameters.keys()
 
 
-def _differentiate(loss_of, parameters, model_state, batch, key):
+def _lying_as(layout, what: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Arrays by path, pinned as the layout's `what` says where that is not how they are stored."""
+    return {
+        path: _pinned(layout, value, getattr(array, what))
+        if array.stored != array.moment or array.stored != array.gradient
+        else value
+        for (path, value), array in zip(
+            values.items(), (layout.parameters[path] for path in values), strict=True
+        )
+    }
+
+
+def _differentiate(layout, loss_of, parameters, model_state, batch, key):
     """Gradients of the loss's total, the new model state, and the metrics as Means."""
 
     def total(parameters):
@@ -213,7 +229,7 @@ def _differentiate(loss_of, parameters, model_state, batch, key):
         return loss.total, ({"loss": loss, **metrics}, new)
 
     totals, (metrics, new) = jax.grad(total, has_aux=True)(parameters)
-    return totals, new, metrics
+    return _lying_as(layout, "gradient", totals), new, metrics
 
 
 def _accumulate(differentiate, microbatches, state, batch, key):
@@ -279,7 +295,8 @@ def _placed_loss(layout, parameters, model_state, batch, key, *, train=True):
             place_weights=partial(_place_layer, layout) if gathers else None,
             place_activation=lambda x, dims: _pinned(layout, x, layout.place_of(dims)),
         )
-    return plain_loss(layout, used, model_state, batch, key, train=train, chosen=chosen)
+    with seams.placing(lambda x, dims: _pinned(layout, x, layout.place_of(dims))):
+        return plain_loss(layout, used, model_state, batch, key, train=train, chosen=chosen)
 
 
 def _for_use(layout, array, value, *, drop=0):

@@ -9,8 +9,9 @@ from functools import cache
 from jaxpar.case import load_strategy
 from jaxpar.catalogue import HARDWARE, MODELS, STRATEGIES
 from jaxpar.layout import Layout, lay_out
-from jaxpar.mesh import MeshShape
+from jaxpar.mesh import ALWAYS, MeshShape
 from jaxpar.models._record import Model
+from jaxpar.refusal import LayoutError
 from jaxpar.step import MODES as MODES
 from jaxpar.strategies._record import Strategy
 
@@ -60,6 +61,35 @@ def small_layout(model: str, strategy: str, mesh: str, batch: int = 16, **change
         strategy=small_strategy(strategy),
         mesh=MeshShape.parse(mesh),
     )
+
+
+def mesh_for(strategy: str) -> str:
+    """A mesh of at most sixteen devices on which a strategy has every axis that it uses."""
+    more = [axis for axis in load_strategy(strategy).axes if axis not in ALWAYS]
+    if not more:
+        return "data=4,model=2"
+    return ",".join(f"{axis}=2" for axis in (*more, *ALWAYS))
+
+
+@cache
+def suits(model: str, strategy: str) -> bool:
+    """Whether a small model can be laid out by a strategy: if not, the laws hold the refusal."""
+    try:
+        small_layout(model, strategy, mesh_for(strategy))
+    except LayoutError:
+        return False
+    return True
+
+
+def pairs(*strategies: str) -> list[tuple[str, str]]:
+    """Every kind of model with every strategy (of those named, or all) that it can be laid out by.
+
+    Each of the strategies suits one of them at least.
+    """
+    strategies = strategies or STRATEGY_NAMES
+    found = [(m, s) for m in kinds_of_model() for s in strategies if suits(m, s)]
+    assert {s for _, s in found} == set(strategies)
+    return found
 
 
 def kinds_of_model() -> tuple[str, ...]:

@@ -130,10 +130,35 @@ def test_combining_joins_the_tables():
 
 
 def test_combining_refuses_one_role_on_two_axes():
-    """A dim lies on one axis: both strategies, the role and both axes are named."""
-    other = Strategy(name="rows", compute={"batch": "model"})
-    with pytest.raises(LayoutError, match="'data' splits role 'batch' over axis 'data' and 'rows'"):
-        combine(load_strategy("data"), other)
+    """A dim of a weight lies on one axis: both strategies, the role and both axes are named."""
+    other = Strategy(name="rows", compute={"inner": "data"})
+    with pytest.raises(
+        LayoutError, match="'tensor' splits role 'inner' over axis 'model' and 'rows'"
+    ):
+        combine(load_strategy("tensor"), other)
+
+
+def test_rows_may_be_split_over_several_axes():
+    """Copies across nodes and shards inside them: the batch over both, outermost first."""
+    both = load_strategy("fsdp+replica")
+    assert both.compute["batch"] == ("replica", "data")
+    layout = laid(small_model("mlp"), both, "replica=2,data=4")
+    assert layout.batch["label"] == P(("replica", "data"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "sentence"),
+    [
+        ("tensor", Strategy(name="rows", compute={"sequence": "model"}), "both want mesh axis"),
+        ("fsdp", "zero1", "'fsdp' keeps gradients, moments and parameters in pieces and 'zero1'"),
+        ("zero1", "zero2", "'zero1' keeps moments in pieces and 'zero2' gradients and moments"),
+    ],
+)
+def test_combining_refuses_what_contradicts(one, other, sentence):
+    """One axis for two things, or two answers to what is cut: both strategies and the reason."""
+    other = load_strategy(other) if isinstance(other, str) else other
+    with pytest.raises(LayoutError, match=sentence):
+        combine(load_strategy(one), other)
 
 
 def test_what_one_of_two_needs_the_other_cannot_forbid():

@@ -110,4 +110,4 @@ def test_the_sizes_offered_instead_do_work(size, wanted):
 
 def test_the_axes_are_those_of_the_design():
     """Adding one is a decision: it needs strategies, laws and a word in the design."""
-    assert AXES == ("data", "model")
+    assert AXES == ("replica", "pipe", "data", "model")

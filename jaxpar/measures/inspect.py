@@ -115,7 +115,7 @@ def _uses(layout: Layout, axis: str, kind: str) -> bool:
     if kind == "all-reduce":
         specs += list(layout.batch.values())
     if kind == "all-gather":
-        specs = [a.stored for a in layout.parameters.values() if a.stored != a.computed]
+        specs = [a.moment for a in layout.parameters.values() if a.moment != a.computed]
     return any(axis in axes_of(entry) for spec in specs for entry in spec)
 
 

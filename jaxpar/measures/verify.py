@@ -225,7 +225,7 @@ def _update_check(reference, candidate, start, gradients, model_states, bound) -
     before = start.parameters
     right = _to_host(reference.apply(_on(reference, start), gradients, model_states[0]))
     state = _on(candidate, start)
-    shared = jax.device_put(gradients, candidate.state_shardings.parameters)
+    shared = jax.device_put(gradients, candidate.gradient_shardings)
     got = candidate.apply(state, shared, model_states[1])
     moved = {p: right.parameters[p] - before[p] for p in before}
     return _compare(

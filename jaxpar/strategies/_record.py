@@ -7,11 +7,11 @@ collectives it must and must never cause on each axis, so that a law can hold th
 to it.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from jaxpar.mesh import AXES
+from jaxpar.mesh import AXES, axes_of
 from jaxpar.refusal import LayoutError, RequestError, unknown
 from jaxpar.roles import check_role
 
@@ -24,70 +24,117 @@ KINDS = frozenset({ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, ALL_TO_ALL, PERMUTE})
 """XLA's collective kinds, spelled as XLA spells them."""
 
 
+CUTS = ("parameters", "gradients", "moments")
+"""What of a weight can be kept in pieces between uses (Rajbhandari et al. 2020)."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """How a stack of equal layers is run as stages.
+
+    Attributes:
+        schedule: catalogue name of the order in which stages work on microbatches.
+        chunks: pieces of the stack that each device holds; above 1 only where a schedule says so.
+        pad: whether a layer count that does not divide is filled up with layers that do nothing.
+    """
+
+    schedule: str
+    chunks: int = 1
+    pad: bool = False
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """Replicas that train by themselves and average their parameters now and then.
+
+    Attributes:
+        every: updates between two averagings; 0 averages only at the end of training.
+        outer_rate, outer_momentum: the step that is taken along the averaged change, with Nesterov
+            momentum (DiLoCo, Douillard et al. 2023); 1 and 0 take the average itself.
+    """
+
+    every: int
+    outer_rate: float = 1.0
+    outer_momentum: float = 0.0
+
+
 @dataclass(frozen=True)
 class Strategy:
     """How a network is split, said in roles and mesh axes.
 
     Attributes:
         name: as typed on the command line.
-        compute: role -> mesh axis, for activations and for weights while they are in use.
-        store: mesh axis -> roles in order of preference. Each weight, with its gradient and
-            optimizer moments, is cut over that axis along the first of its dims in this order that
-            divides, and gathered for use.
+        compute: role -> mesh axes (one may be given as its name), for activations and for weights
+            while they are in use.
+        between: role -> mesh axes, for the residual between the parts of a block, where these say
+            more than `compute` does.
+        store: mesh axis -> roles in order of preference. What `cuts` names of each weight is cut
+            over that axis along the first of its dims in this order that divides.
+        cuts: of `CUTS`, what `store` cuts: parameters (gathered for use), gradients, moments.
         whole_below: arrays with fewer elements than this are not cut by `store`; the layout says
             which.
+        attend: catalogue name of the exchange by which attention sees a split sequence, or None.
+        stages: how layers are run as stages, or None for one after another.
+        averaging: how replicas that train apart come together, or None when they never part.
         must: mesh axis -> collective kinds the compiled step has to contain when the axis is larger
             than 1 and the model has a dim that the strategy splits over it.
         never: mesh axis -> collective kinds the compiled step may not contain.
     """
 
     name: str
-    compute: Mapping[str, str] = field(default_factory=dict)
+    compute: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    between: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     store: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    cuts: frozenset[str] = frozenset(CUTS)
     whole_below: int = 0
+    attend: str | None = None
+    stages: Stages | None = None
+    averaging: Averaging | None = None
     must: Mapping[str, frozenset[str]] = field(default_factory=dict)
     never: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def __post_init__(self):
-        for role, axis in self.compute.items():
+        for table in ("compute", "between"):
+            tuples = {role: axes_of(axes) for role, axes in getattr(self, table).items()}
+            object.__setattr__(self, table, tuples)
+        for role in (*self.compute, *self.between, *(r for rs in self.store.values() for r in rs)):
             check_role(role)
+        for axis in (*(a for axes in self._tables for a in axes), *self.store):
             if axis not in AXES:
                 raise unknown("mesh axis", axis, AXES)
-        for axis, roles in self.store.items():
-            if axis not in AXES:
-                raise unknown("mesh axis", axis, AXES)
-            for role in roles:
-                check_role(role)
-        for table in ("compute", "store", "must", "never"):
+        for table in ("compute", "between", "store", "must", "never"):
             object.__setattr__(self, table, MappingProxyType(dict(getattr(self, table))))
+
+    @property
+    def _tables(self) -> tuple[tuple[str, ...], ...]:
+        return (*self.compute.values(), *self.between.values())
 
     @property
     def axes(self) -> tuple[str, ...]:
         """The mesh axes this strategy uses."""
-        used = set(self.compute.values()) | set(self.store)
+        used = {axis for axes in self._tables for axis in axes} | set(self.store)
         return tuple(axis for axis in AXES if axis in used)
+
+    def roles_on(self, axis: str) -> frozenset[str]:
+        """The roles of dims that lie over `axis` while they are computed with."""
+        return frozenset(role for role, axes in self.compute.items() if axis in axes)
 
 
 def combine(*strategies: Strategy, name: str | None = None) -> Strategy:
-    """Both (or all) at once: the union of their tables.
+    """Both (or all) at once: the union of their tables. Rows may be split over several axes.
 
     Raises:
-        LayoutError: when two of them send one role to different axes.
+        LayoutError: when two of them want one axis for different things, or differ in what can be
+            decided once only (a schedule, an exchange, what is cut, how replicas average).
     """
     first, *others = strategies
     for other in others:
         first = _pair(first, other)
-    return first if name is None else Strategy(**{**_fields(first), "name": name})
+    return first if name is None else replace(first, name=name)
 
 
 def _pair(a: Strategy, b: Strategy) -> Strategy:
-    for role in a.compute.keys() & b.compute.keys():
-        if a.compute[role] != b.compute[role]:
-            raise LayoutError(
-                f"strategies '{a.name}' and '{b.name}' cannot be combined: '{a.name}' splits role "
-                f"'{role}' over axis '{a.compute[role]}' and '{b.name}' over '{b.compute[role]}'; "
-                "a dim lies on one axis, so choose one of the two"
-            )
+    _refuse_contradictions(a, b)
     axes = set(a.must) | set(b.must) | set(a.never) | set(b.never)
     must = {axis: _on(a.must, axis) | _on(b.must, axis) for axis in axes}
     # Where both use an axis, what one of them needs the other may not forbid.
@@ -97,31 +144,69 @@ def _pair(a: Strategy, b: Strategy) -> Strategy:
             never[axis] &= _on(other.never, axis)
     return Strategy(
         name=f"{a.name}+{b.name}",
-        compute={**a.compute, **b.compute},
+        compute=_union(a.compute, b.compute),
+        between=_union(a.between, b.between),
         store={
             axis: a.store.get(axis, ())
             + tuple(r for r in b.store.get(axis, ()) if r not in a.store.get(axis, ()))
             for axis in [*a.store, *(axis for axis in b.store if axis not in a.store)]
         },
+        cuts=a.cuts if a.store else b.cuts,
         whole_below=max(a.whole_below, b.whole_below),
+        attend=a.attend or b.attend,
+        stages=a.stages or b.stages,
+        averaging=a.averaging or b.averaging,
         must=must,
         never=never,
     )
 
 
+def _refuse_contradictions(a: Strategy, b: Strategy) -> None:
+    both = f"strategies '{a.name}' and '{b.name}' cannot be combined: "
+    for role in sorted(a.compute.keys() & b.compute.keys()):
+        if role != "batch" and a.compute[role] != b.compute[role]:
+            raise LayoutError(
+                f"{both}'{a.name}' splits role '{role}' over axis '{' x '.join(a.compute[role])}' "
+                f"and '{b.name}' over '{' x '.join(b.compute[role])}'; a dim lies on one axis, so "
+                "choose one of the two"
+            )
+    for axis in AXES:
+        mine, theirs = a.roles_on(axis), b.roles_on(axis)
+        if mine and theirs and not (mine <= theirs or theirs <= mine):
+            raise LayoutError(
+                f"{both}both want mesh axis '{axis}', '{a.name}' for {_listed(mine)} and "
+                f"'{b.name}' for {_listed(theirs)}; an axis does one thing, so choose one of the "
+                "two"
+            )
+    if a.store and b.store and a.cuts != b.cuts:
+        raise LayoutError(
+            f"{both}'{a.name}' keeps {_listed(a.cuts)} in pieces and '{b.name}' {_listed(b.cuts)}; "
+            "choose one of the two"
+        )
+    for what, noun in (
+        ("attend", "how attention sees a split sequence"),
+        ("stages", "how stages take turns"),
+        ("averaging", "how replicas average"),
+    ):
+        mine, theirs = getattr(a, what), getattr(b, what)
+        if mine and theirs and mine != theirs:
+            raise LayoutError(f"{both}each decides {noun}; choose one of the two")
+
+
+def _listed(words: Iterable[str]) -> str:
+    *most, last = sorted(words)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _union(a: Mapping[str, tuple[str, ...]], b: Mapping[str, tuple[str, ...]]) -> dict:
+    return {
+        role: tuple(axis for axis in AXES if axis in (*a.get(role, ()), *b.get(role, ())))
+        for role in [*a, *(role for role in b if role not in a)]
+    }
+
+
 def _on(table: Mapping[str, frozenset[str]], axis: str) -> frozenset[str]:
     return table.get(axis, frozenset())
-
-
-def _fields(strategy: Strategy) -> dict:
-    return {
-        "name": strategy.name,
-        "compute": strategy.compute,
-        "store": strategy.store,
-        "whole_below": strategy.whole_below,
-        "must": strategy.must,
-        "never": strategy.never,
-    }
 
 
 def parts(text: str) -> tuple[str, ...]:

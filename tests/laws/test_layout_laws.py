@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from jax.sharding import NamedSharding
-from small import MODES, STRATEGY_NAMES, kinds_of_model
+from small import MODES, STRATEGY_NAMES, mesh_for, pairs, suits
 
 from jaxpar.case import load_strategy
 from jaxpar.catalogue import DATA, HARDWARE, MODELS, STRATEGIES
@@ -41,9 +41,9 @@ def laid_out(model: str, strategy: str, mesh: str):
 
 def layouts(model: str, strategy: str):
     """The layouts of a pair on every mesh that takes it: at least the one that splits nothing."""
-    found = [laid_out(model, strategy, mesh) for mesh in MESHES]
+    found = [laid_out(model, strategy, mesh) for mesh in (*MESHES, mesh_for(strategy))]
     found = [layout for layout in found if layout is not None]
-    assert found, f"{model} under {strategy} is refused on every mesh"
+    assert found or not suits(model, strategy), f"{model} under {strategy} is refused everywhere"
     return found
 
 
@@ -99,10 +99,11 @@ def test_a_strategy_splits_something_on_each_axis_that_it_uses(strategy):
     A strategy whose tables name no role of a model would leave it whole and verify perfectly.
     """
     axes = load_strategy(strategy).axes
-    for model in kinds_of_model():
-        layout = laid_out(model, strategy, "data=4,model=2")
+    for model, _ in pairs(strategy):
+        layout = laid_out(model, strategy, mesh_for(strategy))
         assert layout is not None
         specs = [spec for a in arrays_of(layout) for spec in (a.stored, a.computed)]
+        specs += [a.moment for a in arrays_of(layout)]
         used = {x for s in (*specs, *layout.batch.values()) for e in s for x in axes_of(e)}
         assert used == set(axes), model
 
@@ -110,7 +111,7 @@ def test_a_strategy_splits_something_on_each_axis_that_it_uses(strategy):
 @pytest.mark.parametrize("strategy", STRATEGY_NAMES)
 def test_the_axes_that_a_strategy_leaves_alone_are_noted(strategy):
     """Devices that do the same work are a choice that the layout says in words."""
-    layout = laid_out("mlp", strategy, "data=4,model=2")
+    layout = laid_out(pairs(strategy)[0][0], strategy, mesh_for(strategy))
     for axis in ("data", "model"):
         said = any(f"axis '{axis}'" in note for note in layout.notes)
         assert said == (axis not in load_strategy(strategy).axes), layout.notes
@@ -171,12 +172,12 @@ from jaxpar.program import compile_step
 from jaxpar.refusal import LayoutError
 from jaxpar.step import make_step
 
-strategies, modes, meshes = json.loads(sys.argv[1])
+strategies, modes = json.loads(sys.argv[1])
 hardware = {name: HARDWARE.load(name)() for name in HARDWARE.names()}
 for name in DATA.names():
     DATA.load(name)
 made, refused = [], []
-for model, strategy, mesh in product(MODELS.names(), strategies, meshes):
+for model, (strategy, mesh) in product(MODELS.names(), strategies.items()):
     try:
         layout = lay_out(
             MODELS.load(model)(), strategy=load_strategy(strategy), mesh=MeshShape.parse(mesh)
@@ -197,7 +198,7 @@ print(json.dumps({"made": made, "refused": refused, "devices": devices}))
 @pytest.fixture(scope="module")
 def made_without_devices():
     """Import, load, lay out and make every pair's step where JAX has no backend at all."""
-    asked = json.dumps([STRATEGY_NAMES, MODES, ["data=4,model=2"]])
+    asked = json.dumps([{s: mesh_for(s) for s in STRATEGY_NAMES}, MODES])
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", WITHOUT_DEVICES, asked],
         env={**os.environ, "JAX_PLATFORMS": "nosuch"},
@@ -214,19 +215,23 @@ def test_no_device_is_touched_before_a_step_is_compiled(made_without_devices):
     """Import, load, lay_out and make_step work where asking for a device would raise."""
     assert made_without_devices["devices"] == "none"
     made = {tuple(case) for case in made_without_devices["made"]}
-    assert {(m, s) for m, s, _ in made} >= set(product(kinds_of_model(), STRATEGY_NAMES))
+    assert {(m, s) for m, s, _ in made} >= set(pairs())
 
 
 def test_the_only_refusals_are_layout_errors_that_name_both_sizes(made_without_devices):
     """What cannot be laid out is refused as LayoutError (others would have ended the walk).
 
-    Of the catalogue only GPT-2's vocabulary, 50,257 = 29 x 1733, does not divide by 2.
+    Of the catalogue only GPT-2's vocabulary, 50,257 = 29 x 1733, does not divide by 2; any other
+    refusal is of a model that has not got what the strategy splits, and names both.
     """
     refused = made_without_devices["refused"]
+    unsuited = re.compile(r"model '\w+' .*strategy '[\w+]+'")
     for model, strategy, _, sentence in refused:
-        assert "model" in load_strategy(strategy).axes, (model, strategy)
-        assert "'vocab' has size 50257" in sentence, sentence
-        assert "'model' has 2 devices" in sentence, sentence
+        if model == "gpt2" and "'vocab' has size 50257" in sentence:
+            assert "model" in load_strategy(strategy).axes, (model, strategy)
+            assert "'model' has 2 devices" in sentence, sentence
+        else:
+            assert unsuited.search(sentence), sentence
     walked = {(m, s) for m, s, *_ in (*refused, *made_without_devices["made"])}
     assert walked == set(PAIRS)
 

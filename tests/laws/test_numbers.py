@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import pytest
 from small import (
     MODES,
-    STRATEGY_NAMES,
     cpu,
     kinds_of_model,
+    mesh_for,
+    pairs,
     small_layout,
     small_model,
     small_strategy,
@@ -52,11 +53,10 @@ def prove(layout, *, mode: str = "auto", microbatches: int = 1, dtype: str = "fl
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("strategy", STRATEGY_NAMES)
-@pytest.mark.parametrize("model", kinds_of_model())
+@pytest.mark.parametrize(("model", "strategy"), pairs())
 def test_every_strategy_computes_what_one_device_does(model, strategy, mode):
-    """One update under any strategy, on both axes at once, equals one device's."""
-    prove(small_layout(model, strategy, BOTH), mode=mode)
+    """One update under any strategy, on all of its axes at once, equals one device's."""
+    prove(small_layout(model, strategy, mesh_for(strategy)), mode=mode)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -8,7 +8,7 @@ from functools import cache, partial
 
 import jax
 import pytest
-from small import MODES, STRATEGY_NAMES, kinds_of_model, small_layout
+from small import MODES, kinds_of_model, mesh_for, pairs, small_layout
 
 from jaxpar.catalogue import HARDWARE
 from jaxpar.measures.inspect import inspect
@@ -80,12 +80,12 @@ def statistics_bytes(inspection) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("strategy", STRATEGY_NAMES)
-@pytest.mark.parametrize("model", kinds_of_model())
+@pytest.mark.parametrize(("model", "strategy"), pairs())
 @pytest.mark.parametrize("hardware", HARDWARES)
 def test_a_strategys_collectives_are_those_it_states(hardware, model, strategy, mode):
     """Every kind that it must cause over an axis is there, and none that it may never cause."""
-    inspection = inspected(model, strategy, hardware=hardware, mode=mode)
+    mesh = mesh_for(strategy)
+    inspection = inspected(model, strategy, hardware=hardware, mesh=mesh, mode=mode)
     assert inspection.faults == ()
     stated = inspection.layout.strategy
     for axis in inspection.layout.mesh.axes:

@@ -1,0 +1,18 @@
+"""Whole copies of what lies inside: the batch over `replica`, gradients summed by all-reduce.
+
+Alone it is data parallelism over another axis; it is meant beside one, as in replica+fsdp, where
+weights are cut over `data` inside a node and copied across nodes (hybrid sharding). On the wire,
+once a step over `replica`: an all-reduce of every gradient, in the pieces in which it is kept.
+"""
+
+from jaxpar.strategies._record import ALL_REDUCE, KINDS, Strategy
+
+
+def strategy() -> Strategy:
+    """Return plain copies over the replica axis."""
+    return Strategy(
+        name="replica",
+        compute={"batch": "replica"},
+        must={"replica": frozenset({ALL_REDUCE})},
+        never={"replica": KINDS - {ALL_REDUCE}},
+    )

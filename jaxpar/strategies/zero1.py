@@ -1,0 +1,23 @@
+"""Data parallelism with the optimizer's moments cut over the same devices; weights stay whole.
+
+ZeRO stage 1 (Rajbhandari et al. 2020). On the wire, a step: every gradient reduce-scattered over
+`data`, so that each device updates its piece of the weights, and the new weights all-gathered: as
+many bytes as the all-reduce of plain data parallelism. Arrays of fewer than 16,384 elements stay
+whole; the layout lists them.
+"""
+
+from jaxpar.strategies._record import ALL_GATHER, ALL_TO_ALL, PERMUTE, Strategy
+from jaxpar.strategies.fsdp import PREFERENCE
+
+
+def strategy(whole_below: int = 16_384) -> Strategy:
+    """Return data parallelism with cut moments over the data axis."""
+    return Strategy(
+        name="zero1",
+        compute={"batch": "data"},
+        store={"data": PREFERENCE},
+        cuts=frozenset({"moments"}),
+        whole_below=whole_below,
+        must={"data": frozenset({ALL_GATHER})},
+        never={"data": frozenset({ALL_TO_ALL, PERMUTE})},
+    )
