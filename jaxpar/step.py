@@ -117,7 +117,7 @@ def make_step(
     if mode == "auto":
         differentiate = partial(_differentiate, layout, partial(_placed_loss, layout))
     else:
-        differentiate = differentiate_by_hand(layout, partial(plain_loss, layout))
+        differentiate = differentiate_by_hand(layout, partial(_named_loss, layout))
 
     def gradients(state: State, batch):
         key = jax.random.fold_in(state.key, state.step)
@@ -268,6 +268,12 @@ def plain_loss(layout, parameters, model_state, batch, key, *, train=True, chose
     return loss, metrics, new
 
 
+def _named_loss(layout, parameters, model_state, batch, key, **how):
+    """The model's own loss, with the activations that it names pinned as the layout wants them."""
+    with seams.placing(lambda x, dims: _pinned(layout, x, layout.place_of(dims))):
+        return plain_loss(layout, parameters, model_state, batch, key, **how)
+
+
 def _checked(layout, returned):
     """The loss's return value, if it is what a Model's loss returns."""
     pair = isinstance(returned, tuple) and len(returned) == 2
@@ -295,8 +301,7 @@ def _placed_loss(layout, parameters, model_state, batch, key, *, train=True):
             place_weights=partial(_place_layer, layout) if gathers else None,
             place_activation=lambda x, dims: _pinned(layout, x, layout.place_of(dims)),
         )
-    with seams.placing(lambda x, dims: _pinned(layout, x, layout.place_of(dims))):
-        return plain_loss(layout, used, model_state, batch, key, train=train, chosen=chosen)
+    return _named_loss(layout, used, model_state, batch, key, train=train, chosen=chosen)
 
 
 def _for_use(layout, array, value, *, drop=0):

@@ -165,7 +165,9 @@ def _finish(frame, value, dims):
         value = frame.place(value, dims)
     elif getattr(value, "use", None) is None:
         value = frame.settle(value)
-    extra = tuple(sorted(varying(value.array) - axes_of(value.dims)))
+    # Along an axis that this walk does not know, the caller's arguments differ, and results may.
+    extra = varying(value.array) & frame.run.sizes.keys() - axes_of(value.dims)
+    extra = tuple(sorted(extra))
     if not extra:
         return Value(value.array, value.dims)
     # Equal on all devices along these axes, but JAX cannot know; the mean says so, and hands each

@@ -9,9 +9,11 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import NamedSharding
 
 from jaxpar.factors import Factors, factors
 from jaxpar.manual.value import Deferred, Placement, Value, local_shape, varying
+from jaxpar.mesh import axes_of
 
 _STAYS_STORED = frozenset(
     "convert_element_type slice squeeze dynamic_slice reshape transpose copy copy_p".split()
@@ -235,9 +237,25 @@ def identity(frame, eqn, operands, live):
     return operands
 
 
+def pinned(frame, eqn, operands, live):
+    """Put a value where a pin wants it, if the pin speaks of the axes that are walked over.
+
+    A pin on another mesh is a user's advice to XLA about devices that are not these: it is dropped.
+    """
+    sharding = eqn.params["sharding"]
+    if not isinstance(sharding, NamedSharding):
+        return operands
+    sizes = {axis: size for axis, size in sharding.mesh.shape.items() if size > 1}
+    if sizes != dict(frame.run.sizes):
+        return operands
+    entries = [*sharding.spec, *[None] * (eqn.invars[0].aval.ndim - len(sharding.spec))]
+    return [frame.place(operands[0], tuple(axes_of(entry) for entry in entries))]
+
+
 RULES = {
     "": apply,
     "broadcast_in_dim": broadcast,
     "iota": iota,
-    **dict.fromkeys(("sharding_constraint", "reshard", "mesh_cast", "device_put"), identity),
+    "sharding_constraint": pinned,
+    **dict.fromkeys(("reshard", "mesh_cast", "device_put"), identity),
 }
