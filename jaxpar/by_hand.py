@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 from jax.sharding import PartitionSpec
 
-from jaxpar.layout import Layout
+from jaxpar.layout import Array, Layout
 from jaxpar.manual import trace
 from jaxpar.mesh import axes_of, sizes_of
 
@@ -69,20 +69,20 @@ def _parted(layout: Layout, parameters):
     return {
         path: jax.lax.pcast(value, axes, to="varying") if axes else value
         for path, value in parameters.items()
-        for axes in [tuple(axis for _, axis in _cut_gradients(layout.parameters[path]))]
+        for axes in [tuple(axis for _, axis in cut_gradients(layout.parameters[path]))]
     }
 
 
 def _scattered(layout: Layout, totals):
     """Sum such gradients, each device keeping its piece."""
     for path, value in totals.items():
-        for dim, axis in _cut_gradients(layout.parameters[path]):
+        for dim, axis in cut_gradients(layout.parameters[path]):
             value = jax.lax.psum_scatter(value, axis, scatter_dimension=dim, tiled=True)
         totals[path] = value
     return totals
 
 
-def _cut_gradients(array) -> list[tuple[int, str]]:
+def cut_gradients(array: Array) -> list[tuple[int, str]]:
     """The dims, and the axes over them, along which a gradient is cut and its weight is not."""
     pairs = zip(array.gradient, array.stored, strict=True)
     return [

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec
 from jaxpar.mesh import MeshShape, axes_of, check_spec, entry_of, refuse_faults, shards
 from jaxpar.models._record import Model, role_of
 from jaxpar.refusal import LayoutError, unknown
+from jaxpar.stages import check_stages, is_padded, layer_order
 from jaxpar.strategies._record import CUTS, Strategy
 
 UNNAMED = "unnamed"
@@ -84,6 +85,19 @@ class Layout:
     module: "Parts"
 
     @property
+    def row_shares(self) -> int:
+        """Into how many shares the rows of a batch are cut."""
+        spec = next(iter(self.batch.values()))
+        return prod(self.mesh.size(axis) for axis in axes_of(spec[0]))
+
+    def order_of(self, path: str) -> tuple[int, ...] | None:
+        """Which layer lies at each place of a stored stack; None for their own order."""
+        array = self.parameters[path]
+        if not array.dims or role_of(self.model, array.dims[0]) != "layers":
+            return None
+        return layer_order(self.strategy, self.mesh, array.shape[0])
+
+    @property
     def parameter_bytes(self) -> int:
         """Bytes of all parameters, whole."""
         return sum(a.whole_bytes for a in self.parameters.values())
@@ -143,6 +157,7 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
             work.
     """
     module = take_apart(nnx.eval_shape(lambda: build(model, 0)))
+    check_stages(model, strategy, mesh, _layer_counts(model, module))
     faults: dict[str, list[str]] = {}
     kept_whole: list[str] = []
     groups = []
@@ -151,7 +166,7 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
         for path, variable in variables.items():
             value = variable.get_value()
             dims = dims_of(path, variable, module.parameters)
-            computed = _by_role(model, strategy, mesh, dims)
+            computed = _by_role(model, strategy, mesh, dims, shape=value.shape)
             cut = computed
             if variables is module.parameters:
                 cut, fault, whole = _cut_further(
@@ -208,6 +223,15 @@ def dims_of(
     return (UNNAMED,) * rank
 
 
+def _layer_counts(model: Model, module: Parts) -> list[int]:
+    """How many layers each stack of parameters has."""
+    return [
+        v.get_value().shape[0]
+        for path, v in module.parameters.items()
+        if v.get_value().shape and role_of(model, dims_of(path, v, {})[0]) == "layers"
+    ]
+
+
 def itemsize(dtype: Any) -> int:
     """Bytes of one element; a random key counts as its data."""
     if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
@@ -231,10 +255,19 @@ def _by_role(
     dims: tuple[str, ...],
     *,
     between: bool = False,
+    shape: tuple[int, ...] | None = None,
 ) -> PartitionSpec:
     """How an array with these dims lies in use, or, with `between`, between parts of a block."""
     table = {**strategy.compute, **strategy.between} if between else strategy.compute
-    axes = (table.get(role_of(model, dim), ()) for dim in dims)
+    roles = [role_of(model, dim) for dim in dims]
+    if shape is not None:
+        padded = {
+            role
+            for role, size in zip(roles, shape, strict=True)
+            if role == "layers" and is_padded(strategy, mesh, size)
+        }
+        table = {role: axes for role, axes in table.items() if role not in padded}
+    axes = (table.get(role, ()) for role in roles)
     return PartitionSpec(*(entry_of(a for a in on if mesh.size(a) > 1) for on in axes))
 
 

@@ -19,7 +19,9 @@ from jaxpar import seams
 from jaxpar.by_hand import differentiate_by_hand
 from jaxpar.layout import Layout, build, take_apart, values_of
 from jaxpar.models._record import Mean
+from jaxpar.pipeline import evaluate_in_stages, staged
 from jaxpar.refusal import LayoutError, RequestError, unknown
+from jaxpar.stages import runs_in_stages, schedule_for
 
 MODES = ("auto", "manual")
 
@@ -104,7 +106,7 @@ def make_step(
     def init(key) -> State:
         init_key, step_key = jax.random.split(key)
         parts = take_apart(build(layout.model, init_key))
-        parameters = values_of(parts.parameters)
+        parameters = {p: _in_order(layout, p, v) for p, v in values_of(parts.parameters).items()}
         return State(
             step=jnp.zeros((), jnp.int32),
             parameters=parameters,
@@ -114,14 +116,18 @@ def make_step(
         )
 
     state = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
-    if mode == "auto":
+    schedule = None
+    if runs_in_stages(layout.strategy, layout.mesh):
+        schedule = schedule_for(layout.strategy, layout.mesh, microbatches)
+        differentiate = staged(layout, partial(_staged_loss, layout), schedule)
+    elif mode == "auto":
         differentiate = partial(_differentiate, layout, partial(_placed_loss, layout))
     else:
         differentiate = differentiate_by_hand(layout, partial(_named_loss, layout))
 
     def gradients(state: State, batch):
         key = jax.random.fold_in(state.key, state.step)
-        if microbatches == 1:
+        if microbatches == 1 or schedule is not None:
             totals, new, metrics = differentiate(state.parameters, state.model_state, batch, key)
         else:
             totals, new, metrics = _accumulate(differentiate, microbatches, state, batch, key)
@@ -142,6 +148,9 @@ def make_step(
         return apply(state, means, model_state), metrics
 
     def evaluate(state: State, batch):
+        if schedule is not None:
+            score = partial(_staged_loss, layout, train=False)
+            return evaluate_in_stages(layout, score, schedule)(state.parameters, batch)
         loss, metrics, _ = _placed_loss(
             layout, state.parameters, state.model_state, batch, None, train=False
         )
@@ -167,13 +176,13 @@ def make_step(
 def _check_microbatches(layout: Layout, microbatches: int) -> None:
     if microbatches < 1:
         raise RequestError(f"microbatches={microbatches}: a batch is cut into at least 1 part")
-    rows, shares = layout.model.batch_size, layout.mesh.size("data")
+    rows, shares = layout.model.batch_size, layout.row_shares
     if rows % (microbatches * shares):
         step = microbatches * shares
         near = [n for n in (rows // step * step, (rows // step + 1) * step) if n]
         raise LayoutError(
             f"a batch of {rows} rows cannot be cut into {microbatches} microbatches for {shares} "
-            f"devices along 'data': {step} does not divide {rows}; use a batch of "
+            f"shares of its rows: {step} does not divide {rows}; use a batch of "
             f"{' or '.join(map(str, near))}"
         )
 
@@ -272,6 +281,24 @@ def _named_loss(layout, parameters, model_state, batch, key, **how):
     """The model's own loss, with the activations that it names pinned as the layout wants them."""
     with seams.placing(lambda x, dims: _pinned(layout, x, layout.place_of(dims))):
         return plain_loss(layout, parameters, model_state, batch, key, **how)
+
+
+def _staged_loss(layout, parameters, batch, key, through, *, train=True):
+    """The loss with another way through its layers: (Mean, metrics)."""
+    if layout.state and train:
+        raise LayoutError(
+            f"model '{layout.model.name}' changes {', '.join(layout.state)} in its forward pass, "
+            f"and strategy '{layout.strategy.name}' hands on activations only: use pipe=1"
+        )
+    return _named_loss(
+        layout, parameters, {}, batch, key, train=train, chosen={"through": through}
+    )[:2]
+
+
+def _in_order(layout, path, value):
+    """A stack of layers in the order in which the layout stores them."""
+    order = layout.order_of(path)
+    return value if order is None else jnp.take(value, jnp.asarray(order), axis=0)
 
 
 def _checked(layout, returned):

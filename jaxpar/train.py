@@ -23,7 +23,7 @@ from jaxpar.program import Program
 from jaxpar.refusal import RequestError, unknown
 from jaxpar.step import State
 
-SCHEDULES = ("cosine", "constant", "linear")
+DECAYS = ("cosine", "constant", "linear")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Training:
     Attributes:
         steps: updates.
         learning_rate: the peak, reached after `warmup` steps.
-        schedule: cosine or linear decay to a tenth of the peak, or constant.
+        decay: cosine or linear decay to a tenth of the peak, or constant.
         warmup: steps of linear warm-up; None means a twentieth of `steps`.
         weight_decay: AdamW's, on matrices only.
         clip: largest norm of the whole gradient; 0 leaves it alone.
@@ -44,7 +44,7 @@ class Training:
 
     steps: int = 200
     learning_rate: float = 2e-3
-    schedule: str = "cosine"
+    decay: str = "cosine"
     warmup: int | None = None
     weight_decay: float = 0.01
     clip: float = 1.0
@@ -61,8 +61,8 @@ class Training:
         for name in ("learning_rate", "weight_decay", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise RequestError(f"{name}={getattr(self, name)}: use a number from 0 up")
-        if self.schedule not in SCHEDULES:
-            raise unknown("schedule", self.schedule, SCHEDULES)
+        if self.decay not in DECAYS:
+            raise unknown("decay", self.decay, DECAYS)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def optimizer_of(training: Training, layout: Layout) -> optax.GradientTransforma
         "cosine": lambda: optax.cosine_decay_schedule(peak, max(1, steps - warmup), alpha=0.1),
         "linear": lambda: optax.linear_schedule(peak, peak / 10, max(1, steps - warmup)),
         "constant": lambda: optax.constant_schedule(peak),
-    }[training.schedule]()
+    }[training.decay]()
     rise = optax.linear_schedule(peak / max(1, warmup), peak, max(1, warmup - 1))
     rate = optax.join_schedules([rise, after], [warmup]) if warmup else after
     # The rank of one layer's array counts: a stack of biases is no matrix.

@@ -67,7 +67,7 @@ BAD = [
     ("train mlp --data digts", "unknown dataset 'digts': did you mean 'digits'"),
     ("train mlp --stratgy data", "unknown option '--stratgy': did you mean '--strategy'"),
     ("train mlp --set widht=3", "'widht': did you mean 'width'"),
-    ("train mlp --set schedule=cosin", "unknown schedule 'cosin': did you mean 'cosine'"),
+    ("train mlp --set decay=cosin", "unknown decay 'cosin': did you mean 'cosine'"),
     ("train transformer --set remat=ful", "'ful': did you mean 'full'"),
     ("run data_paralel", "unknown experiment 'data_paralel': did you mean 'data_parallel'"),
     ("bench overhed", "unknown benchmark 'overhed': did you mean 'overhead'"),

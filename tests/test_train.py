@@ -138,16 +138,16 @@ def test_a_fresh_decoder_needs_about_eight_bits_a_byte():
     assert 7.8 < evaluate(program, program.init(0), short)["bits_per_byte"] < 8.3
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("decay", ["cosine", "linear", "constant"])
 @pytest.mark.parametrize("warmup", [0, 1, 10])
-def test_the_rate_rises_to_its_peak_and_ends_as_stated(schedule, warmup):
+def test_the_rate_rises_to_its_peak_and_ends_as_stated(decay, warmup):
     """Warm-up from a part of the peak to the peak, then down to a tenth, or not at all.
 
     Read from the size of the updates: with a gradient of ones Adam moves by the rate.
     """
     layout = small_layout("mlp", "single", "data=1")
     training = Training(
-        steps=40, learning_rate=1e-2, schedule=schedule, warmup=warmup, weight_decay=0.0, clip=0.0
+        steps=40, learning_rate=1e-2, decay=decay, warmup=warmup, weight_decay=0.0, clip=0.0
     )
     optimizer = optimizer_of(training, layout)
     ones = {path: np.ones(a.shape, np.float32) for path, a in layout.parameters.items()}
@@ -160,15 +160,15 @@ def test_the_rate_rises_to_its_peak_and_ends_as_stated(schedule, warmup):
     assert rates[: max(1, warmup)] == sorted(rates[: max(1, warmup)])
     assert rates[max(0, warmup - 1)] == pytest.approx(1e-2, rel=1e-3)
     after = rates[warmup:]
-    assert after == sorted(after, reverse=True) or schedule == "constant"
-    last = 1e-2 if schedule == "constant" else 1e-3
+    assert after == sorted(after, reverse=True) or decay == "constant"
+    last = 1e-2 if decay == "constant" else 1e-3
     assert rates[-1] == pytest.approx(last, rel=0.35)
 
 
 def test_matrices_decay_and_vectors_do_not():
     """With no gradient the decay is all there is; a stack of norm scales is no matrix."""
     layout = small_layout("transformer", "single", "data=1", bias=True)
-    training = Training(schedule="constant", warmup=0, weight_decay=0.1, clip=0.0)
+    training = Training(decay="constant", warmup=0, weight_decay=0.1, clip=0.0)
     optimizer = optimizer_of(training, layout)
     ones = {path: np.ones(a.shape, np.float32) for path, a in layout.parameters.items()}
     zeros = {path: np.zeros_like(v) for path, v in ones.items()}
@@ -206,7 +206,7 @@ def test_clipping_bounds_the_norm_of_the_whole_gradient(clip, norm):
         ({"learning_rate": -1.0}, "learning_rate=-1.0: use a number from 0 up"),
         ({"learning_rate": math.nan}, "learning_rate=nan"),
         ({"clip": math.inf}, "clip=inf"),
-        ({"schedule": "cosin"}, "unknown schedule 'cosin': did you mean 'cosine'"),
+        ({"decay": "cosin"}, "unknown decay 'cosin': did you mean 'cosine'"),
     ],
 )
 def test_training_that_makes_no_sense_is_refused(fields, sentence):

@@ -51,7 +51,11 @@ class Deferred:
 
 def varying(array) -> frozenset[str]:
     """The mesh axes along which JAX's types let this array differ between devices."""
-    kind = jax.typeof(array)
+    return varying_of(jax.typeof(array))
+
+
+def varying_of(kind) -> frozenset[str]:
+    """The same of a type, such as an abstract value in a jaxpr."""
     # JAX 0.10 moved the set from `vma` into `manual_axis_type`.
     types = getattr(kind, "manual_axis_type", None)
     return frozenset(kind.vma if types is None else types.varying)

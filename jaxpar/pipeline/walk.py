@@ -1,0 +1,286 @@
+"""The walk of one device through a timetable, inside shard_map: work, exchange, work, exchange.
+
+What is held between ticks is a `Held`; every function here takes it and returns it changed.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxpar.manual.value import varying, varying_of
+from jaxpar.pipeline.piece import Piece
+from jaxpar.pipeline.timetable import BACKWARD, FORWARD, IDLE, Loop, Timetable
+from jaxpar.stages import AXIS
+
+
+@dataclass(frozen=True)
+class Local:
+    """A loss on this device's shards: the parts of `Parts`, as functions of local arrays.
+
+    Attributes:
+        before, aside, after: as in `Parts`, taking (rest, batch, key) or (rest, y, batch, key);
+            `after` gives ((Mean, metrics)).
+        piece: the layers of one chunk.
+        rest: path -> this device's piece of a parameter outside the layers.
+        layers: path -> (chunks, layers a chunk, ...), the layers that this stage holds.
+        stacked_asides: how many of `aside`'s arrays have a leading dim of all layers.
+        pieces: into how many pieces all layers are cut.
+        batch_of: microbatch -> its rows on this device.
+        key_of: microbatch -> its random key, or None.
+    """
+
+    before: Callable
+    aside: Callable
+    after: Callable
+    piece: Piece
+    rest: Mapping[str, jax.Array]
+    layers: Mapping[str, jax.Array]
+    stacked_asides: int
+    pieces: int
+    stages: int
+    batch_of: Callable
+    key_of: Callable
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Held:
+    """What a device holds between ticks.
+
+    Attributes:
+        x, dy, y: slots for activations and gradients that wait for their turn, and for results of
+            the last piece that wait for their loss: (slots, ...activation).
+        kept: what forward passes keep for backward, [(slots, layers a chunk, ...)].
+        rest, layers: gradients so far, as the parameters of `Local`.
+        means: the loss and the metrics so far.
+        idle: idle ticks so far, a float32 scalar.
+    """
+
+    x: Any
+    dy: Any
+    y: Any
+    kept: Any
+    rest: Any
+    layers: Any
+    means: Any
+    idle: Any
+
+
+def vary(tree: Any, axes) -> Any:
+    """Arrays cast to a type that may differ between devices along `axes`."""
+
+    def one(x):
+        missing = tuple(sorted(frozenset(axes) - varying(x)))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(one, tree)
+
+
+def walk(local: Local, table: Timetable, *, train: bool, fill: float) -> Held:
+    """Run every tick; what is held at the end has this device's sums in it.
+
+    Args:
+        local: the loss on this device.
+        table: what to do when.
+        train: whether there are backward passes; without, the last piece scores what it makes.
+        fill: what idle stages hand on; whatever it is, no result may depend on it.
+    """
+    stage = lax.axis_index(AXIS)
+    columns = {name: jnp.asarray(t)[:, stage] for name, t in table.columns().items()}
+    held = _empty(local, table, train)
+    types = jax.tree.map(varying, held)
+    work = {
+        IDLE: lambda row, held: _idle(held, fill),
+        FORWARD: lambda row, held: _forward(local, row, held, train),
+        BACKWARD: lambda row, held: _backward(local, row, held),
+    }
+
+    def alike(held):
+        return jax.tree.map(lambda x, axes: vary(x, axes), held, types)
+
+    def turn(loop: Loop, held, rows):
+        for position, exchange in enumerate(loop.exchanges):
+            row = {name: values[position] for name, values in rows.items()}
+            send, held = _work(work, loop.kinds, row, held, alike)
+            arrivals = {pairs: lax.ppermute(send, AXIS, pairs) for pairs in exchange.permutes}
+            held = replace(
+                held,
+                x=_put(held.x, arrivals.get(exchange.onward), row["land_x"]),
+                dy=_put(held.dy, arrivals.get(exchange.back), row["land_dy"]),
+            )
+        return alike(held), None
+
+    for loop in table.loops:
+        width = len(loop.exchanges)
+        ticks = slice(loop.first, loop.first + loop.turns * width)
+        rows = {name: c[ticks].reshape(loop.turns, width) for name, c in columns.items()}
+        held, _ = lax.scan(lambda h, r, loop=loop: turn(loop, h, r), held, rows)
+    return held
+
+
+def _empty(local: Local, table: Timetable, train: bool) -> Held:
+    """Empty slots, and sums of nothing, of the types that the walk will fill them with."""
+    stage = lax.axis_index(AXIS)
+
+    def probe():
+        zero = jnp.zeros((), jnp.int32) + 0 * stage
+        batch, key = local.batch_of(zero), local.key_of(zero)
+        x = local.before(local.rest, batch, key)
+        given = _given(local, {"chunk": zero}, batch, key)
+        y, kept = local.piece.forward(*given, x) if train else (local.piece.run(*given, x), [])
+        return y, kept, _means(local.after(local.rest, y, batch, key))
+
+    closed, shapes = jax.make_jaxpr(probe, return_shape=True)()
+    avals = jax.tree.unflatten(jax.tree.structure(shapes), closed.out_avals)
+
+    def empty(aval, *slots):
+        return vary(jnp.zeros((*slots, *aval.shape), aval.dtype), varying_of(aval) | {AXIS})
+
+    def nothing(tree):
+        return jax.tree.map(lambda a: vary(jnp.zeros_like(a), varying(a)), tree) if train else {}
+
+    y, kept, means = avals
+    slots = table.slots
+    return Held(
+        x=empty(y, slots["x"]),
+        dy=empty(y, slots["dy"]),
+        y=empty(y, slots["keep_y"]),
+        kept=[empty(k, slots["keep"]) for k in kept],
+        rest=nothing(local.rest),
+        layers=nothing(local.layers),
+        means=jax.tree.map(empty, means),
+        idle=vary(jnp.zeros((), jnp.float32), {AXIS}),
+    )
+
+
+def _work(work, kinds, row, held, alike):
+    """Do what the row says; every kind of work gives results of one type."""
+    kinds = sorted(kinds)
+
+    def branch(kind):
+        def run(held):
+            send, after = work[kind](row, held)
+            return vary(send, varying(held.x)), alike(after)
+
+        return run
+
+    if len(kinds) == 1:
+        return branch(kinds[0])(held)
+    index = sum((row["kind"] > kind).astype(jnp.int32) for kind in kinds[:-1])
+    return lax.switch(index, [branch(kind) for kind in kinds], held)
+
+
+def _idle(held: Held, fill: float):
+    send = jnp.full(held.x.shape[1:], fill, held.x.dtype)
+    return send, replace(held, idle=held.idle + 1)
+
+
+def _forward(local: Local, row, held: Held, train: bool):
+    batch, key = local.batch_of(row["microbatch"]), local.key_of(row["microbatch"])
+    first, last = row["first"] == 1, row["last"] == 1
+    x = lax.cond(
+        first,
+        lambda: vary(local.before(local.rest, batch, key), varying(held.x)),
+        lambda: _at(held.x, row["take_x"]),
+    )
+    weights, stacks, shared = _given(local, row, batch, key)
+    if not train:
+        y = local.piece.run(weights, stacks, shared, x)
+
+        def score(means):
+            return _sum(means, _means(local.after(local.rest, y, batch, key)))
+
+        return y, replace(held, means=_either(last, score, lambda means: means, held.means))
+    y, kept = local.piece.forward(weights, stacks, shared, x)
+    return y, replace(
+        held,
+        y=_put(held.y, y, jnp.where(last, row["keep_y"], -1)),
+        kept=[_put(k, new, row["keep"]) for k, new in zip(held.kept, kept, strict=True)],
+    )
+
+
+def _backward(local: Local, row, held: Held):
+    batch, key = local.batch_of(row["microbatch"]), local.key_of(row["microbatch"])
+    weights, stacks, shared = _given(local, row, batch, key)
+
+    def from_loss(rest, means):
+        y = _at(held.y, row["keep_y"])
+
+        def total(rest, y):
+            loss, metrics = local.after(rest, y, batch, key)
+            return loss.total, _means((loss, metrics))
+
+        value, back, new = jax.vjp(total, local.rest, y, has_aux=True)
+        drest, dy = back(vary(jnp.ones_like(value), varying(value)))
+        return dy, _sum(rest, drest), _sum(means, new)
+
+    def from_next(rest, means):
+        return _at(held.dy, row["take_dy"]), rest, means
+
+    dy, rest, means = _either(row["last"] == 1, from_loss, from_next, held.rest, held.means)
+    kept = [_at(k, row["keep"]) for k in held.kept]
+    dx, dlayers = local.piece.backward(weights, stacks, shared, kept, dy)
+
+    def to_before(rest):
+        _, back = jax.vjp(lambda rest: local.before(rest, batch, key), local.rest)
+        return _sum(rest, back(vary(dx, varying(held.x)))[0])
+
+    rest = _either(row["first"] == 1, to_before, lambda rest: rest, rest)
+    layers = {p: _add(held.layers[p], g, row["chunk"]) for p, g in dlayers.items()}
+    return dx, replace(held, rest=rest, layers=layers, means=means)
+
+
+def _either(predicate, then, otherwise, *operands):
+    """`lax.cond` whose branches' results are brought to one type."""
+    outs = [jax.make_jaxpr(f)(*operands).out_avals for f in (then, otherwise)]
+    axes = [varying_of(a) | varying_of(b) for a, b in zip(*outs, strict=True)]
+
+    def alike(f):
+        def run(*operands):
+            leaves, tree = jax.tree.flatten(f(*operands))
+            return jax.tree.unflatten(tree, [vary(x, a) for x, a in zip(leaves, axes, strict=True)])
+
+        return run
+
+    return lax.cond(predicate, alike(then), alike(otherwise), *operands)
+
+
+def _given(local: Local, row, batch, key):
+    """This chunk's weights and what its layers are given beside them."""
+    weights = {path: _at(stack, row["chunk"]) for path, stack in local.layers.items()}
+    asides = local.aside(local.rest, batch, key)
+    piece = row["chunk"] * local.stages + lax.axis_index(AXIS)
+    stacks = [
+        _at(a.reshape(local.pieces, -1, *a.shape[1:]), piece)
+        for a in asides[: local.stacked_asides]
+    ]
+    return weights, stacks, asides[local.stacked_asides :]
+
+
+def _means(scored):
+    loss, metrics = scored
+    return {"loss": loss, **metrics}
+
+
+def _sum(a, b):
+    return jax.tree.map(jnp.add, a, b)
+
+
+def _at(stack, index):
+    return lax.dynamic_index_in_dim(stack, jnp.maximum(index, 0), 0, keepdims=False)
+
+
+def _add(stack, value, index):
+    return lax.dynamic_update_index_in_dim(stack, _at(stack, index) + value, index, 0)
+
+
+def _put(stack, value, slot):
+    """`stack` with `value` in a slot; as it was where the slot is nowhere or nothing came."""
+    if value is None or stack.shape[0] == 0:
+        return stack
+    kept = jnp.where(slot >= 0, value, _at(stack, slot))
+    return lax.dynamic_update_index_in_dim(stack, kept, jnp.maximum(slot, 0), 0)

@@ -1,0 +1,22 @@
+"""Layers in stages on different devices, which pass microbatches on and idle while they wait.
+
+GPipe (Huang et al. 2019) and its kin. Layers lie over `pipe`; embedding and head are on every
+stage, and used on the first and the last. On the wire, a step: one permute of a microbatch's
+activation between neighbours after every tick of the schedule, and one all-reduce over `pipe` of
+the gradients of what is on every stage. `schedule` is gpipe, one_f_one_b, interleaved or in_order;
+`chunks` pieces of the layers lie on each stage (interleaved); `pad` fills a layer count that does
+not divide with layers that do nothing.
+"""
+
+from jaxpar.strategies._record import ALL_REDUCE, KINDS, PERMUTE, Stages, Strategy
+
+
+def strategy(schedule: str = "one_f_one_b", chunks: int = 0, pad: bool = False) -> Strategy:
+    """Return pipeline parallelism over the pipe axis; `chunks` 0 is what the schedule is for."""
+    return Strategy(
+        name="pipeline",
+        compute={"layers": "pipe"},
+        stages=Stages(schedule, chunks, pad),
+        must={"pipe": frozenset({PERMUTE, ALL_REDUCE})},
+        never={"pipe": KINDS - {PERMUTE, ALL_REDUCE}},
+    )
