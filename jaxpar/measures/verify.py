@@ -7,6 +7,8 @@ then one optimizer update from the same gradient, then a few whole steps.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -162,15 +164,18 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
     )
     batch = probe_batch(layout.model, seed)
     start = _to_host(reference.init(seed))
+    stored = partial(_as_stored, layout)
     checks = [
-        _compare("initial state", _arrays(start), _arrays(candidate.init(seed)), bounds["init"])
+        _compare(
+            "initial state", stored(_arrays(start)), _arrays(candidate.init(seed)), bounds["init"]
+        )
     ]
     start = replace(start, parameters=nudged(start.parameters, seed))
 
     right, right_state, right_metrics = _gradients(reference, start, batch)
     got, got_state, got_metrics = _gradients(candidate, start, batch)
     right = _arrays_to_host(right)
-    gradient = _compare("gradient", right, got, bounds["gradient"])
+    gradient = _compare("gradient", stored(right), got, bounds["gradient"])
     checks.append(gradient)
     loss_error = _relative(float(got_metrics["loss"]), float(right_metrics["loss"]))
     checks.append(Check("loss", 1, "loss", loss_error, bounds["loss"]))
@@ -185,11 +190,11 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
     if not gradient.ok:
         mistake = likely_mistake(
             _arrays_to_host(got),
-            right,
+            stored(right),
             mesh=layout.mesh,
             microbatches=step.microbatches,
-            gradient_of_rows=lambda rows: _part_gradient(
-                layout, step, hardware, start, batch, rows
+            gradient_of_rows=lambda rows: stored(
+                _part_gradient(layout, step, hardware, start, batch, rows)
             ),
             rows=layout.model.batch_size,
             replicas_agree=gradient.replicas_agree,
@@ -224,15 +229,16 @@ def _update_check(reference, candidate, start, gradients, model_states, bound) -
     before = start.parameters
     right = _to_host(reference.apply(_on(reference, start), gradients, model_states[0]))
     state = _on(candidate, start)
-    shared = jax.device_put(gradients, candidate.gradient_shardings)
+    stored = partial(_as_stored, candidate.step.layout)
+    shared = jax.device_put(stored(gradients), candidate.gradient_shardings)
     got = candidate.apply(state, shared, model_states[1])
     moved = {p: right.parameters[p] - before[p] for p in before}
     return _compare(
         "update",
-        _arrays(right),
+        stored(_arrays(right)),
         _arrays(got),
         bound,
-        norms=_arrays(replace(right, parameters=moved)),
+        norms=stored(_arrays(replace(right, parameters=moved))),
     )
 
 
@@ -249,7 +255,12 @@ def _steps_checks(reference, candidate, start, batch, steps, bounds) -> list[Che
     after = f"state after {steps} steps"
     return [
         Check(f"loss over {steps} steps", steps, "loss", worst, bounds["loss"]),
-        _compare(after, _arrays(_to_host(right)), _arrays(got), bounds["steps"]),
+        _compare(
+            after,
+            _as_stored(candidate.step.layout, _arrays(_to_host(right))),
+            _arrays(got),
+            bounds["steps"],
+        ),
     ]
 
 
@@ -276,7 +287,25 @@ def _on(program: Program, state: State) -> State:
             return jax.random.wrap_key_data(jax.device_put(value, sharding))
         return jax.device_put(np.array(value), sharding)
 
+    leaves = _as_stored(program.step.layout, _arrays(state))
+    state = jax.tree.unflatten(jax.tree.structure(state), leaves.values())
     return jax.tree.map(put, state, program.step.state, program.state_shardings)
+
+
+def _as_stored(layout: Layout, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays by name, stacks of layers (and moments of them) in the order the layout stores."""
+    orders = {path: order for path in layout.parameters if (order := layout.order_of(path))}
+    return {
+        name: next(
+            (
+                np.take(np.asarray(value), order, axis=0)
+                for path, order in orders.items()
+                if f"/{name}".endswith(f"/{path}") and value.shape == layout.parameters[path].shape
+            ),
+            value,
+        )
+        for name, value in arrays.items()
+    }
 
 
 def _to_host(state: State) -> State:
