@@ -8,6 +8,7 @@ raises ValueError rather than being left out.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
 from math import prod
@@ -43,7 +44,7 @@ class Collective:
     groups: tuple[tuple[int, ...], ...]  # partition ids; empty for a permute
     pairs: tuple[tuple[int, int], ...]  # (source, target), of a permute only
     bytes_each: int
-    executions: int
+    executions: int | Fraction  # the mean over devices, where they take different branches
     exact: bool
     is_async: bool
     op_name: str

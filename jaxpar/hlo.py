@@ -8,6 +8,7 @@ out.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property, lru_cache
 from math import prod
 
@@ -21,6 +22,7 @@ _CALL = re.compile(r"(\w+)=(?:\{(%[^}]*)\}|%([\w.\-]+))")
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _FRAME_ID = re.compile(r"stack_frame_id=(\d+)")
 _TABLE_ROW = re.compile(r'(\d+) (?:"(.*)"|\{(.*)\})$')
+_TAKEN = re.compile(r"(?:^|/)taken\(([\d,]+);(\d+)\)/cond$")
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -79,9 +81,12 @@ class Module:
 
 @dataclass(frozen=True)
 class Times:
-    """Runs in one execution of the program; if not exact, a loop or branch was counted as one."""
+    """Runs in one execution of the program; if not exact, a loop or branch was counted as one.
 
-    times: int
+    Where devices take different branches, the mean over devices; it need not be whole.
+    """
+
+    times: int | Fraction
     exact: bool
 
 
@@ -159,7 +164,8 @@ def _frames(frame_id: int, tables: dict) -> tuple[Frame, ...]:
 def executions(module: Module) -> dict[str, Times]:
     """Return how often each computation that control reaches runs; others (reducers) are absent.
 
-    A branch of a conditional counts as run once each time, and is not exact.
+    A branch of a conditional counts as run once each time, and is not exact; unless whoever traced
+    it said how often each is taken, by a name scope `taken(a,b,...;n)` around it: a, b, ... of n.
     """
     runs = {module.entry: Times(1, True)}
     for computation in reversed(module.computations.values()):  # callees are printed first
@@ -167,12 +173,25 @@ def executions(module: Module) -> dict[str, Times]:
         for i in computation.instructions if caller else ():
             if i.opcode in ("while", "call", "fusion", "conditional", "async-start"):
                 n, sure = trip_count(module, computation, i)
-                for role, name in i.calls:
+                shares = shares_taken(i)
+                for k, (role, name) in enumerate(i.calls):
                     times = caller.times * (n + (role == "condition"))
+                    if shares:
+                        times, sure = caller.times * shares[k], True
                     so_far = runs.get(name, Times(0, True))
                     exact = sure and caller.exact and so_far.exact
                     runs[name] = Times(so_far.times + times, exact)
     return runs
+
+
+def shares_taken(i: Instruction) -> tuple[Fraction, ...]:
+    """Return how often each branch of a conditional is taken, where its name scope says so."""
+    said = _TAKEN.search(i.op_name) if i.opcode == "conditional" else None
+    if said is None:
+        return ()
+    shares = tuple(Fraction(int(n), int(said[2])) for n in said[1].split(","))
+    # A scope that was meant for another number of branches says nothing of these.
+    return shares if len(shares) == len(i.calls) else ()
 
 
 def trip_count(module: Module, computation: Computation, i: Instruction) -> tuple[int, bool]:

@@ -57,8 +57,8 @@ def _row(kind: str, axes: tuple[str, ...], whole: bool, members: list[Collective
         kind=kind,
         axes=axes,
         whole=whole,
-        count=sum(one.executions for one in members),
-        bytes=sum(one.executions * one.bytes_each for one in members),
+        count=round(sum(one.executions for one in members)),
+        bytes=round(sum(one.executions * one.bytes_each for one in members)),
         exact=all(one.exact for one in members),
         sources=tuple(source for source, _ in sources.most_common(SOURCES_SHOWN) if source),
     )

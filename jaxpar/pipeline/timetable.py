@@ -4,6 +4,7 @@ Pure numpy. Slots are given out like seats: one is free again once what sat in i
 that there are as many as the schedule has live at once, and no more.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -44,6 +45,20 @@ class Loop:
     turns: int
     exchanges: tuple[Exchange, ...]
     kinds: frozenset[int]
+    counts: tuple["Counts", ...]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How much work a place in a loop's turn sees in one step, over all stages and turns.
+
+    `of` is by kind of work; `first` and `last` are those of it on the first and last piece, also by
+    kind.
+    """
+
+    of: dict[int, int]
+    first: dict[int, int]
+    last: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -186,7 +201,21 @@ def _loop(schedule: Schedule, first: int, end: int) -> Loop:
         tuple(_exchange(schedule, range(first + i, end, p)) for i in range(p)) for p in tries
     ]
     exchanges = min(options, key=lambda e: sum(len(x.permutes) for x in e) / len(e))
-    return Loop(first, (end - first) // len(exchanges), exchanges, kinds)
+    width = len(exchanges)
+    counts = tuple(_counts(schedule, range(first + i, end, width)) for i in range(width))
+    return Loop(first, (end - first) // width, exchanges, kinds, counts)
+
+
+def _counts(schedule: Schedule, ticks: Iterable[int]) -> Counts:
+    of, first, last = Counter(), Counter(), Counter()
+    for tick in ticks:
+        for stage, work in enumerate(schedule.table[tick]):
+            kind = IDLE if work is None else FORWARD if work.forward else BACKWARD
+            of[kind] += 1
+            if work is not None:
+                first[kind] += schedule.piece(stage, work) == 0
+                last[kind] += schedule.piece(stage, work) == schedule.pieces - 1
+    return Counts(dict(of), dict(first), dict(last))
 
 
 def _exchange(schedule: Schedule, ticks: Iterable[int]) -> Exchange:

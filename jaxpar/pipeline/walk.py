@@ -13,7 +13,7 @@ from jax import lax
 
 from jaxpar.manual.value import varying, varying_of
 from jaxpar.pipeline.piece import Piece
-from jaxpar.pipeline.timetable import BACKWARD, FORWARD, IDLE, Loop, Timetable
+from jaxpar.pipeline.timetable import BACKWARD, FORWARD, IDLE, Counts, Loop, Timetable
 from jaxpar.stages import AXIS
 
 
@@ -94,9 +94,9 @@ def walk(local: Local, table: Timetable, *, train: bool, fill: float) -> Held:
     held = _empty(local, table, train)
     types = jax.tree.map(varying, held)
     work = {
-        IDLE: lambda row, held: _idle(held, fill),
-        FORWARD: lambda row, held: _forward(local, row, held, train),
-        BACKWARD: lambda row, held: _backward(local, row, held),
+        IDLE: lambda row, held, counts: _idle(held, fill),
+        FORWARD: lambda row, held, counts: _forward(local, row, held, counts, train),
+        BACKWARD: lambda row, held, counts: _backward(local, row, held, counts),
     }
 
     def alike(held):
@@ -105,7 +105,7 @@ def walk(local: Local, table: Timetable, *, train: bool, fill: float) -> Held:
     def turn(loop: Loop, held, rows):
         for position, exchange in enumerate(loop.exchanges):
             row = {name: values[position] for name, values in rows.items()}
-            send, held = _work(work, loop.kinds, row, held, alike)
+            send, held = _work(work, loop, position, row, held, alike)
             arrivals = {pairs: lax.ppermute(send, AXIS, pairs) for pairs in exchange.permutes}
             held = replace(
                 held,
@@ -157,13 +157,13 @@ def _empty(local: Local, table: Timetable, train: bool) -> Held:
     )
 
 
-def _work(work, kinds, row, held, alike):
+def _work(work, loop: Loop, position: int, row, held, alike):
     """Do what the row says; every kind of work gives results of one type."""
-    kinds = sorted(kinds)
+    kinds, counts = sorted(loop.kinds), loop.counts[position]
 
     def branch(kind):
         def run(held):
-            send, after = work[kind](row, held)
+            send, after = work[kind](row, held, counts)
             return vary(send, varying(held.x)), alike(after)
 
         return run
@@ -171,7 +171,13 @@ def _work(work, kinds, row, held, alike):
     if len(kinds) == 1:
         return branch(kinds[0])(held)
     index = sum((row["kind"] > kind).astype(jnp.int32) for kind in kinds[:-1])
-    return lax.switch(index, [branch(kind) for kind in kinds], held)
+    with _taken([counts.of.get(kind, 0) for kind in kinds], sum(counts.of.values())):
+        return lax.switch(index, [branch(kind) for kind in kinds], held)
+
+
+def _taken(times: list[int], total: int):
+    """A name scope that tells a reader of the program how often each branch of a cond is taken."""
+    return jax.named_scope(f"taken({','.join(map(str, times))};{total})")
 
 
 def _idle(held: Held, fill: float):
@@ -179,13 +185,14 @@ def _idle(held: Held, fill: float):
     return send, replace(held, idle=held.idle + 1)
 
 
-def _forward(local: Local, row, held: Held, train: bool):
+def _forward(local: Local, row, held: Held, counts: Counts, train: bool):
     batch, key = local.batch_of(row["microbatch"]), local.key_of(row["microbatch"])
-    first, last = row["first"] == 1, row["last"] == 1
-    x = lax.cond(
-        first,
-        lambda: vary(local.before(local.rest, batch, key), varying(held.x)),
+    last = row["last"] == 1
+    x = _either(
+        row["first"] == 1,
+        lambda: local.before(local.rest, batch, key),
         lambda: _at(held.x, row["take_x"]),
+        taken=_times(local, counts.first, counts.of, FORWARD),
     )
     weights, stacks, shared = _given(local, row, batch, key)
     if not train:
@@ -194,7 +201,9 @@ def _forward(local: Local, row, held: Held, train: bool):
         def score(means):
             return _sum(means, _means(local.after(local.rest, y, batch, key)))
 
-        return y, replace(held, means=_either(last, score, lambda means: means, held.means))
+        taken = _times(local, counts.last, counts.of, FORWARD)
+        means = _either(last, score, lambda means: means, held.means, taken=taken)
+        return y, replace(held, means=means)
     y, kept = local.piece.forward(weights, stacks, shared, x)
     return y, replace(
         held,
@@ -203,7 +212,17 @@ def _forward(local: Local, row, held: Held, train: bool):
     )
 
 
-def _backward(local: Local, row, held: Held):
+def _times(local: Local, some: Mapping[int, int], every: Mapping[int, int], kind: int):
+    """How often work on one piece is done by the stage that has it, and how often it is not.
+
+    Of as many as that stage's share of all work of the kind, so that the reader's mean over devices
+    becomes what this stage does.
+    """
+    own, total = some.get(kind, 0), every.get(kind, 0)
+    return [own * local.stages, total - own], max(1, total)
+
+
+def _backward(local: Local, row, held: Held, counts: Counts):
     batch, key = local.batch_of(row["microbatch"]), local.key_of(row["microbatch"])
     weights, stacks, shared = _given(local, row, batch, key)
 
@@ -221,7 +240,14 @@ def _backward(local: Local, row, held: Held):
     def from_next(rest, means):
         return _at(held.dy, row["take_dy"]), rest, means
 
-    dy, rest, means = _either(row["last"] == 1, from_loss, from_next, held.rest, held.means)
+    dy, rest, means = _either(
+        row["last"] == 1,
+        from_loss,
+        from_next,
+        held.rest,
+        held.means,
+        taken=_times(local, counts.last, counts.of, BACKWARD),
+    )
     kept = [_at(k, row["keep"]) for k in held.kept]
     dx, dlayers = local.piece.backward(weights, stacks, shared, kept, dy)
 
@@ -229,13 +255,19 @@ def _backward(local: Local, row, held: Held):
         _, back = jax.vjp(lambda rest: local.before(rest, batch, key), local.rest)
         return _sum(rest, back(vary(dx, varying(held.x)))[0])
 
-    rest = _either(row["first"] == 1, to_before, lambda rest: rest, rest)
+    rest = _either(
+        row["first"] == 1,
+        to_before,
+        lambda rest: rest,
+        rest,
+        taken=_times(local, counts.first, counts.of, BACKWARD),
+    )
     layers = {p: _add(held.layers[p], g, row["chunk"]) for p, g in dlayers.items()}
     return dx, replace(held, rest=rest, layers=layers, means=means)
 
 
-def _either(predicate, then, otherwise, *operands):
-    """`lax.cond` whose branches' results are brought to one type."""
+def _either(predicate, then, otherwise, *operands, taken):
+    """`lax.cond` whose branches' results are brought to one type; `taken` as for `_taken`."""
     outs = [jax.make_jaxpr(f)(*operands).out_avals for f in (then, otherwise)]
     axes = [varying_of(a) | varying_of(b) for a, b in zip(*outs, strict=True)]
 
@@ -246,7 +278,8 @@ def _either(predicate, then, otherwise, *operands):
 
         return run
 
-    return lax.cond(predicate, alike(then), alike(otherwise), *operands)
+    with _taken(*taken):
+        return lax.cond(predicate, alike(then), alike(otherwise), *operands)
 
 
 def _given(local: Local, row, batch, key):
