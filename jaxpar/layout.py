@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 from jaxpar.mesh import MeshShape, axes_of, check_spec, entry_of, refuse_faults, shards
 from jaxpar.models._record import Model, role_of
 from jaxpar.refusal import LayoutError, unknown
-from jaxpar.stages import check_stages, is_padded, layer_order
+from jaxpar.stages import check_stages, is_padded, layer_order, runs_in_stages
 from jaxpar.strategies._record import CUTS, Strategy
 
 UNNAMED = "unnamed"
@@ -196,6 +196,7 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
     _check_roles(model, groups)
     specs = [*batch.values(), *(a.moment for arrays in groups for a in arrays.values())]
     notes = _notes(strategy, mesh, groups[0], kept_whole, specs)
+    notes += tuple(_stage_notes(model, strategy, mesh, groups[0]))
     return Layout(model, strategy, mesh, *groups, MappingProxyType(batch), notes, module)
 
 
@@ -332,6 +333,25 @@ def _notes(strategy, mesh, parameters, kept_whole, specs) -> tuple[str, ...]:
                 "devices do the same work"
             )
     return tuple(notes)
+
+
+def _stage_notes(model, strategy, mesh, parameters) -> list[str]:
+    """Where a pipeline puts what is not in its layers, and what it fills up."""
+    if not runs_in_stages(strategy, mesh):
+        return []
+    stacks = {p for p, a in parameters.items() if role_of(model, a.dims[0]) == "layers"}
+    outside = [p for p in parameters if p not in stacks]
+    notes = [
+        f"{', '.join(outside)} lie on every stage; the first stage uses what comes before the "
+        "layers, the last what comes after, and their gradients are summed over 'pipe'"
+    ]
+    layers = {parameters[p].shape[0] for p in stacks}
+    if any(is_padded(strategy, mesh, n) for n in layers):
+        notes.append(
+            f"{', '.join(map(str, layers))} layers do not divide by the stages: they are filled up "
+            "with layers that do nothing, and every stage holds all of them"
+        )
+    return notes
 
 
 def _by_path(state: nnx.State) -> Mapping[str, nnx.Variable]:

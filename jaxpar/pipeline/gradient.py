@@ -66,7 +66,8 @@ def staged(layout: Layout, loss_of: Callable, schedule: Schedule, *, fill: float
             train=True,
             fill=fill,
         )
-        totals = {**held.rest, **{p: _unchunked(g) for p, g in held.layers.items()}}
+        layers = {p: _unchunked(g, schedule, parameters[p]) for p, g in held.layers.items()}
+        totals = {**held.rest, **layers}
         totals = {p: _summed(layout, p, totals[p], parameters[p]) for p in parameters}
         return totals, _gathered(held, schedule)
 
@@ -176,9 +177,10 @@ def _local(layout, plans: _Plans, schedule: Schedule, parameters, microbatches, 
         piece=Piece(remembering(plans.layer, parts.remat)),
         rest={p: v for p, v in parameters.items() if p not in parts.layer_paths},
         layers={
-            p: parameters[p].reshape(schedule.chunks, -1, *parameters[p].shape[1:])
+            p: _chunked(parameters[p], schedule, layout.parameters[p].shape[0])
             for p in parts.layer_paths
         },
+        count=layout.parameters[parts.layer_paths[0]].shape[0],
         stacked_asides=parts.stacked_asides,
         pieces=schedule.pieces,
         stages=schedule.stages,
@@ -197,8 +199,31 @@ def _apart(layout: Layout, plans: _Plans, path: str) -> frozenset[str]:
     return frozenset({AXIS, *(axis for entry in spec for axis in axes_of(entry))})
 
 
-def _unchunked(gradient: jax.Array) -> jax.Array:
-    return gradient.reshape(-1, *gradient.shape[2:])
+def _chunked(stack: jax.Array, schedule: Schedule, layers: int) -> jax.Array:
+    """This stage's own layers of a stack, as (chunks, layers a chunk, ...).
+
+    A stack whose layers do not divide by the pieces came whole: it is filled up with zeros, and the
+    stage takes its pieces out of it.
+    """
+    if layers % schedule.pieces == 0:
+        return stack.reshape(schedule.chunks, -1, *stack.shape[1:])
+    each = -(-layers // schedule.pieces)
+    fill = [(0, each * schedule.pieces - layers), *[(0, 0)] * (stack.ndim - 1)]
+    pieces = jnp.pad(stack, fill).reshape(schedule.chunks, schedule.stages, each, *stack.shape[1:])
+    return lax.dynamic_index_in_dim(pieces, lax.axis_index(AXIS), 1, keepdims=False)
+
+
+def _unchunked(gradient: jax.Array, schedule: Schedule, parameter: jax.Array) -> jax.Array:
+    """The gradient of the stack from that of this stage's layers: `_chunked` the other way."""
+    each, after = gradient.shape[1], gradient.shape[2:]
+    if schedule.chunks * each == parameter.shape[0]:
+        return gradient.reshape(-1, *after)
+    pieces = vary(
+        jnp.zeros((schedule.chunks, schedule.stages, *gradient.shape[1:]), gradient.dtype),
+        varying(gradient),
+    )
+    pieces = lax.dynamic_update_index_in_dim(pieces, gradient, lax.axis_index(AXIS), 1)
+    return pieces.reshape(-1, *after)[: parameter.shape[0]]
 
 
 def _summed(layout: Layout, path: str, share: jax.Array, parameter: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from jaxpar.manual.control import keep_all_but_gathers
@@ -40,23 +41,41 @@ class Piece:
     _origins: tuple[int | None, ...] = field(default=(), init=False)
     _kinds: tuple[Any, ...] = field(default=(), init=False)
 
-    def run(self, weights, stacks, shared, x):
-        """The activation after the piece: weights and stacks have a leading dim of layers."""
+    def _through(self, real, shared):
+        """One layer as (weights, asides of its own, x) -> x; a place that is not `real` gives x."""
+
+        def through(own, beside, there, x):
+            y = self.layer(own, [*beside, *shared], x)
+            return y if real is None else jnp.where(there, y, x)
+
+        return through
+
+    def run(self, weights, real, stacks, shared, x):
+        """The activation after the piece.
+
+        Args:
+            weights, stacks: with a leading dim of layers.
+            real: (layers,) of bool, False where a layer only fills up; None when all are real.
+            shared: what all layers are given.
+            x: the activation before it.
+        """
+        through = self._through(real, shared)
 
         def body(x, layer):
-            own, beside = layer
-            return self.layer(own, [*beside, *shared], x), None
+            return through(*layer, x), None
 
-        return lax.scan(body, x, (weights, stacks))[0]
+        return lax.scan(body, x, (weights, stacks, real))[0]
 
-    def forward(self, weights, stacks, shared, x):
+    def forward(self, weights, real, stacks, shared, x):
         """The activation after the piece, and [array] of (layers, ...) to keep for backward."""
 
+        through = self._through(real, shared)
+
         def body(x, layer):
-            own, beside = layer
-            y, back = jax.vjp(lambda w, a: self.layer(w, [*beside, *shared], a), own, x)
+            own, beside, there = layer
+            y, back = jax.vjp(lambda w, a: through(w, beside, there, a), own, x)
             leaves, self._tree = jax.tree.flatten(back)
-            at_hand = jax.tree.leaves((own, beside, shared))
+            at_hand = jax.tree.leaves((own, beside, there, shared))
             self._origins = tuple(
                 next((i for i, known in enumerate(at_hand) if leaf is known), None)
                 for leaf in leaves
@@ -68,14 +87,14 @@ class Piece:
                 for leaf, k in zip(kept, self._kinds, strict=True)
             ]
 
-        return lax.scan(body, x, (weights, stacks))
+        return lax.scan(body, x, (weights, stacks, real))
 
-    def backward(self, weights, stacks, shared, kept, dy):
+    def backward(self, weights, real, stacks, shared, kept, dy):
         """Gradients of the activation before the piece and of its weights, from that after it."""
 
         def body(dy, layer):
-            own, beside, held = layer
-            at_hand = jax.tree.leaves((own, beside, shared))
+            own, beside, there, held = layer
+            at_hand = jax.tree.leaves((own, beside, there, shared))
             fresh = iter(
                 value if kind is None else jax.random.wrap_key_data(value, impl=kind)
                 for value, kind in zip(held, self._kinds, strict=True)
@@ -84,7 +103,7 @@ class Piece:
             dw, dx = jax.tree.unflatten(self._tree, leaves)(dy)
             return dx, dw
 
-        return lax.scan(body, dy, (weights, stacks, kept), reverse=True)
+        return lax.scan(body, dy, (weights, stacks, real, kept), reverse=True)
 
 
 def _key_kind(leaf):

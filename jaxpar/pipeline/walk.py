@@ -28,6 +28,7 @@ class Local:
         rest: path -> this device's piece of a parameter outside the layers.
         layers: path -> (chunks, layers a chunk, ...), the layers that this stage holds.
         stacked_asides: how many of `aside`'s arrays have a leading dim of all layers.
+        count: how many layers there are in all; places beyond them in the last pieces do nothing.
         pieces: into how many pieces all layers are cut.
         batch_of: microbatch -> its rows on this device.
         key_of: microbatch -> its random key, or None.
@@ -40,6 +41,7 @@ class Local:
     rest: Mapping[str, jax.Array]
     layers: Mapping[str, jax.Array]
     stacked_asides: int
+    count: int
     pieces: int
     stages: int
     batch_of: Callable
@@ -194,9 +196,9 @@ def _forward(local: Local, row, held: Held, counts: Counts, train: bool):
         lambda: _at(held.x, row["take_x"]),
         taken=_times(local, counts.first, counts.of, FORWARD),
     )
-    weights, stacks, shared = _given(local, row, batch, key)
+    given = _given(local, row, batch, key)
     if not train:
-        y = local.piece.run(weights, stacks, shared, x)
+        y = local.piece.run(*given, x)
 
         def score(means):
             return _sum(means, _means(local.after(local.rest, y, batch, key)))
@@ -204,7 +206,7 @@ def _forward(local: Local, row, held: Held, counts: Counts, train: bool):
         taken = _times(local, counts.last, counts.of, FORWARD)
         means = _either(last, score, lambda means: means, held.means, taken=taken)
         return y, replace(held, means=means)
-    y, kept = local.piece.forward(weights, stacks, shared, x)
+    y, kept = local.piece.forward(*given, x)
     return y, replace(
         held,
         y=_put(held.y, y, jnp.where(last, row["keep_y"], -1)),
@@ -224,7 +226,7 @@ def _times(local: Local, some: Mapping[int, int], every: Mapping[int, int], kind
 
 def _backward(local: Local, row, held: Held, counts: Counts):
     batch, key = local.batch_of(row["microbatch"]), local.key_of(row["microbatch"])
-    weights, stacks, shared = _given(local, row, batch, key)
+    given = _given(local, row, batch, key)
 
     def from_loss(rest, means):
         y = _at(held.y, row["keep_y"])
@@ -249,7 +251,7 @@ def _backward(local: Local, row, held: Held, counts: Counts):
         taken=_times(local, counts.last, counts.of, BACKWARD),
     )
     kept = [_at(k, row["keep"]) for k in held.kept]
-    dx, dlayers = local.piece.backward(weights, stacks, shared, kept, dy)
+    dx, dlayers = local.piece.backward(*given, kept, dy)
 
     def to_before(rest):
         _, back = jax.vjp(lambda rest: local.before(rest, batch, key), local.rest)
@@ -287,11 +289,19 @@ def _given(local: Local, row, batch, key):
     weights = {path: _at(stack, row["chunk"]) for path, stack in local.layers.items()}
     asides = local.aside(local.rest, batch, key)
     piece = row["chunk"] * local.stages + lax.axis_index(AXIS)
+    each = -(-local.count // local.pieces)
+    missing = each * local.pieces - local.count
+    real = piece * each + jnp.arange(each) < local.count if missing else None
     stacks = [
         _at(a.reshape(local.pieces, -1, *a.shape[1:]), piece)
-        for a in asides[: local.stacked_asides]
+        for a in (_filled(a, missing) for a in asides[: local.stacked_asides])
     ]
-    return weights, stacks, asides[local.stacked_asides :]
+    return weights, real, stacks, asides[local.stacked_asides :]
+
+
+def _filled(stack, missing: int):
+    """A stack with its last place repeated so many times more."""
+    return jnp.concatenate([stack, *[stack[-1:]] * missing]) if missing else stack
 
 
 def _means(scored):
