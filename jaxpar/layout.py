@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec
 from jaxpar.mesh import MeshShape, axes_of, check_spec, entry_of, refuse_faults, shards
 from jaxpar.models._record import Model, role_of
 from jaxpar.refusal import LayoutError, unknown
+from jaxpar.stages import AXIS as STAGES
 from jaxpar.stages import check_stages, is_padded, layer_order, runs_in_stages
 from jaxpar.strategies._record import CUTS, Strategy
 
@@ -320,6 +321,7 @@ def _notes(strategy, mesh, parameters, kept_whole, specs) -> tuple[str, ...]:
             f"on every device ({share:.2%} of the parameter bytes): {', '.join(kept_whole)}"
         )
     lying = {axis for spec in specs for entry in spec for axis in axes_of(entry)}
+    lying |= {STAGES} if runs_in_stages(strategy, mesh) else set()
     for axis, size in mesh.sizes:
         if size > 1 and axis in strategy.axes and axis not in lying:
             notes.append(
