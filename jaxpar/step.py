@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from jaxpar import seams
 from jaxpar.by_hand import differentiate_by_hand
 from jaxpar.layout import Layout, build, take_apart, values_of
 from jaxpar.models._record import Mean
+from jaxpar.pins import landing_as, lying_as, pinned
 from jaxpar.refusal import LayoutError, RequestError, unknown
 
 MODES = ("auto", "manual")
@@ -119,27 +120,32 @@ def make_step(
     else:
         differentiate = differentiate_by_hand(layout, partial(_named_loss, layout))
 
-    def gradients(state: State, batch):
+    def means(lands: str, state: State, batch):
         key = jax.random.fold_in(state.key, state.step)
         if microbatches == 1:
-            totals, new, metrics = differentiate(state.parameters, state.model_state, batch, key)
+            arguments = (state.parameters, state.model_state, batch, key)
+            totals, new, metrics = differentiate(lands, *arguments)
         else:
-            totals, new, metrics = _accumulate(differentiate, microbatches, state, batch, key)
+            one = partial(differentiate, lands)
+            totals, new, metrics = _accumulate(one, microbatches, state, batch, key)
         weight = metrics["loss"].weight
         mean = jax.tree.map(lambda g: g / weight.astype(g.dtype), totals)
         return mean, new, {name: m.value for name, m in metrics.items()}
 
     def apply(state: State, gradients, model_state) -> State:
         # Each device updates the pieces whose moments it holds; whole weights are then gathered.
-        pieces, gradients = (_lying_as(layout, "moment", t) for t in (state.parameters, gradients))
+        pieces, gradients = (lying_as(layout, "moment", t) for t in (state.parameters, gradients))
         updates, moments = optimizer.update(gradients, state.optimizer, pieces)
-        parameters = _lying_as(layout, "moment", optax.apply_updates(pieces, updates))
-        parameters = _lying_as(layout, "stored", parameters)
+        parameters = lying_as(layout, "moment", optax.apply_updates(pieces, updates))
+        parameters = lying_as(layout, "stored", parameters)
         return State(state.step + 1, parameters, model_state, moments, state.key)
 
     def update(state: State, batch):
-        means, model_state, metrics = gradients(state, batch)
-        return apply(state, means, model_state), metrics
+        # A sum that need not be kept goes at once to where the moments are. Microbatches add up as
+        # the layout keeps gradients.
+        lands = "moment" if microbatches == 1 else "gradient"
+        gradients, model_state, metrics = means(lands, state, batch)
+        return apply(state, gradients, model_state), metrics
 
     def evaluate(state: State, batch):
         loss, metrics, _ = _placed_loss(
@@ -154,7 +160,7 @@ def make_step(
         microbatches=microbatches,
         init=init,
         update=update,
-        gradients=gradients,
+        gradients=partial(means, "gradient"),
         apply=apply,
         evaluate=evaluate,
         state=state,
@@ -209,19 +215,7 @@ def _mirrors(node, parameters) -> bool:
     return isinstance(node, dict) and node.keys() == parameters.keys()
 
 
-def _lying_as(layout, what: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Arrays by path, pinned as the layout's `what` says where that is not how they are stored."""
-    return {
-        path: _pinned(layout, value, getattr(array, what))
-        if array.stored != array.moment or array.stored != array.gradient
-        else value
-        for (path, value), array in zip(
-            values.items(), (layout.parameters[path] for path in values), strict=True
-        )
-    }
-
-
-def _differentiate(layout, loss_of, parameters, model_state, batch, key):
+def _differentiate(layout, loss_of, lands, parameters, model_state, batch, key):
     """Gradients of the loss's total, the new model state, and the metrics as Means."""
 
     def total(parameters):
@@ -229,7 +223,7 @@ def _differentiate(layout, loss_of, parameters, model_state, batch, key):
         return loss.total, ({"loss": loss, **metrics}, new)
 
     totals, (metrics, new) = jax.grad(total, has_aux=True)(parameters)
-    return _lying_as(layout, "gradient", totals), new, metrics
+    return landing_as(layout, lands, totals), new, metrics
 
 
 def _accumulate(differentiate, microbatches, state, batch, key):
@@ -270,7 +264,7 @@ def plain_loss(layout, parameters, model_state, batch, key, *, train=True, chose
 
 def _named_loss(layout, parameters, model_state, batch, key, **how):
     """The model's own loss, with the activations that it names pinned as the layout wants them."""
-    with seams.placing(lambda x, dims: _pinned(layout, x, layout.place_of(dims))):
+    with seams.placing(lambda x, dims: pinned(layout, x, layout.place_of(dims))):
         return plain_loss(layout, parameters, model_state, batch, key, **how)
 
 
@@ -299,7 +293,7 @@ def _placed_loss(layout, parameters, model_state, batch, key, *, train=True):
         chosen["through"] = partial(
             seams.in_order,
             place_weights=partial(_place_layer, layout) if gathers else None,
-            place_activation=lambda x, dims: _pinned(layout, x, layout.place_of(dims)),
+            place_activation=lambda x, dims: pinned(layout, x, layout.place_of(dims)),
         )
     return _named_loss(layout, used, model_state, batch, key, train=train, chosen=chosen)
 
@@ -315,8 +309,8 @@ def _for_use(layout, array, value, *, drop=0):
             value = value.astype(dtype)  # before the gather: half the bytes on the wire
         # Pinned before and after, so that in backward the gradient goes straight back to the stored
         # cut: an all-reduce and a slice, which XLA:GPU fuses into a reduce-scatter.
-        value = _pinned(layout, value, PartitionSpec(*array.stored[drop:]))
-        return _pinned(layout, value, PartitionSpec(*array.computed[drop:]))
+        value = pinned(layout, value, PartitionSpec(*array.stored[drop:]))
+        return pinned(layout, value, PartitionSpec(*array.computed[drop:]))
 
 
 def _place_layer(layout, layer):
@@ -334,7 +328,3 @@ def _place_layer(layout, layer):
         return jax.tree.unflatten(jax.tree.structure(leaf), [placed])
 
     return jax.tree.map(place, layer, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-
-
-def _pinned(layout, x, spec):
-    return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh.abstract, spec))

@@ -246,6 +246,7 @@ ROOMS = (
     ("factors",),
     ("manual",),
     ("layout",),
+    ("pins",),
     ("by_hand",),
     ("step",),
     ("program",),
