@@ -105,6 +105,8 @@ def _shares(layout: Layout, array, lands: str) -> list[tuple[int | None, str]]:
     ]
     if not cut:
         return []
-    taken = {axis for spec in (array.stored, getattr(array, lands)) for e in spec for axis in axes_of(e)}
+    taken = {
+        axis for spec in (array.stored, getattr(array, lands)) for e in spec for axis in axes_of(e)
+    }
     over = {axis for spec in layout.batch.values() for e in spec for axis in axes_of(e)}
     return [*cut, *((None, axis) for axis in layout.mesh.axes if axis in over - taken)]

@@ -93,6 +93,17 @@ class Layout:
         """Bytes of parameters on each device."""
         return sum(a.device_bytes(self.mesh) for a in self.parameters.values())
 
+    @property
+    def row_shares(self) -> int:
+        """Into how many parts the rows of a batch are cut over devices."""
+        cuts = [
+            entry
+            for name, spec in self.batch.items()
+            for dim, entry in zip(self.model.batch[name].dims, spec, strict=True)
+            if role_of(self.model, dim) == "batch"
+        ]
+        return max((prod(self.mesh.size(a) for a in axes_of(entry)) for entry in cuts), default=1)
+
     def place_of(self, dims: tuple[str, ...], *, between: bool = False) -> PartitionSpec:
         """How an activation with these dims lies: in use, or `between` the parts of a block."""
         return _by_role(self.model, self.strategy, self.mesh, dims, between=between)
