@@ -99,7 +99,7 @@ experiment = Experiment(
             needs=4,
         ),
         Claim(
-            "each stage holds less than the one before it, and the last an eighth of the first, to 5 %",
+            "each stage holds less than the last, and stage 3 an eighth of stage 0, to 5 %",
             lambda rows: (
                 all(a["held"]["total_bytes"] > b["held"]["total_bytes"] for a, b in pairwise(rows))
                 and rows[-1]["held"]["total_bytes"]

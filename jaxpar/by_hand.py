@@ -15,17 +15,19 @@ from jaxpar.manual import trace
 from jaxpar.mesh import axes_of, sizes_of
 
 
-def differentiate_by_hand(layout: Layout, loss_of: Callable) -> Callable:
+def differentiate_by_hand(layout: Layout, loss_of: Callable, factor: float = 1.0) -> Callable:
     """The gradient function of `loss_of` on shards.
 
     Args:
         layout: where parameters, state and batch lie.
         loss_of: (parameters, model_state, batch, key) -> (Mean, metrics, model_state), for whole
             arrays.
+        factor: what the loss's total is multiplied by before it is differentiated.
 
     Returns:
-        (lands, parameters, model_state, batch, key) -> (gradients of the loss's total, model_state,
-        {name: Mean}). The gradients lie as the attribute `lands` of the layout's arrays says.
+        (lands, parameters, model_state, batch, key) -> (gradients of the total x factor,
+        model_state, {name: Mean}). The gradients lie as the attribute `lands` of the layout's
+        arrays says.
     """
     stored = {path: a.stored for path, a in layout.parameters.items()}
     used = {path: a.computed for path, a in layout.parameters.items()}
@@ -48,7 +50,7 @@ def differentiate_by_hand(layout: Layout, loss_of: Callable) -> Callable:
         def on_shards(parameters, model_state, batch, key):
             def total(parameters):
                 loss, metrics, new = plan(parameters, model_state, batch, key)
-                return loss.total, ({"loss": loss, **metrics}, new)
+                return loss.total * factor, ({"loss": loss, **metrics}, new)
 
             totals, (metrics, new) = jax.grad(total, has_aux=True)(_parted(shares, parameters))
             return _summed(shares, totals), new, metrics

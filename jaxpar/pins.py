@@ -34,10 +34,11 @@ def lying_as(layout: Layout, what: str, values: Mapping[str, Any]) -> dict[str, 
 def landing_as(layout: Layout, what: str, totals: Mapping[str, Any]) -> dict[str, Any]:
     """Gradients as they leave differentiation, to lie as the layout's `what` says.
 
-    A gradient that is cut finer than its weight is pinned whole first: that makes an all-reduce and
-    a slice, which XLA:GPU fuses into a reduce-scatter. Told only of the cut, XLA was seen to move an
-    embedding's activations with an all-to-all instead (jax 0.10.2). Gradients of stacked layers are
-    not pinned whole: they would be so until the end of the loop, and the cut reaches into it.
+    A gradient that is cut finer than its weight is pinned whole first: that makes an all-reduce
+    and a slice, which XLA:GPU fuses into a reduce-scatter. Told only of the cut, XLA was seen to
+    move an embedding's activations with an all-to-all instead (jax 0.10.2). Gradients of stacked
+    layers are not pinned whole: they would be so until the end of the loop, and the cut reaches
+    into it.
     """
     whole = {
         path: pinned(layout, value, array.computed)

@@ -21,6 +21,7 @@ from jaxpar.layout import Layout, build, take_apart, values_of
 from jaxpar.models._record import Mean
 from jaxpar.pins import landing_as, lying_as, pinned
 from jaxpar.refusal import LayoutError, RequestError, unknown
+from jaxpar.scaling import check_scale, means_of
 
 MODES = ("auto", "manual")
 
@@ -52,7 +53,8 @@ class Step:
     Attributes:
         layout, optimizer, mode, microbatches: what it was made from.
         init: key -> State.
-        update: (State, batch) -> (State, metrics), metrics being scalars by name.
+        update: (State, batch) -> (State, metrics), metrics being scalars by name; `skipped` counts
+            the updates so far that an `optax.apply_if_finite` left out.
         gradients: (State, batch) -> (gradients by path, new model_state, metrics).
         apply: (State, gradients, model_state) -> State.
         evaluate: (State, batch) -> {name: Mean} without dropout or running statistics' change.
@@ -83,6 +85,7 @@ def make_step(
     optimizer: optax.GradientTransformation | None = None,
     mode: str = "auto",
     microbatches: int = 1,
+    loss_scale: float = 0,
 ) -> Step:
     """Make the training step of `layout`.
 
@@ -92,14 +95,18 @@ def make_step(
         mode: "auto" or "manual".
         microbatches: into how many parts the batch is cut; their gradients are summed (gradient
             accumulation), weighted as the whole batch would be.
+        loss_scale: a power of two to differentiate the loss times that, for compute in float16;
+            the gradients are those of the loss itself. 0 is none.
 
     Raises:
-        RequestError: an unknown mode. LayoutError: microbatches that do not divide the batch.
+        RequestError: an unknown mode, or a scale that is no power of two. LayoutError:
+            microbatches that do not divide the batch.
     """
     if mode not in MODES:
         raise unknown("mode", mode, MODES)
     optimizer = optax.adamw(1e-3) if optimizer is None else optimizer
     _check_microbatches(layout, microbatches)
+    factor = check_scale(loss_scale)
     batch = {name: jax.ShapeDtypeStruct(f.shape, f.dtype) for name, f in layout.model.batch.items()}
 
     def init(key) -> State:
@@ -116,9 +123,9 @@ def make_step(
 
     state = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
     if mode == "auto":
-        differentiate = partial(_differentiate, layout, partial(_placed_loss, layout))
+        differentiate = partial(_differentiate, layout, partial(_placed_loss, layout), factor)
     else:
-        differentiate = differentiate_by_hand(layout, partial(_named_loss, layout))
+        differentiate = differentiate_by_hand(layout, partial(_named_loss, layout), factor)
 
     def means(lands: str, state: State, batch):
         key = jax.random.fold_in(state.key, state.step)
@@ -128,8 +135,7 @@ def make_step(
         else:
             one = partial(differentiate, lands)
             totals, new, metrics = _accumulate(one, microbatches, state, batch, key)
-        weight = metrics["loss"].weight
-        mean = jax.tree.map(lambda g: g / weight.astype(g.dtype), totals)
+        mean = means_of(totals, metrics["loss"].weight, factor)
         return mean, new, {name: m.value for name, m in metrics.items()}
 
     def apply(state: State, gradients, model_state) -> State:
@@ -145,7 +151,9 @@ def make_step(
         # the layout keeps gradients.
         lands = "moment" if microbatches == 1 else "gradient"
         gradients, model_state, metrics = means(lands, state, batch)
-        return apply(state, gradients, model_state), metrics
+        new = apply(state, gradients, model_state)
+        skipped = optax.tree_utils.tree_get(new.optimizer, "total_notfinite")
+        return new, metrics if skipped is None else {**metrics, "skipped": skipped}
 
     def evaluate(state: State, batch):
         loss, metrics, _ = _placed_loss(
@@ -215,12 +223,12 @@ def _mirrors(node, parameters) -> bool:
     return isinstance(node, dict) and node.keys() == parameters.keys()
 
 
-def _differentiate(layout, loss_of, lands, parameters, model_state, batch, key):
-    """Gradients of the loss's total, the new model state, and the metrics as Means."""
+def _differentiate(layout, loss_of, factor, lands, parameters, model_state, batch, key):
+    """Gradients of the loss's total x factor, the new model state, and the metrics as Means."""
 
     def total(parameters):
         loss, metrics, new = loss_of(parameters, model_state, batch, key)
-        return loss.total, ({"loss": loss, **metrics}, new)
+        return loss.total * factor, ({"loss": loss, **metrics}, new)
 
     totals, (metrics, new) = jax.grad(total, has_aux=True)(parameters)
     return landing_as(layout, lands, totals), new, metrics
