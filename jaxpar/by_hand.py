@@ -15,26 +15,28 @@ from jaxpar.manual import trace
 from jaxpar.mesh import axes_of, sizes_of
 
 
-def differentiate_by_hand(layout: Layout, loss_of: Callable) -> Callable:
+def differentiate_by_hand(layout: Layout, loss_of: Callable, factor: float = 1.0) -> Callable:
     """The gradient function of `loss_of` on shards.
 
     Args:
         layout: where parameters, state and batch lie.
         loss_of: (parameters, model_state, batch, key) -> (Mean, metrics, model_state), for whole
             arrays.
+        factor: what the loss's total is multiplied by before it is differentiated.
 
     Returns:
-        (parameters, model_state, batch, key) -> (gradients of the loss's total, model_state,
-        {name: Mean}).
+        (lands, parameters, model_state, batch, key) -> (gradients of the total x factor,
+        model_state, {name: Mean}). The gradients lie as the attribute `lands` of the layout's
+        arrays says.
     """
     stored = {path: a.stored for path, a in layout.parameters.items()}
     used = {path: a.computed for path, a in layout.parameters.items()}
     state = {path: a.stored for path, a in layout.state.items()}
     batches = dict(layout.batch)
-    gradients = {path: a.gradient for path, a in layout.parameters.items()}
     whole = PartitionSpec()
 
-    def differentiate(parameters, model_state, batch, key):
+    def differentiate(lands, parameters, model_state, batch, key):
+        shares = {path: _shares(layout, a, lands) for path, a in layout.parameters.items()}
         arguments = (parameters, model_state, batch, key)
         plan = trace(
             loss_of,
@@ -48,43 +50,72 @@ def differentiate_by_hand(layout: Layout, loss_of: Callable) -> Callable:
         def on_shards(parameters, model_state, batch, key):
             def total(parameters):
                 loss, metrics, new = plan(parameters, model_state, batch, key)
-                return loss.total, ({"loss": loss, **metrics}, new)
+                return loss.total * factor, ({"loss": loss, **metrics}, new)
 
-            totals, (metrics, new) = jax.grad(total, has_aux=True)(_parted(layout, parameters))
-            return _scattered(layout, totals), new, metrics
+            totals, (metrics, new) = jax.grad(total, has_aux=True)(_parted(shares, parameters))
+            return _summed(shares, totals), new, metrics
 
         return jax.shard_map(
             on_shards,
             mesh=layout.mesh.abstract,
             in_specs=(stored, state, batches, whole),
-            out_specs=(gradients, state, whole),
+            out_specs=(
+                {path: getattr(a, lands) for path, a in layout.parameters.items()},
+                state,
+                whole,
+            ),
         )(*arguments)
 
     return differentiate
 
 
-def _parted(layout: Layout, parameters):
-    """Weights that are whole while their gradients are cut: free to differ between devices, so that
-    each device's gradient is its own share, not yet summed."""
+def _parted(shares, parameters):
+    """Weights whose gradients are cut finer: free to differ between devices, so that each device's
+    gradient is its own share, not yet summed."""
     return {
         path: jax.lax.pcast(value, axes, to="varying") if axes else value
         for path, value in parameters.items()
-        for axes in [tuple(axis for _, axis in cut_gradients(layout.parameters[path]))]
+        for axes in [tuple(axis for _, axis in shares[path])]
     }
 
 
-def _scattered(layout: Layout, totals):
-    """Sum such gradients, each device keeping its piece."""
+def _summed(shares, totals):
+    """Sum such gradients: scattered first, so that what is summed over the rest is a piece."""
     for path, value in totals.items():
-        for dim, axis in cut_gradients(layout.parameters[path]):
-            value = jax.lax.psum_scatter(value, axis, scatter_dimension=dim, tiled=True)
+        for dim, axis in shares[path]:
+            value = (
+                jax.lax.psum(value, axis)
+                if dim is None
+                else jax.lax.psum_scatter(value, axis, scatter_dimension=dim, tiled=True)
+            )
         totals[path] = value
     return totals
 
 
-def cut_gradients(array: Array) -> list[tuple[int, str]]:
-    """The dims, and the axes over them, along which a gradient is cut and its weight is not."""
-    pairs = zip(array.gradient, array.stored, strict=True)
+def _shares(layout: Layout, array: Array, lands: str) -> list[tuple[int | None, str]]:
+    """Over which axes a gradient's shares are summed here: (the dim that each cuts or None, axis).
+
+    Those that cut the gradient and not its weight; and after them, if there are any, the others
+    that the batch lies over. All other gradients are complete as they come.
+    """
+    cut = cut_further(array, lands)
+    if not cut:
+        return []
+    taken = {
+        axis for spec in (array.stored, getattr(array, lands)) for e in spec for axis in axes_of(e)
+    }
+    over = {axis for spec in layout.batch.values() for e in spec for axis in axes_of(e)}
+    return [*cut, *((None, axis) for axis in layout.mesh.axes if axis in over - taken)]
+
+
+def cut_further(array: Array, lands: str) -> list[tuple[int, str]]:
+    """The dims, and the axes over them, along which a gradient lands cut and its weight is not.
+
+    Args:
+        array: the weight.
+        lands: "gradient" or "moment", an attribute of it.
+    """
+    pairs = zip(getattr(array, lands), array.stored, strict=True)
     return [
         (dim, axis)
         for dim, (fine, coarse) in enumerate(pairs)

@@ -97,6 +97,7 @@ class Resolved:
             optimizer=optimizer_of(self.training, layout),
             mode=self.case.mode,
             microbatches=self.training.microbatches,
+            loss_scale=self.training.loss_scale,
         )
 
     def compile(self) -> Program:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxpar.case import Case, Resolved
+from jaxpar.measures.held import held
 from jaxpar.measures.inspect import inspect
 from jaxpar.measures.verify import verify
 from jaxpar.mesh import sizes_of
@@ -41,7 +42,7 @@ class Experiment:
 
     Attributes:
         cases: what to try.
-        measures: of train, inspect and verify, those to take.
+        measures: of train, inspect, verify and held, those to take.
         claims: what a machine checks of the rows.
         columns: entries of a row worth showing, in order; dots reach into records.
     """
@@ -102,7 +103,12 @@ def _verified(resolved: Resolved, program: Program) -> dict[str, Any]:
     return verify(resolved.layout, hardware=resolved.hardware, make=resolved.make).record()
 
 
-MEASURES = {"train": _trained, "inspect": _inspected, "verify": _verified}
+def _held(resolved: Resolved, program: Program) -> dict[str, Any]:
+    del resolved
+    return held(program).record()
+
+
+MEASURES = {"train": _trained, "inspect": _inspected, "verify": _verified, "held": _held}
 
 
 def said(row: Row, kind: str | None = None, axis: str | None = None) -> int:

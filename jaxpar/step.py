@@ -13,14 +13,16 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from jaxpar import seams
 from jaxpar.by_hand import differentiate_by_hand
 from jaxpar.layout import Layout, build, take_apart, values_of
 from jaxpar.models._record import Mean
+from jaxpar.pins import landing_as, lying_as, pinned
 from jaxpar.pipeline import evaluate_in_stages, staged
 from jaxpar.refusal import LayoutError, RequestError, unknown
+from jaxpar.scaling import check_scale, means_of
 from jaxpar.stages import runs_in_stages, schedule_for
 
 MODES = ("auto", "manual")
@@ -53,7 +55,8 @@ class Step:
     Attributes:
         layout, optimizer, mode, microbatches: what it was made from.
         init: key -> State.
-        update: (State, batch) -> (State, metrics), metrics being scalars by name.
+        update: (State, batch) -> (State, metrics), metrics being scalars by name; `skipped` counts
+            the updates so far that an `optax.apply_if_finite` left out.
         gradients: (State, batch) -> (gradients by path, new model_state, metrics).
         apply: (State, gradients, model_state) -> State.
         evaluate: (State, batch) -> {name: Mean} without dropout or running statistics' change.
@@ -84,6 +87,7 @@ def make_step(
     optimizer: optax.GradientTransformation | None = None,
     mode: str = "auto",
     microbatches: int = 1,
+    loss_scale: float = 0,
 ) -> Step:
     """Make the training step of `layout`.
 
@@ -93,14 +97,18 @@ def make_step(
         mode: "auto" or "manual".
         microbatches: into how many parts the batch is cut; their gradients are summed (gradient
             accumulation), weighted as the whole batch would be.
+        loss_scale: a power of two to differentiate the loss times that, for compute in float16;
+            the gradients are those of the loss itself. 0 is none.
 
     Raises:
-        RequestError: an unknown mode. LayoutError: microbatches that do not divide the batch.
+        RequestError: an unknown mode, or a scale that is no power of two. LayoutError:
+            microbatches that do not divide the batch.
     """
     if mode not in MODES:
         raise unknown("mode", mode, MODES)
     optimizer = optax.adamw(1e-3) if optimizer is None else optimizer
     _check_microbatches(layout, microbatches)
+    factor = check_scale(loss_scale)
     batch = {name: jax.ShapeDtypeStruct(f.shape, f.dtype) for name, f in layout.model.batch.items()}
 
     def init(key) -> State:
@@ -119,33 +127,39 @@ def make_step(
     schedule = None
     if runs_in_stages(layout.strategy, layout.mesh):
         schedule = schedule_for(layout.strategy, layout.mesh, microbatches)
-        differentiate = staged(layout, partial(_staged_loss, layout), schedule)
+        differentiate = staged(layout, partial(_staged_loss, layout), schedule, factor)
     elif mode == "auto":
-        differentiate = partial(_differentiate, layout, partial(_placed_loss, layout))
+        differentiate = partial(_differentiate, layout, partial(_placed_loss, layout), factor)
     else:
-        differentiate = differentiate_by_hand(layout, partial(_named_loss, layout))
+        differentiate = differentiate_by_hand(layout, partial(_named_loss, layout), factor)
 
-    def gradients(state: State, batch):
+    def means(lands: str, state: State, batch):
         key = jax.random.fold_in(state.key, state.step)
         if microbatches == 1 or schedule is not None:
-            totals, new, metrics = differentiate(state.parameters, state.model_state, batch, key)
+            arguments = (state.parameters, state.model_state, batch, key)
+            totals, new, metrics = differentiate(lands, *arguments)
         else:
-            totals, new, metrics = _accumulate(differentiate, microbatches, state, batch, key)
-        weight = metrics["loss"].weight
-        mean = jax.tree.map(lambda g: g / weight.astype(g.dtype), totals)
+            one = partial(differentiate, lands)
+            totals, new, metrics = _accumulate(one, microbatches, state, batch, key)
+        mean = means_of(totals, metrics["loss"].weight, factor)
         return mean, new, {name: m.value for name, m in metrics.items()}
 
     def apply(state: State, gradients, model_state) -> State:
         # Each device updates the pieces whose moments it holds; whole weights are then gathered.
-        pieces, gradients = (_lying_as(layout, "moment", t) for t in (state.parameters, gradients))
+        pieces, gradients = (lying_as(layout, "moment", t) for t in (state.parameters, gradients))
         updates, moments = optimizer.update(gradients, state.optimizer, pieces)
-        parameters = _lying_as(layout, "moment", optax.apply_updates(pieces, updates))
-        parameters = _lying_as(layout, "stored", parameters)
+        parameters = lying_as(layout, "moment", optax.apply_updates(pieces, updates))
+        parameters = lying_as(layout, "stored", parameters)
         return State(state.step + 1, parameters, model_state, moments, state.key)
 
     def update(state: State, batch):
-        means, model_state, metrics = gradients(state, batch)
-        return apply(state, means, model_state), metrics
+        # A sum that need not be kept goes at once to where the moments are. Microbatches add up as
+        # the layout keeps gradients.
+        lands = "moment" if microbatches == 1 else "gradient"
+        gradients, model_state, metrics = means(lands, state, batch)
+        new = apply(state, gradients, model_state)
+        skipped = optax.tree_utils.tree_get(new.optimizer, "total_notfinite")
+        return new, metrics if skipped is None else {**metrics, "skipped": skipped}
 
     def evaluate(state: State, batch):
         if schedule is not None:
@@ -163,7 +177,7 @@ def make_step(
         microbatches=microbatches,
         init=init,
         update=update,
-        gradients=gradients,
+        gradients=partial(means, "gradient"),
         apply=apply,
         evaluate=evaluate,
         state=state,
@@ -182,7 +196,7 @@ def _check_microbatches(layout: Layout, microbatches: int) -> None:
         near = [n for n in (rows // step * step, (rows // step + 1) * step) if n]
         raise LayoutError(
             f"a batch of {rows} rows cannot be cut into {microbatches} microbatches for {shares} "
-            f"shares of its rows: {step} does not divide {rows}; use a batch of "
+            f"shares on devices: {step} does not divide {rows}; use a batch of "
             f"{' or '.join(map(str, near))}"
         )
 
@@ -218,27 +232,15 @@ def _mirrors(node, parameters) -> bool:
     return isinstance(node, dict) and node.keys() == parameters.keys()
 
 
-def _lying_as(layout, what: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Arrays by path, pinned as the layout's `what` says where that is not how they are stored."""
-    return {
-        path: _pinned(layout, value, getattr(array, what))
-        if array.stored != array.moment or array.stored != array.gradient
-        else value
-        for (path, value), array in zip(
-            values.items(), (layout.parameters[path] for path in values), strict=True
-        )
-    }
-
-
-def _differentiate(layout, loss_of, parameters, model_state, batch, key):
-    """Gradients of the loss's total, the new model state, and the metrics as Means."""
+def _differentiate(layout, loss_of, factor, lands, parameters, model_state, batch, key):
+    """Gradients of the loss's total x factor, the new model state, and the metrics as Means."""
 
     def total(parameters):
         loss, metrics, new = loss_of(parameters, model_state, batch, key)
-        return loss.total, ({"loss": loss, **metrics}, new)
+        return loss.total * factor, ({"loss": loss, **metrics}, new)
 
     totals, (metrics, new) = jax.grad(total, has_aux=True)(parameters)
-    return _lying_as(layout, "gradient", totals), new, metrics
+    return landing_as(layout, lands, totals), new, metrics
 
 
 def _accumulate(differentiate, microbatches, state, batch, key):
@@ -279,7 +281,7 @@ def plain_loss(layout, parameters, model_state, batch, key, *, train=True, chose
 
 def _named_loss(layout, parameters, model_state, batch, key, **how):
     """The model's own loss, with the activations that it names pinned as the layout wants them."""
-    with seams.placing(lambda x, dims: _pinned(layout, x, layout.place_of(dims))):
+    with seams.placing(lambda x, dims: pinned(layout, x, layout.place_of(dims))):
         return plain_loss(layout, parameters, model_state, batch, key, **how)
 
 
@@ -326,7 +328,7 @@ def _placed_loss(layout, parameters, model_state, batch, key, *, train=True):
         chosen["through"] = partial(
             seams.in_order,
             place_weights=partial(_place_layer, layout) if gathers else None,
-            place_activation=lambda x, dims: _pinned(layout, x, layout.place_of(dims)),
+            place_activation=lambda x, dims: pinned(layout, x, layout.place_of(dims)),
         )
     return _named_loss(layout, used, model_state, batch, key, train=train, chosen=chosen)
 
@@ -342,8 +344,8 @@ def _for_use(layout, array, value, *, drop=0):
             value = value.astype(dtype)  # before the gather: half the bytes on the wire
         # Pinned before and after, so that in backward the gradient goes straight back to the stored
         # cut: an all-reduce and a slice, which XLA:GPU fuses into a reduce-scatter.
-        value = _pinned(layout, value, PartitionSpec(*array.stored[drop:]))
-        return _pinned(layout, value, PartitionSpec(*array.computed[drop:]))
+        value = pinned(layout, value, PartitionSpec(*array.stored[drop:]))
+        return pinned(layout, value, PartitionSpec(*array.computed[drop:]))
 
 
 def _place_layer(layout, layer):
@@ -361,7 +363,3 @@ def _place_layer(layout, layer):
         return jax.tree.unflatten(jax.tree.structure(leaf), [placed])
 
     return jax.tree.map(place, layer, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-
-
-def _pinned(layout, x, spec):
-    return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh.abstract, spec))

@@ -21,9 +21,12 @@ from jaxpar.layout import Layout
 from jaxpar.models._record import Model
 from jaxpar.program import Program
 from jaxpar.refusal import RequestError, unknown
+from jaxpar.scaling import check_scale
 from jaxpar.step import State
 
 DECAYS = ("cosine", "constant", "linear")
+SKIPS_IN_A_ROW = 20
+"""Updates that are not finite, one after another, before one is taken all the same."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,9 @@ class Training:
         weight_decay: AdamW's, on matrices only.
         clip: largest norm of the whole gradient; 0 leaves it alone.
         microbatches: parts whose gradients are accumulated into one update.
+        loss_scale: a power of two for compute in float16, 0 for none. An update that is not finite
+            is then skipped and counted, and the twenty-first in a row is not skipped, so that a
+            scale which always overflows shows in the loss.
         seed: of the parameters, the batches and dropout.
         evaluate_every: steps between looks at the test split; 0 looks only at the end.
     """
@@ -49,6 +55,7 @@ class Training:
     weight_decay: float = 0.01
     clip: float = 1.0
     microbatches: int = 1
+    loss_scale: float = 0.0
     seed: int = 0
     evaluate_every: int = 0
 
@@ -63,6 +70,7 @@ class Training:
                 raise RequestError(f"{name}={getattr(self, name)}: use a number from 0 up")
         if self.decay not in DECAYS:
             raise unknown("decay", self.decay, DECAYS)
+        check_scale(self.loss_scale)
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,11 @@ def optimizer_of(training: Training, layout: Layout) -> optax.GradientTransforma
         for path, array in layout.parameters.items()
     }
     adamw = optax.adamw(rate, weight_decay=training.weight_decay, mask=matrices)
-    return optax.chain(optax.clip_by_global_norm(training.clip), adamw) if training.clip else adamw
+    if training.clip:
+        adamw = optax.chain(optax.clip_by_global_norm(training.clip), adamw)
+    if training.loss_scale:
+        return optax.apply_if_finite(adamw, SKIPS_IN_A_ROW)
+    return adamw
 
 
 def check_data(model: Model, data: Dataset) -> None:

@@ -36,6 +36,8 @@ class Frame:
         self.memo = dict(memo or {})
         self.gathers = False
         """Whether a stored weight was gathered directly in this body."""
+        self.pieces: dict[int, Value] = {}
+        """The stored weight that a gathered one was made of, by the latter's id."""
 
     def _once(self, value, movement: str, argument, make):
         key = (id(value), movement, argument)
@@ -51,6 +53,11 @@ class Frame:
             return value
 
         def make():
+            if piece := self.pieces.get(id(value)):
+                # Cast in pieces and gathered anew (the first gather is dead code then), so that
+                # what the transpose sums over these axes is a scattered piece, not the whole.
+                with self.run.aside():
+                    return self.used(self.vary(piece, missing))
             return Value(lax.pcast(value.array, missing, to="varying"), value.dims, value.use)
 
         return self._once(value, "vary", missing, make)
@@ -64,7 +71,9 @@ class Frame:
             return self._move(Value(value.array, value.dims), value.use, stored=True)
 
         self.gathers = True
-        return self._once(value, "used", None, make)
+        whole = self._once(value, "used", None, make)
+        self.pieces[id(whole)] = value
+        return whole
 
     def settle(self, value) -> Value:
         """Make a value real, in the placement it has by itself."""

@@ -7,6 +7,7 @@ once, at the end.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jaxpar.by_hand import cut_gradients
+from jaxpar.by_hand import cut_further
 from jaxpar.layout import Layout
 from jaxpar.manual import Plan, trace
 from jaxpar.manual.value import varying
@@ -41,39 +42,53 @@ class _Plans:
     after: Plan
 
 
-def staged(layout: Layout, loss_of: Callable, schedule: Schedule, *, fill: float = 0.0) -> Callable:
+def staged(
+    layout: Layout,
+    loss_of: Callable,
+    schedule: Schedule,
+    factor: float = 1.0,
+    *,
+    fill: float = 0.0,
+) -> Callable:
     """The gradient function of a loss whose layers run in stages.
 
     Args:
         layout: where parameters and batch lie; its strategy has `stages`.
         loss_of: (parameters, batch, key, through) -> (Mean, metrics), for whole arrays.
         schedule: who does what when, for as many microbatches as the batch is cut into.
+        factor: what the loss's total is multiplied by before it is differentiated.
         fill: what idle stages hand on, for tests: no result may depend on it.
 
     Returns:
-        (parameters, model_state, batch, key) -> (gradients of the loss's total, model_state,
-        {name: Mean}), of the whole batch; `idle` among the means is the share of idle ticks, as
-        counted while they passed.
+        (lands, parameters, model_state, batch, key) -> (gradients of the total x factor,
+        model_state, {name: Mean}), of the whole batch. The gradients lie as the attribute `lands`
+        of the layout's arrays says; `idle` among the means is the share of idle ticks, as counted
+        while they passed.
     """
     table = timetable(schedule)
-    gradients = {path: a.gradient for path, a in layout.parameters.items()}
 
-    def on_shards(plans, parameters, microbatches, key):
-        parted = {p: vary(v, _apart(layout, plans, p)) for p, v in parameters.items()}
+    def on_shards(lands, plans, parameters, microbatches, key):
+        apart = _apart(layout, plans)
+        parted = {p: vary(v, apart) for p, v in parameters.items()}
         held = walk(
             _local(layout, plans, schedule, parted, microbatches, key),
             table,
-            train=True,
+            factor=factor,
             fill=fill,
         )
         layers = {p: _unchunked(g, schedule, parameters[p]) for p, g in held.layers.items()}
         totals = {**held.rest, **layers}
-        totals = {p: _summed(layout, p, totals[p], parameters[p]) for p in parameters}
+        totals = {
+            p: _summed(cut_further(a, lands), totals[p], parameters[p])
+            for p, a in layout.parameters.items()
+        }
         return totals, _gathered(held, schedule)
 
-    def differentiate(parameters, model_state, batch, key):
+    def differentiate(lands, parameters, model_state, batch, key):
+        specs = {path: getattr(a, lands) for path, a in layout.parameters.items()}
+        run = partial(on_shards, lands)
         totals, means = _on_mesh(
-            layout, loss_of, schedule, on_shards, (gradients, WHOLE), parameters, batch, key
+            layout, loss_of, schedule, run, (specs, WHOLE), parameters, batch, key
         )
         return totals, model_state, means
 
@@ -87,7 +102,7 @@ def evaluate_in_stages(layout: Layout, loss_of: Callable, schedule: Schedule) ->
 
     def on_shards(plans, parameters, microbatches, key):
         local = _local(layout, plans, schedule, parameters, microbatches, key)
-        return _gathered(walk(local, table, train=False, fill=0.0), schedule)
+        return _gathered(walk(local, table), schedule)
 
     def evaluate(parameters, batch):
         return _on_mesh(layout, loss_of, schedule, on_shards, WHOLE, parameters, batch, None)
@@ -191,10 +206,9 @@ def _local(layout, plans: _Plans, schedule: Schedule, parameters, microbatches, 
     )
 
 
-def _apart(layout: Layout, plans: _Plans, path: str) -> frozenset[str]:
+def _apart(layout: Layout, plans: _Plans) -> frozenset[str]:
     """Along which axes devices add up shares of a gradient of their own: those that cut the
     activation's rows and positions, and the stages."""
-    del path
     spec = layout.place_of(plans.parts.dims)
     return frozenset({AXIS, *(axis for entry in spec for axis in axes_of(entry))})
 
@@ -226,10 +240,10 @@ def _unchunked(gradient: jax.Array, schedule: Schedule, parameter: jax.Array) ->
     return pieces.reshape(-1, *after)[: parameter.shape[0]]
 
 
-def _summed(layout: Layout, path: str, share: jax.Array, parameter: jax.Array) -> jax.Array:
+def _summed(cut: list[tuple[int, str]], share: jax.Array, parameter: jax.Array) -> jax.Array:
     """Sum the shares of a gradient over the axes along which its parameter does not differ."""
     axes = varying(share) - varying(parameter)
-    for dim, axis in cut_gradients(layout.parameters[path]):
+    for dim, axis in cut:
         share = lax.psum_scatter(share, axis, scatter_dimension=dim, tiled=True)
         axes -= {axis}
     return lax.psum(share, tuple(sorted(axes))) if axes else share

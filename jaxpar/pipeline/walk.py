@@ -82,23 +82,24 @@ def vary(tree: Any, axes) -> Any:
     return jax.tree.map(one, tree)
 
 
-def walk(local: Local, table: Timetable, *, train: bool, fill: float) -> Held:
+def walk(local: Local, table: Timetable, *, factor: float | None = None, fill: float = 0.0) -> Held:
     """Run every tick; what is held at the end has this device's sums in it.
 
     Args:
         local: the loss on this device.
         table: what to do when.
-        train: whether there are backward passes; without, the last piece scores what it makes.
+        factor: what the loss's total is multiplied by before it is differentiated; None when there
+            are no backward passes, and the last piece scores what it makes.
         fill: what idle stages hand on; whatever it is, no result may depend on it.
     """
-    stage = lax.axis_index(AXIS)
+    stage, train = lax.axis_index(AXIS), factor is not None
     columns = {name: jnp.asarray(t)[:, stage] for name, t in table.columns().items()}
     held = _empty(local, table, train)
     types = jax.tree.map(varying, held)
     work = {
         IDLE: lambda row, held, counts: _idle(held, fill),
         FORWARD: lambda row, held, counts: _forward(local, row, held, counts, train),
-        BACKWARD: lambda row, held, counts: _backward(local, row, held, counts),
+        BACKWARD: lambda row, held, counts: _backward(local, row, held, counts, factor),
     }
 
     def alike(held):
@@ -224,7 +225,7 @@ def _times(local: Local, some: Mapping[int, int], every: Mapping[int, int], kind
     return [own * local.stages, total - own], max(1, total)
 
 
-def _backward(local: Local, row, held: Held, counts: Counts):
+def _backward(local: Local, row, held: Held, counts: Counts, factor: float):
     batch, key = local.batch_of(row["microbatch"]), local.key_of(row["microbatch"])
     given = _given(local, row, batch, key)
 
@@ -233,7 +234,7 @@ def _backward(local: Local, row, held: Held, counts: Counts):
 
         def total(rest, y):
             loss, metrics = local.after(rest, y, batch, key)
-            return loss.total, _means((loss, metrics))
+            return loss.total * factor, _means((loss, metrics))
 
         value, back, new = jax.vjp(total, local.rest, y, has_aux=True)
         drest, dy = back(vary(jnp.ones_like(value), varying(value)))

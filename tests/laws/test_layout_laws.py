@@ -238,7 +238,7 @@ def test_the_only_refusals_are_layout_errors_that_name_both_sizes(made_without_d
 
 ROOMS = (
     ("refusal",),
-    ("roles",),
+    ("roles", "scaling"),
     ("mesh",),
     ("catalogue",),
     ("seams",),
@@ -247,6 +247,7 @@ ROOMS = (
     ("factors",),
     ("manual",),
     ("layout",),
+    ("pins",),
     ("by_hand",),
     ("pipeline",),
     ("step",),
