@@ -167,13 +167,13 @@ def make_step(
 def _check_microbatches(layout: Layout, microbatches: int) -> None:
     if microbatches < 1:
         raise RequestError(f"microbatches={microbatches}: a batch is cut into at least 1 part")
-    rows, shares = layout.model.batch_size, layout.mesh.size("data")
+    rows, shares = layout.model.batch_size, layout.row_parts
     if rows % (microbatches * shares):
         step = microbatches * shares
         near = [n for n in (rows // step * step, (rows // step + 1) * step) if n]
         raise LayoutError(
             f"a batch of {rows} rows cannot be cut into {microbatches} microbatches for {shares} "
-            f"devices along 'data': {step} does not divide {rows}; use a batch of "
+            f"shares of its rows: {step} does not divide {rows}; use a batch of "
             f"{' or '.join(map(str, near))}"
         )
 

@@ -7,7 +7,6 @@ then one optimizer update from the same gradient, then a few whole steps.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from math import prod
 
 import jax
 import numpy as np
@@ -146,7 +145,7 @@ def verify(
 
 def _relaid(layout: Layout, model, microbatches: int) -> Layout:
     """The layout of `model`, its batch made no larger than gives every part two rows."""
-    parts = prod(layout.mesh.size(axis) for axis in ("data",)) * microbatches
+    parts = layout.row_parts * microbatches
     model = model.with_batch_size(parts * max(1, min(2, model.batch_size // parts)))
     return lay_out(model, strategy=layout.strategy, mesh=layout.mesh)
 
