@@ -26,8 +26,12 @@ _CHEAP = frozenset(
 )
 
 
-def _keep_all_but_moves(primitive, *_, **__) -> bool:
-    return primitive.name not in _CHEAP
+ARRIVED = "arrived"
+"""The `checkpoint_name` of what came from other devices: moved, but not cheap to move again."""
+
+
+def _keep_all_but_moves(primitive, *_, **params) -> bool:
+    return primitive.name not in _CHEAP or params.get("name") == ARRIVED
 
 
 def rematerialized(body: Callable, remat: str, *, gathers: bool, looped: bool = True) -> Callable:

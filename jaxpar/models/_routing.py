@@ -55,17 +55,31 @@ def route(probability_SE: jax.Array, *, active: int, places: int) -> Route:
     (Jiang et al. 2024); a single one keeps its own, or the router would learn nothing (Fedus et
     al. 2021).
     """
-    experts = probability_SE.shape[1]
-    weight_SA, expert_SA = jax.lax.top_k(probability_SE, active)
+    tokens, experts = probability_SE.shape
+    hit_ASE = _likeliest(probability_SE, active)
+    weight_AS = jnp.sum(jnp.where(hit_ASE, probability_SE, 0), axis=-1)
     if active > 1:
-        weight_SA = weight_SA / jnp.sum(weight_SA, axis=-1, keepdims=True)
-    expert_T = expert_SA.T.reshape(-1)
-    numbers = jax.lax.broadcasted_iota(expert_T.dtype, (expert_T.size, experts), 1)
-    hit_TE = (expert_T[:, None] == numbers).astype(jnp.int32)
-    # How many choices of the same expert come before.
-    place_T = jnp.sum((jnp.cumsum(hit_TE, axis=0) - hit_TE) * hit_TE, axis=1)
-    place_T = jnp.where(place_T < places, expert_T * places + place_T, experts * places)
-    return Route(place_T.reshape(active, -1), weight_SA.T, jnp.sum(hit_TE, axis=0))
+        weight_AS = weight_AS / jnp.sum(weight_AS, axis=0)
+    hit_TE = hit_ASE.reshape(active * tokens, experts).astype(jnp.int32)
+    before_TE = jnp.cumsum(hit_TE, axis=0) - hit_TE  # choices of the same expert that come first
+    place_TE = places * jnp.arange(experts, dtype=jnp.int32) + before_TE
+    fits_T = jnp.sum(hit_TE * before_TE, axis=1) < places
+    place_T = jnp.where(fits_T, jnp.sum(hit_TE * place_TE, axis=1), experts * places)
+    return Route(place_T.reshape(active, tokens), weight_AS, jnp.sum(hit_TE, axis=0))
+
+
+def _likeliest(probability_SE: jax.Array, active: int) -> jax.Array:
+    """Whether each expert is a token's first, second, ... choice: (active, S, E) booleans.
+
+    One maximum after another, since XLA for CPUs gathers the whole batch for a top_k.
+    """
+    number_SE = jax.lax.broadcasted_iota(jnp.int32, probability_SE.shape, 1)
+    left_SE = jax.lax.stop_gradient(probability_SE)
+    hits = []
+    for _ in range(active):
+        hits.append(number_SE == jax.lax.argmax(left_SE, 1, jnp.int32)[:, None])
+        left_SE = jnp.where(hits[-1], -1, left_SE)
+    return jnp.stack(hits)
 
 
 def dispatched(x_SD: jax.Array, place_AS: jax.Array, size: int) -> jax.Array:

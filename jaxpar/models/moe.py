@@ -90,7 +90,8 @@ class Block(transformer.Block):
         # Named rows first the tokens lie where they came from, experts first where these are: what
         # is between is the way there, and the way back.
         sent_BEPD = seams.named(sent.reshape(-1, c.experts, places, c.width), _ROWS_FIRST)
-        y_EBPD = self._experts(seams.named(jnp.swapaxes(sent_BEPD, 0, 1), _EXPERTS_FIRST))
+        here_EBPD = seams.named(jnp.swapaxes(sent_BEPD, 0, 1), _EXPERTS_FIRST)
+        y_EBPD = self._experts(checkpoint_name(here_EBPD, seams.ARRIVED))
         back_EBPD = seams.named(y_EBPD, _EXPERTS_FIRST)
         back_BEPD = seams.named(jnp.swapaxes(back_EBPD, 0, 1), _ROWS_FIRST)
         return jax.vmap(combined)(back_BEPD.reshape(sent.shape), routes), found
