@@ -109,8 +109,17 @@ class Layout:
         return sum(a.device_bytes(self.mesh) for a in self.parameters.values())
 
     def place_of(self, dims: tuple[str, ...], *, between: bool = False) -> PartitionSpec:
-        """How an activation with these dims lies: in use, or `between` the parts of a block."""
-        return _by_role(self.model, self.strategy, self.mesh, dims, between=between)
+        """How an activation with these dims lies: in use, or `between` the parts of a block.
+
+        An axis that several of the dims want goes to the first of them.
+        """
+        spec = _by_role(self.model, self.strategy, self.mesh, dims, between=between)
+        taken: set[str] = set()
+        entries = []
+        for entry in spec:
+            entries.append(entry_of(axis for axis in axes_of(entry) if axis not in taken))
+            taken.update(axes_of(entry))
+        return PartitionSpec(*entries)
 
 
 @dataclass(frozen=True)
@@ -193,6 +202,7 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
         batch[name] = _by_role(model, strategy, mesh, field.dims)
         fault = check_spec(field.shape, field.dims, batch[name], mesh)
         faults.setdefault(f"batch {name}", []).extend(fault)
+    _check_needs(model, strategy, groups)
     refuse_faults(faults)
     _check_roles(model, groups)
     specs = [*batch.values(), *(a.moment for arrays in groups for a in arrays.values())]
@@ -248,6 +258,16 @@ def _check_roles(model: Model, groups) -> None:
     for dim in model.roles:
         if dim not in dims:
             raise unknown(f"dim in the roles of model '{model.name}'", dim, sorted(dims))
+
+
+def _check_needs(model: Model, strategy: Strategy, groups) -> None:
+    """Refuse a model without the dims that the strategy is about."""
+    roles = {role_of(model, dim) for arrays in groups for a in arrays.values() for dim in a.dims}
+    if missing := sorted(strategy.needs - roles):
+        raise LayoutError(
+            f"model '{model.name}' has no dim in role '{missing[0]}', which strategy "
+            f"'{strategy.name}' splits: choose a model with {missing[0]}, or another strategy"
+        )
 
 
 def _by_role(

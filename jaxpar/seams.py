@@ -8,6 +8,7 @@ seams that it is given and, given none, the plain ones here. There is no third s
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,8 +26,12 @@ _CHEAP = frozenset(
 )
 
 
-def _keep_all_but_moves(primitive, *_, **__) -> bool:
-    return primitive.name not in _CHEAP
+ARRIVED = "arrived"
+"""The `checkpoint_name` of what came from other devices: moved, but not cheap to move again."""
+
+
+def _keep_all_but_moves(primitive, *_, **params) -> bool:
+    return primitive.name not in _CHEAP or params.get("name") == ARRIVED
 
 
 def rematerialized(body: Callable, remat: str, *, gathers: bool, looped: bool = True) -> Callable:
@@ -88,23 +93,23 @@ def placing(place: Callable[[jax.Array, tuple[str, ...]], jax.Array]) -> Iterato
 
 
 def in_order(
-    block: Callable[[Any, jax.Array], jax.Array],
+    block: Callable[[Any, Any], Any],
     stacked: Any,
-    x: jax.Array,
+    x: Any,
     *,
-    dims: tuple[str, ...],
+    dims: Any,
     remat: str = "none",
     unroll: int = 1,
     place_weights: Callable[[Any], Any] | None = None,
     place_activation: Callable[[jax.Array, tuple[str, ...]], jax.Array] | None = None,
-) -> jax.Array:
+) -> Any:
     """Run `x` through the layers one after another, as one scan.
 
     Args:
         block: `block(layer, x) -> x` for one layer.
         stacked: tree of arrays, layers first: (layers, ...).
-        x: the activation, of the same shape before and after a block.
-        dims: the name of each dim of `x`.
+        x: the activation, or a tree of them, of the same shapes before and after a block.
+        dims: the name of each dim of `x`, in a tree like it.
         remat: what backward keeps; see `rematerialized`.
         unroll: layers compiled as one piece; 1 keeps the program small, more is faster.
         place_weights: puts one layer's weights where they are needed for use, or None.
@@ -114,7 +119,7 @@ def in_order(
     Returns:
         The activation after the last layer.
     """
-    pin = place_activation or (lambda y, _: y)
+    pin = partial(jax.tree.map, place_activation or (lambda y, _: y))
     place = place_weights or (lambda layer: layer)
 
     def body(y, layer):

@@ -224,7 +224,8 @@ def evaluate(program: Program, state: State, data: Dataset) -> dict[str, float]:
             sums[0] += float(mean.total)
             sums[1] += float(mean.weight)
     means = {name: total / weight for name, (total, weight) in totals.items()}
-    return means | bits(means["loss"], data)
+    # A loss with more in it than the next token's tells that one apart.
+    return means | bits(means.get("next_token", means["loss"]), data)
 
 
 def bits(loss: float, data: Dataset) -> dict[str, float]:

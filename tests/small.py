@@ -24,6 +24,7 @@ SIZES = {
     "kv_heads": 8,
     "head_dim": None,
     "ffn": 64,
+    "experts": 4,
     "sequence": 16,
     "vocabulary": 32,
     "channels": 16,

@@ -111,6 +111,12 @@ def _concatenate(ids, ins, outs, params):
     return operands, [shared]
 
 
+def _stack(ids, ins, outs, params):
+    shared = ids.dims(ins[0])
+    at = params["axis"]
+    return [shared for _ in ins], [[*shared[:at], (ids.new(len(ins), whole=True),), *shared[at:]]]
+
+
 def _split(ids, ins, outs, params):
     at = params["axis"]
     shared = ids.dims(ins[0])
@@ -131,5 +137,6 @@ RULES = {
     "slice": _slice,
     "pad": _pad,
     "concatenate": _concatenate,
+    "stack": _stack,
     "split": _split,
 }

@@ -80,7 +80,10 @@ class Frame:
         return self.place(value, value.use if getattr(value, "use", None) else value.dims)
 
     def place(self, value, dims: Placement) -> Value:
-        """Move a value to a placement: gather what is split too much, slice what is not enough."""
+        """Move a value to a placement: gather what is split too much, slice what is not enough.
+
+        An axis that goes from one dim to another is neither: that is an all-to-all.
+        """
         if isinstance(value, Deferred):
             return self._once(value, "place", dims, lambda: self._make(value, dims))
         value = self.used(value)
@@ -90,6 +93,7 @@ class Frame:
 
     def _move(self, value: Value, dims: Placement, *, stored: bool = False) -> Value:
         # All gathers first: they free the axes that a slice may need.
+        value = value if stored else self._exchanged(value, dims)
         now = list(value.dims)
         array = value.array
         for d, (have, want) in enumerate(zip(value.dims, dims, strict=True)):
@@ -115,6 +119,22 @@ class Frame:
                 now[d] = want
                 result = self._slice(result, d, lacking, tuple(now))
         return result
+
+    def _exchanged(self, value: Value, dims: Placement) -> Value:
+        """Where axes only go from one dim to another, the devices hand each other pieces."""
+        array, now = value.array, list(value.dims)
+        for d, want in enumerate(dims):
+            moving = now[d][len(want) :] if now[d][: len(want)] == want else ()
+            takers = [e for e, wanted in enumerate(dims) if wanted == (*now[e], *moving) and e != d]
+            if not moving or not takers or array.shape[takers[0]] % self.run.count(moving):
+                continue
+            (e,) = takers
+            array = lax.all_to_all(array, moving, split_axis=e, concat_axis=d, tiled=True)
+            now[d], now[e] = want, dims[e]
+            over = " and ".join(f"'{axis}'" for axis in moving)
+            reason = f"{self.run.primitive} wants {over} to split dim {e} instead of dim {d}"
+            self.run.note("all-to-all", moving, reason, array)
+        return Value(array, tuple(now)) if now != list(value.dims) else value
 
     def _slice(self, value: Value, d: int, axes, dims: Placement) -> Value:
         array = self.vary(value, axes).array

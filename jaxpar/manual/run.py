@@ -26,7 +26,7 @@ class Collective:
     """One collective placed in the forward pass.
 
     Attributes:
-        kind: as XLA spells it, "all-reduce" or "all-gather".
+        kind: as XLA spells it, "all-reduce", "all-gather" or "all-to-all".
         axes: the mesh axes it runs over.
         primitive: the JAX primitive that needed it.
         reason: why, in one sentence.

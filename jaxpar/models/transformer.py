@@ -97,7 +97,8 @@ class Transformer:
         return self.head_dim or self.width // self.heads
 
 
-def _param(rngs: nnx.Rngs, init, shape: tuple[int, ...], dims: tuple[str, ...]) -> nnx.Param:
+def param(rngs: nnx.Rngs, init, shape: tuple[int, ...], dims: tuple[str, ...]) -> nnx.Param:
+    """A float32 parameter drawn by `init`, with a name for each dim."""
     return nnx.Param(init(rngs.params(), shape, jnp.float32), out_sharding=dims)
 
 
@@ -112,9 +113,9 @@ class Norm(nnx.Module):
     """Root-mean-square or layer norm over the residual width, statistics in at least float32."""
 
     def __init__(self, config: Transformer, rngs: nnx.Rngs):
-        self.scale = _param(rngs, _ones, (config.width,), ("embed",))
+        self.scale = param(rngs, _ones, (config.width,), ("embed",))
         self.shift = (
-            _param(rngs, _zeros, (config.width,), ("embed",))
+            param(rngs, _zeros, (config.width,), ("embed",))
             if config.norm == "layer" and config.bias
             else None
         )
@@ -140,35 +141,40 @@ class Block(nnx.Module):
         heads = ("kv_heads", "q_k_v", "head_dim")
         self.config = config
         self.attention_norm = Norm(c, rngs)
-        self.qkv = _param(
+        self.qkv = param(
             rngs,
             _normal(0.02),
             (c.width, c.key_value_heads, group + 2, c.head_width),
             ("embed", *heads),
         )
-        self.out = _param(
+        self.out = param(
             rngs,
             _normal(0.02 * out),
             (c.key_value_heads, group, c.head_width, c.width),
             ("kv_heads", "group", "head_dim", "embed"),
         )
-        self.ffn_norm = Norm(c, rngs)
-        sides = 2 if c.gated else 1
-        self.up = _param(rngs, _normal(0.02), (c.width, sides, c.ffn), ("embed", "sides", "ffn"))
-        self.down = _param(rngs, _normal(0.02 * out), (c.ffn, c.width), ("ffn", "embed"))
         if c.bias:
-            self.qkv_bias = _param(
-                rngs, _zeros, (c.key_value_heads, group + 2, c.head_width), heads
-            )
-            self.out_bias = _param(rngs, _zeros, (c.width,), ("embed",))
-            self.up_bias = _param(rngs, _zeros, (sides, c.ffn), ("sides", "ffn"))
-            self.down_bias = _param(rngs, _zeros, (c.width,), ("embed",))
+            self.qkv_bias = param(rngs, _zeros, (c.key_value_heads, group + 2, c.head_width), heads)
+            self.out_bias = param(rngs, _zeros, (c.width,), ("embed",))
+        self.ffn_norm = Norm(c, rngs)
+        self._make_feed_forward(out, rngs)
+
+    def _make_feed_forward(self, out: float, rngs: nnx.Rngs) -> None:
+        c, sides = self.config, 2 if self.config.gated else 1
+        self.up = param(rngs, _normal(0.02), (c.width, sides, c.ffn), ("embed", "sides", "ffn"))
+        self.down = param(rngs, _normal(0.02 * out), (c.ffn, c.width), ("ffn", "embed"))
+        if c.bias:
+            self.up_bias = param(rngs, _zeros, (sides, c.ffn), ("sides", "ffn"))
+            self.down_bias = param(rngs, _zeros, (c.width,), ("embed",))
 
     def __call__(self, x_BSD, key, *, attend) -> jax.Array:
         """Run one block; `key` draws its dropout masks, None leaves dropout out."""
         keys = (None, None) if key is None else jax.random.split(key)
-        x_BSD = x_BSD + self._dropped(self._attention(self.attention_norm(x_BSD), attend), keys[0])
+        x_BSD = self._attended(x_BSD, keys[0], attend)
         return x_BSD + self._dropped(self._feed_forward(self.ffn_norm(x_BSD)), keys[1])
+
+    def _attended(self, x_BSD, key, attend):
+        return x_BSD + self._dropped(self._attention(self.attention_norm(x_BSD), attend), key)
 
     def _attention(self, x_BSD, attend):
         qkv_BSKCH = jnp.einsum("bsd,dkch->bskch", x_BSD, self.qkv[...].astype(x_BSD.dtype))
@@ -221,60 +227,70 @@ def rotate(x_BSKCH: jax.Array, base: float) -> jax.Array:
 class Decoder(nnx.Module):
     """Token ids (batch, sequence) -> logits (batch, sequence, vocab)."""
 
+    block = Block
+    """What is stacked."""
+
     def __init__(self, config: Transformer, rngs: nnx.Rngs):
         c = self.config = config
-        self.embedding = _param(rngs, _normal(0.02), (c.vocabulary, c.width), ("vocab", "embed"))
+        self.embedding = param(rngs, _normal(0.02), (c.vocabulary, c.width), ("vocab", "embed"))
         if c.positions == "learned":
-            self.positions = _param(
+            self.positions = param(
                 rngs, _normal(0.02), (c.sequence, c.width), ("positions", "embed")
             )
 
         @nnx.split_rngs(splits=c.layers)
         @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
         def stack(rngs):
-            return Block(c, rngs)
+            return self.block(c, rngs)
 
         self.blocks = stack(rngs)
         self.norm = Norm(c, rngs)
         if not c.tied:
-            self.head = _param(rngs, _normal(0.02), (c.width, c.vocabulary), ("embed", "vocab"))
+            self.head = param(rngs, _normal(0.02), (c.width, c.vocabulary), ("embed", "vocab"))
 
     def __call__(self, tokens_BS, key=None, *, through=seams.in_order, attend=seams.attention):
         """Score the next token at every position; `key` draws the dropout masks."""
+        x_BSD, keys = self._embedded(tokens_BS, key)
+        dims = ("batch", "sequence", "embed")
+        return self._scored(self._through(x_BSD, keys, dims, through, attend))
+
+    def _embedded(self, tokens_BS, key):
+        """The residual before the first block, and a key for each block's dropout or None."""
         c = self.config
         dtype = c.compute_dtype or self.embedding.dtype
         x_BSD = self.embedding[...].astype(dtype)[tokens_BS]
         if c.positions == "learned":
             x_BSD = x_BSD + self.positions[...].astype(dtype)[: tokens_BS.shape[1]]
-        if c.dropout == 0:
-            key = None
-        if key is not None:
-            key, first = jax.random.split(key)
-            x_BSD = dropped(x_BSD, c.dropout, first)
+        if key is None or c.dropout == 0:
+            return x_BSD, None
+        key, first = jax.random.split(key)
+        return dropped(x_BSD, c.dropout, first), jax.random.split(key, c.layers)
 
+    def _through(self, x, keys, dims, through, attend):
+        """What the blocks make of `x`, the residual or a tree with it; `dims` names its dims."""
         graph, weights = nnx.split(self.blocks)
-        stacked = (weights, None if key is None else jax.random.split(key, c.layers))
 
-        def block(layer, x_BSD):
-            return nnx.merge(graph, layer[0])(x_BSD, layer[1], attend=attend)
+        def block(layer, x):
+            return nnx.merge(graph, layer[0])(x, layer[1], attend=attend)
 
-        x_BSD = through(
+        return through(
             block,
-            stacked,
-            x_BSD,
-            dims=("batch", "sequence", "embed"),
-            remat=c.remat,
-            unroll=min(c.unroll, c.layers),
+            (weights, keys),
+            x,
+            dims=dims,
+            remat=self.config.remat,
+            unroll=min(self.config.unroll, self.config.layers),
         )
+
+    def _scored(self, x_BSD):
+        """Logits of the residual after the last block."""
+        dtype = x_BSD.dtype
         x_BSD = self.norm(x_BSD)
-        if c.tied:
-            head_DV = self.embedding[...].astype(dtype).T
-        else:
-            head_DV = self.head[...].astype(dtype)
+        head_DV = self.embedding[...].T if self.config.tied else self.head[...]
         return jnp.einsum(
             "bsd,dv->bsv",
             x_BSD,
-            head_DV,
+            head_DV.astype(dtype),
             preferred_element_type=jnp.promote_types(dtype, jnp.float32),
         )
 

@@ -71,6 +71,7 @@ class Strategy:
         store: mesh axis -> roles in order of preference. What `cuts` names of each weight is cut
             over that axis along the first of its dims in this order that divides.
         cuts: of `CUTS`, what `store` cuts: parameters (gathered for use), gradients, moments.
+        needs: roles without which a model gains nothing from this strategy, and is refused.
         whole_below: arrays with fewer elements than this are not cut by `store`; the layout says
             which.
         attend: catalogue name of the exchange by which attention sees a split sequence, or None.
@@ -86,6 +87,7 @@ class Strategy:
     between: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     store: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     cuts: frozenset[str] = frozenset(CUTS)
+    needs: frozenset[str] = frozenset()
     whole_below: int = 0
     attend: str | None = None
     stages: Stages | None = None
@@ -152,6 +154,7 @@ def _pair(a: Strategy, b: Strategy) -> Strategy:
             for axis in [*a.store, *(axis for axis in b.store if axis not in a.store)]
         },
         cuts=a.cuts if a.store else b.cuts,
+        needs=a.needs | b.needs,
         whole_below=max(a.whole_below, b.whole_below),
         attend=a.attend or b.attend,
         stages=a.stages or b.stages,

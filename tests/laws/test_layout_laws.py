@@ -128,13 +128,14 @@ def test_every_dim_has_a_name(model):
 
 
 # Published: Radford et al. 2019 (as released: 124M with the tied head counted once), Touvron et al.
-# 2023, Dubey et al. 2024; the sums of the released checkpoints' shapes.
+# 2023, Dubey et al. 2024, Jiang et al. 2024; the sums of the released checkpoints' shapes.
 PUBLISHED = {
     "gpt2": 124_439_808,
     "llama2_7b": 6_738_415_616,
     "llama2_70b": 68_976_648_192,
     "llama3_8b": 8_030_261_248,
     "llama3_70b": 70_553_706_496,
+    "mixtral_8x7b": 46_702_792_704,
 }
 
 
