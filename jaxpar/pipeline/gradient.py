@@ -146,7 +146,9 @@ def _plans(layout: Layout, loss_of, parameters, batch, key) -> _Plans:
     stored = {p: a.stored for p, a in arrays.items()}
     used = {p: a.computed for p, a in arrays.items()}
     batches = dict(layout.batch)
-    x = layout.place_of(parts.dims, between=True)
+    x = jax.tree.map(
+        lambda _, dims: layout.place_of(dims, between=True), parts.activation, parts.dims
+    )
 
     def traced(fn, args, specs, uses, out=None):
         return trace(fn, args, specs=specs, use_specs=uses, out_specs=out, axis_sizes=sizes)
@@ -185,8 +187,16 @@ def _local(layout, plans: _Plans, schedule: Schedule, parameters, microbatches, 
             return key
         return jax.random.fold_in(key, m)
 
+    def before(*arguments):
+        # What is nothing yet (a sum over layers) is the same everywhere until the first layer.
+        entering = plans.before(*arguments)
+        specs = jax.tree.leaves(plans.before.out_specs, is_leaf=_is_spec)
+        leaves, tree = jax.tree.flatten(entering)
+        axes = ({AXIS, *(a for entry in spec for a in axes_of(entry))} for spec in specs)
+        return jax.tree.unflatten(tree, map(vary, leaves, axes))
+
     return Local(
-        before=plans.before,
+        before=before,
         aside=plans.aside,
         after=plans.after,
         piece=Piece(remembering(plans.layer, parts.remat)),
@@ -206,11 +216,17 @@ def _local(layout, plans: _Plans, schedule: Schedule, parameters, microbatches, 
     )
 
 
+def _is_spec(node) -> bool:
+    return isinstance(node, PartitionSpec)
+
+
 def _apart(layout: Layout, plans: _Plans) -> frozenset[str]:
     """Along which axes devices add up shares of a gradient of their own: those that cut the
     activation's rows and positions, and the stages."""
-    spec = layout.place_of(plans.parts.dims)
-    return frozenset({AXIS, *(axis for entry in spec for axis in axes_of(entry))})
+    parts = plans.parts
+    specs = jax.tree.map(lambda _, dims: tuple(layout.place_of(dims)), parts.activation, parts.dims)
+    entries = jax.tree.leaves(specs, is_leaf=lambda entry: entry is None)
+    return frozenset({AXIS, *(axis for entry in entries for axis in axes_of(entry))})
 
 
 def _chunked(stack: jax.Array, schedule: Schedule, layers: int) -> jax.Array:

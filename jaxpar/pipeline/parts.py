@@ -7,6 +7,7 @@ is dropped. Pure; shapes and types only.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +21,15 @@ class Parts:
     """A loss in three functions of whole arrays.
 
     Attributes:
-        before: (rest, batch, key) -> the activation that enters the first layer.
+        before: (rest, batch, key) -> the activation (an array, or a tree of them) that enters the
+            first layer.
         aside: (rest, batch, key) -> [array], what layers are given beside weights and activation:
             first stacks with a leading dim of layers (random keys), then what all layers share.
         stacked_asides: how many of them are stacks.
         layer: (weights, asides, x) -> x, of one layer; weights by path, without the layers dim.
         after: (rest, y, batch, key) -> (Mean, metrics), from what leaves the last layer.
         layer_paths: the parameters that the layers are made of, each with a leading layers dim.
-        dims: the names of the activation's dims.
+        dims: the names of the activation's dims, in a tree like it.
         remat: what is kept from forward for backward; see `seams.rematerialized`.
         activation, asides: abstract values of the activation and of what `aside` returns.
 
@@ -40,9 +42,9 @@ class Parts:
     layer: Callable
     after: Callable
     layer_paths: tuple[str, ...]
-    dims: tuple[str, ...]
+    dims: Any
     remat: str
-    activation: jax.ShapeDtypeStruct
+    activation: Any
     asides: tuple[jax.ShapeDtypeStruct, ...]
 
 
@@ -93,11 +95,13 @@ def take_loss_apart(
     whole, shapes = jax.make_jaxpr(noting, return_shape=True)(parameters, batch, key)
     ((block, _, _, dims, remat),) = notes.calls
     x, leaves, consts = shapes
+    entering = len(jax.tree.leaves(x))
     paths = dict(zip(whole.jaxpr.invars, sorted(parameters), strict=False))
-    origins = [paths.get(var) for var in whole.jaxpr.outvars[1 : 1 + len(leaves)]]
+    origins = [paths.get(var) for var in whole.jaxpr.outvars[entering : entering + len(leaves)]]
     layer_paths = tuple(dict.fromkeys(path for path in origins if path))
     beside = [i for i, path in enumerate(origins) if path is None]
-    outs = [*(1 + i for i in beside), *range(1 + len(leaves), len(whole.jaxpr.outvars))]
+    outs = [*(entering + i for i in beside)]
+    outs += range(entering + len(leaves), len(whole.jaxpr.outvars))
     if _depends(whole.jaxpr, outs, set(paths)):
         raise LayoutError(
             f"model '{name}': what its layers are given beside their own weights depends on other "
@@ -110,7 +114,10 @@ def take_loss_apart(
     def layer(weights, asides, y):
         values = iter(asides)
         given = [weights[path] if path else next(values) for path in origins]
-        return jax.core.eval_jaxpr(block.jaxpr, list(values), *given, y)[0]
+        leaves, tree = jax.tree.flatten(y)
+        return jax.tree.unflatten(
+            tree, jax.core.eval_jaxpr(block.jaxpr, list(values), *given, *leaves)
+        )
 
     def after(rest, y, batch, key):
         return loss_of(rest_of(rest), batch, key, lambda *_, **__: y)

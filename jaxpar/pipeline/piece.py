@@ -46,7 +46,9 @@ class Piece:
 
         def through(own, beside, there, x):
             y = self.layer(own, [*beside, *shared], x)
-            return y if real is None else jnp.where(there, y, x)
+            if real is None:
+                return y
+            return jax.tree.map(lambda new, old: jnp.where(there, new, old), y, x)
 
         return through
 

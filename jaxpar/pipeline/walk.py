@@ -54,8 +54,8 @@ class Held:
     """What a device holds between ticks.
 
     Attributes:
-        x, dy, y: slots for activations and gradients that wait for their turn, and for results of
-            the last piece that wait for their loss: (slots, ...activation).
+        x, dy, y: trees like the activation, of (slots, ...): activations and gradients that wait
+            for their turn, and results of the last piece that wait for their loss.
         kept: what forward passes keep for backward, [(slots, layers a chunk, ...)].
         rest, layers: gradients so far, as the parameters of `Local`.
         means: the loss and the metrics so far.
@@ -102,8 +102,8 @@ def walk(local: Local, table: Timetable, *, factor: float | None = None, fill: f
         BACKWARD: lambda row, held, counts: _backward(local, row, held, counts, factor),
     }
 
-    def alike(held):
-        return jax.tree.map(lambda x, axes: vary(x, axes), held, types)
+    def alike(tree, types=types):
+        return jax.tree.map(vary, tree, types)
 
     def turn(loop: Loop, held, rows):
         for position, exchange in enumerate(loop.exchanges):
@@ -149,9 +149,9 @@ def _empty(local: Local, table: Timetable, train: bool) -> Held:
     y, kept, means = avals
     slots = table.slots
     return Held(
-        x=empty(y, slots["x"]),
-        dy=empty(y, slots["dy"]),
-        y=empty(y, slots["keep_y"]),
+        x=jax.tree.map(lambda a: empty(a, slots["x"]), y),
+        dy=jax.tree.map(lambda a: empty(a, slots["dy"]), y),
+        y=jax.tree.map(lambda a: empty(a, slots["keep_y"]), y),
         kept=[empty(k, slots["keep"]) for k in kept],
         rest=nothing(local.rest),
         layers=nothing(local.layers),
@@ -167,7 +167,7 @@ def _work(work, loop: Loop, position: int, row, held, alike):
     def branch(kind):
         def run(held):
             send, after = work[kind](row, held, counts)
-            return vary(send, varying(held.x)), alike(after)
+            return alike(send, jax.tree.map(varying, held.x)), alike(after)
 
         return run
 
@@ -184,7 +184,7 @@ def _taken(times: list[int], total: int):
 
 
 def _idle(held: Held, fill: float):
-    send = jnp.full(held.x.shape[1:], fill, held.x.dtype)
+    send = jax.tree.map(lambda x: jnp.full(x.shape[1:], fill, x.dtype), held.x)
     return send, replace(held, idle=held.idle + 1)
 
 
@@ -256,7 +256,7 @@ def _backward(local: Local, row, held: Held, counts: Counts, factor: float):
 
     def to_before(rest):
         _, back = jax.vjp(lambda rest: local.before(rest, batch, key), local.rest)
-        return _sum(rest, back(vary(dx, varying(held.x)))[0])
+        return _sum(rest, back(jax.tree.map(vary, dx, jax.tree.map(varying, held.x)))[0])
 
     rest = _either(
         row["first"] == 1,
@@ -315,7 +315,9 @@ def _sum(a, b):
 
 
 def _at(stack, index):
-    return lax.dynamic_index_in_dim(stack, jnp.maximum(index, 0), 0, keepdims=False)
+    """What lies in a slot, of every array of a tree."""
+    index = jnp.maximum(index, 0)
+    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, 0, keepdims=False), stack)
 
 
 def _add(stack, value, index):
@@ -323,8 +325,12 @@ def _add(stack, value, index):
 
 
 def _put(stack, value, slot):
-    """`stack` with `value` in a slot; as it was where the slot is nowhere or nothing came."""
-    if value is None or stack.shape[0] == 0:
-        return stack
-    kept = jnp.where(slot >= 0, value, _at(stack, slot))
-    return lax.dynamic_update_index_in_dim(stack, kept, jnp.maximum(slot, 0), 0)
+    """A tree with `value` in a slot; as it was where the slot is nowhere or nothing came."""
+
+    def one(held, new):
+        if held.shape[0] == 0:
+            return held
+        kept = jnp.where(slot >= 0, new, _at(held, slot))
+        return lax.dynamic_update_index_in_dim(held, kept, jnp.maximum(slot, 0), 0)
+
+    return stack if value is None else jax.tree.map(one, stack, value)

@@ -150,7 +150,7 @@ def test_experts_beside_fully_sharded_data_parallelism_compute_the_same(mode):
 
 def placed_bytes(layout) -> int:
     """Bytes of one device's tokens in their places: rows x experts x places x width."""
-    c, rows = layout.model.config, layout.model.batch_size // layout.row_parts
+    c, rows = layout.model.config, layout.model.batch_size // layout.row_shares
     return rows * c.experts * 10 * c.width * FLOAT  # 1.25 x 2 x 16 / 4 places
 
 
