@@ -48,9 +48,9 @@ def small_model(name: str, **changes) -> Model:
 
 
 @cache
-def small_strategy(name: str) -> Strategy:
+def small_strategy(name: str, **options) -> Strategy:
     """The strategy that `name` spells, cutting small arrays as it would large ones."""
-    strategy = load_strategy(name)
+    strategy = load_strategy(name, **options)
     return replace(strategy, whole_below=min(strategy.whole_below, WHOLE_BELOW))
 
 

@@ -25,13 +25,10 @@ def has_gpu_compiler() -> bool:
     return all(importlib.util.find_spec(name) for name in ("jax_plugins", "jax_plugins.xla_cuda13"))
 
 
-H100 = pytest.param(
-    "h100",
-    marks=pytest.mark.skipif(
-        not has_gpu_compiler(),
-        reason="needs XLA's GPU compiler: pip install jax[cuda13-local]",
-    ),
+needs_gpu_compiler = pytest.mark.skipif(
+    not has_gpu_compiler(), reason="needs XLA's GPU compiler: pip install jax[cuda13-local]"
 )
+H100 = pytest.param("h100", marks=needs_gpu_compiler)
 HARDWARES = ("cpu", H100)
 
 

@@ -1,0 +1,223 @@
+"""Laws of pipelines: one device's numbers in any order of work, and what is sent, held and idle."""
+
+from functools import cache, partial
+
+import jax
+import numpy as np
+import pytest
+from small import cpu, small_layout, small_model, small_strategy
+from test_traffic import HARDWARES, needs_gpu_compiler
+
+from jaxpar.case import load_strategy
+from jaxpar.catalogue import HARDWARE, SCHEDULES
+from jaxpar.layout import lay_out
+from jaxpar.measures._probe import probe_batch
+from jaxpar.measures.inspect import inspect
+from jaxpar.measures.verify import verify
+from jaxpar.mesh import MeshShape
+from jaxpar.pipeline import staged
+from jaxpar.pipeline.timetable import timetable
+from jaxpar.program import QUICK, compile_step
+from jaxpar.refusal import LayoutError
+from jaxpar.stages import schedule_for
+from jaxpar.step import _staged_loss, make_step
+
+FLOAT = 4
+
+
+def in_stages(
+    strategy: str, mesh: str, *, batch: int = 16, model="transformer", fields=(), **options
+):
+    """The layout of a small decoder of four layers; `options` are the strategy's."""
+    return lay_out(
+        small_model(model, **{"layers": 4, **dict(fields)}).with_batch_size(batch),
+        strategy=small_strategy(strategy, **options),
+        mesh=MeshShape.parse(mesh),
+    )
+
+
+def prove(layout, microbatches: int):
+    verdict = verify(layout, hardware=cpu(), make=partial(make_step, microbatches=microbatches))
+    assert verdict.ok, f"{verdict.decisive}: {verdict.likely_mistake}"
+    assert verdict.dtype == "float64"
+    assert verdict.decisive.error <= 1e-12
+
+
+@pytest.mark.parametrize("microbatches", [4, 8])
+@pytest.mark.parametrize("schedule", SCHEDULES.names())
+def test_every_schedule_computes_what_one_device_does(schedule, microbatches):
+    """Whatever the order of work, the step is gradient accumulation on one device."""
+    stages = 2 if schedule == "interleaved" else 4
+    prove(in_stages("pipeline", f"pipe={stages}", schedule=schedule), microbatches)
+
+
+PRODUCTS = {
+    "data+pipeline": "pipe=2,data=4",
+    "fsdp+tensor+pipeline": "pipe=2,data=2,model=2",
+    "zero2+pipeline": "pipe=4,data=2",
+    "zero1+tensor+pipeline": "pipe=2,data=4,model=2",
+    "replica+fsdp+pipeline": "replica=2,pipe=2,data=4",
+    "expert+data+pipeline": "pipe=2,data=2,model=2",
+}
+
+
+@pytest.mark.parametrize(("strategy", "mesh"), PRODUCTS.items())
+def test_pipelines_join_with_every_way_to_cut_a_stage(strategy, mesh):
+    """Inside a stage the other axes work as they do without stages, on 8 and 16 devices."""
+    model = "moe" if "expert" in strategy else "transformer"
+    prove(in_stages(strategy, mesh, model=model), 4 if "replica" not in strategy else 2)
+
+
+CHOICES = {
+    "full": {"remat": "full", "dropout": 0.1, "tied": True},
+    "dots": {"remat": "dots", "kv_heads": 4, "norm": "layer", "bias": True},
+    "saved": {"remat": "attended", "gated": True, "positions": "learned", "dropout": 0.1},
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_of_the_decoder_computes_the_same_in_stages(choice):
+    """What is kept for backward, dropout's keys by layer, tables used on both ends."""
+    prove(in_stages("fsdp+pipeline", "pipe=2,data=2", fields=CHOICES[choice].items()), 4)
+
+
+def test_layers_that_do_not_divide_are_filled_up_when_asked():
+    """Six layers in four stages of two: two of the eight places do nothing, at either rank."""
+    fields = {"layers": 6, "dropout": 0.1}.items()
+    layout = in_stages("data+pipeline", "pipe=4,data=2", fields=fields, pad=True)
+    assert any("filled up with layers that do nothing" in note for note in layout.notes)
+    prove(layout, 4)
+
+
+@cache
+def gradients(fill: float):
+    """The gradients of a small step whose idle stages hand on `fill`, and the step's means."""
+    layout = in_stages("pipeline", "pipe=4", schedule="one_f_one_b")
+    step = make_step(layout, microbatches=4)
+    program = compile_step(step, hardware=cpu(), for_speed=False)
+    state, batch = program.init(0), program.place(probe_batch(layout.model, 0))
+    schedule = schedule_for(layout.strategy, layout.mesh, 4)
+    run = staged(layout, partial(_staged_loss, layout), schedule, fill=fill)
+    arguments = (state.parameters, state.model_state, batch, state.key)
+    compiled = jax.jit(partial(run, "gradient")).lower(*arguments).compile(QUICK)
+    totals, _, means = compiled(*arguments)
+    return jax.tree.map(np.asarray, (totals, means))
+
+
+def test_nothing_leaks_from_idle_stages_into_the_results():
+    """Idle ticks hand on NaN, and every gradient and mean is the same to the last bit."""
+    clean, polluted = gradients(0.0), gradients(float("nan"))
+    leaves = list(zip(jax.tree.leaves(clean), jax.tree.leaves(polluted), strict=True))
+    assert len(leaves) > 9
+    for a, b in leaves:
+        assert np.isfinite(b).all()
+        np.testing.assert_array_equal(a, b)
+
+
+def test_idle_ticks_are_counted_while_they_pass():
+    """The share that the running program counts is the schedule's, (K - 1) / (M + K - 1)."""
+    idle = gradients(0.0)[1]["idle"]
+    assert float(idle.value) == pytest.approx(3 / (4 + 3))
+    assert float(idle.weight) == 4 * 2 * (4 + 3)
+
+
+@cache
+def inspected(hardware: str, schedule: str, strategy: str, mesh: str, microbatches: int, **fields):
+    layout = in_stages(strategy, mesh, fields=fields.items(), schedule=schedule)
+    step = make_step(layout, microbatches=microbatches)
+    return inspect(compile_step(step, hardware=HARDWARE.load(hardware)(), for_speed=False))
+
+
+def said(inspection, kind: str, *axes: str) -> int:
+    return sum(r.bytes for r in inspection.collectives if r.kind == kind and r.axes == axes)
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "one_f_one_b", "interleaved"])
+@pytest.mark.parametrize("hardware", HARDWARES)
+def test_neighbours_pass_on_one_microbatchs_activation_a_tick(hardware, schedule):
+    """Over pipe: as many permutes as the timetable has, each of rows / M x sequence x width.
+
+    Beside them one all-reduce of the gradients of embedding, head and last norm, and scalars.
+    """
+    inspection = inspected(hardware, schedule, "pipeline", "pipe=2", 4)
+    layout = inspection.layout
+    config, rows = layout.model.config, layout.model.batch_size
+    table = timetable(schedule_for(layout.strategy, layout.mesh, 4))
+    activation = rows // 4 * config.sequence * config.width * FLOAT
+    assert said(inspection, "collective-permute", "pipe") == table.permutes * activation
+    outside = sum(a.whole_bytes for p, a in layout.parameters.items() if "blocks" not in p)
+    more = said(inspection, "all-reduce", "pipe") - outside
+    assert 0 <= more <= 16 * FLOAT
+    assert inspection.ok and all(row.exact for row in inspection.collectives)
+
+
+@pytest.mark.parametrize("hardware", HARDWARES)
+def test_a_stage_sums_what_its_layers_sum_once_a_microbatch(hardware):
+    """Tensor parallelism in two stages: each stage's half of 4 L sums, and one end of the rest.
+
+    Every microbatch passes L / 2 layers of a stage, with two sums each way. The first stage sums
+    the embedding, the last the head's input gradient and five sums of (batch, sequence) less one.
+    """
+    inspection = inspected(hardware, "one_f_one_b", "tensor+pipeline", "pipe=2,model=2", 4)
+    config, rows = inspection.layout.model.config, inspection.layout.model.batch_size
+    positions = rows * config.sequence * FLOAT
+    expected = (4 * config.layers // 2 + 2) * positions * config.width + 4 * positions
+    assert abs(said(inspection, "all-reduce", "model") - expected) <= 8 * FLOAT
+
+
+@pytest.mark.parametrize("hardware", HARDWARES)
+def test_data_parallel_stages_sum_their_gradients_once_a_step(hardware):
+    """Over data: each stage's own parameters once, however many microbatches there are."""
+    inspection = inspected(hardware, "one_f_one_b", "data+pipeline", "pipe=2,data=2", 4)
+    sums = [r for r in inspection.collectives if r.kind == "all-reduce" and "data" in r.axes]
+    held = inspection.layout.parameter_device_bytes
+    assert held <= sum(r.bytes for r in sums) <= held + 64 * FLOAT * 4
+
+
+@needs_gpu_compiler
+def test_1f1b_holds_fewer_activations_than_gpipe():
+    """In XLA's own figures for a described H100: less by what M - K microbatches keep.
+
+    With full rematerialization a microbatch keeps its input to each layer of the stage; GPipe also
+    has M results wait for their loss, which 1F1B takes at once. Half of that is asked for: the loop
+    of 1F1B holds the working space of both kinds of work, those of GPipe of one each.
+    """
+    sizes = {"remat": "full", "width": 256, "ffn": 256, "sequence": 64}
+    held = {
+        name: inspected("h100", name, "pipeline", "pipe=2", 8, **sizes).memory["temporary_bytes"]
+        for name in ("gpipe", "one_f_one_b")
+    }
+    activation = 16 // 8 * 64 * 256 * FLOAT
+    fewer = (8 - 2) * 2 * activation + (8 - 1) * activation
+    assert held["gpipe"] - held["one_f_one_b"] >= 0.5 * fewer
+
+
+REFUSED = [
+    ("mlp", "pipeline", "pipe=2", {}, "model 'mlp' has no stack of equal layers.*'pipeline'"),
+    ("transformer", "pipeline", "pipe=8", {}, "has 4 layers, and 8 stages.*use pipe=4"),
+    ("transformer", "pipeline", "pipe=3", {}, "3 stages .* do not share evenly.*pipe=2 or 4"),
+    ("transformer", "pipeline", "pipe=2", {"schedule": "1f1b"}, "unknown schedule '1f1b'"),
+    ("transformer", "pipeline", "pipe=2", {"schedule": "gpipe", "chunks": 2}, "interleaved"),
+]
+
+
+@pytest.mark.parametrize(("model", "strategy", "mesh", "options", "sentence"), REFUSED)
+def test_stages_that_make_no_sense_are_refused(model, strategy, mesh, options, sentence):
+    """Before anything is compiled, with the nearest that works."""
+    fields = {"layers": 4} if model == "transformer" else {}
+    with pytest.raises((LayoutError, ValueError), match=sentence):
+        lay_out(
+            small_model(model, **fields),
+            strategy=load_strategy(strategy, **options),
+            mesh=MeshShape.parse(mesh),
+        )
+
+
+def test_microbatches_that_do_not_divide_are_refused():
+    """Three of sixteen rows: with the batches that work."""
+    with pytest.raises(LayoutError, match="16 rows cannot be cut into 3 microbatches.*15 or 18"):
+        make_step(in_stages("pipeline", "pipe=4"), microbatches=3)
+    with pytest.raises(LayoutError, match="4 stages do not divide microbatches=2: use 4"):
+        layout = small_layout("transformer", "pipeline", "pipe=4", layers=8)
+        strategy = load_strategy("pipeline", schedule="interleaved")
+        make_step(lay_out(layout.model, strategy=strategy, mesh=layout.mesh), microbatches=2)
