@@ -1,6 +1,6 @@
 """What does each stage of ZeRO take off a device, and what does it say on the wire instead?
 
-Command: python -m experiments run zero_memory (about a minute and a half on two idle cores).
+Command: python -m experiments run zero_memory (at most two minutes of processor time).
 Expectation: with P bytes of parameters on N = 8 devices, and Adam's two moments, as in figure 1 of
     Rajbhandari et al. (2020): plain data parallelism holds P + P + 2 P on each, stage 1 cuts the
     moments to 2 P / N, stage 2 the gradients to P / N too, stage 3 (fsdp) the parameters as well,

@@ -40,10 +40,11 @@ def likely_mistake(
     scaled = {p: f for p, f in factors.items() if f is not None and abs(f - 1) > tolerance}
     if factors and len(scaled) == len(factors) and len({round(f, 6) for f in scaled.values()}) == 1:
         return _one_factor(next(iter(scaled.values())), mesh, microbatches)
-    for name, parts in (("device along 'data'", mesh.size("data")), ("microbatch", microbatches)):
+    shares = {f"device along '{axis}'": mesh.size(axis) for axis in ("replica", "data")}
+    for name, parts in {**shares, "microbatch": microbatches}.items():
         if parts > 1 and rows % parts == 0:
             verdict = _acted_out(
-                got, name, parts, rows, gradient_of_rows, tolerance, contiguous="data" in name
+                got, name, parts, rows, gradient_of_rows, tolerance, contiguous=name in shares
             )
             if verdict:
                 return verdict

@@ -211,6 +211,11 @@ def _later_mistake(check: Check) -> str:
         return (
             "parameters are drawn differently: a random key was split or folded a device at a time"
         )
+    if check.name == "update" and not check.replicas_agree:
+        return (
+            "the gradient is right, and after the update devices that should hold the same weights "
+            "do not: each updated its own piece and the new pieces were not gathered"
+        )
     if check.name == "update":
         return (
             "the gradient is right and the update from it is not: clipping by the norm of one "

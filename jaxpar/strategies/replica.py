@@ -2,7 +2,9 @@
 
 Alone it is data parallelism over another axis; it is meant beside one, as in replica+fsdp, where
 weights are cut over `data` inside a node and copied across nodes (hybrid sharding). On the wire,
-once a step over `replica`: an all-reduce of every gradient, in the pieces in which it is kept.
+once a step over `replica`: an all-reduce of every gradient. Manual mode scatters over `data` first,
+and sums over `replica` the piece of each device. In auto mode XLA sums whole gradients over both
+axes in one all-reduce and then slices (jax 0.10.2), which sends more between nodes.
 """
 
 from jaxpar.strategies._record import ALL_REDUCE, KINDS, Strategy

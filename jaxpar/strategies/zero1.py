@@ -2,8 +2,9 @@
 
 ZeRO stage 1 (Rajbhandari et al. 2020). On the wire, a step: every gradient reduce-scattered over
 `data`, so that each device updates its piece of the weights, and the new weights all-gathered: as
-many bytes as the all-reduce of plain data parallelism. Arrays of fewer than 16,384 elements stay
-whole; the layout lists them.
+many bytes as the all-reduce of plain data parallelism. Gradients of microbatches add up whole: an
+all-reduce of each, and the gather once. Arrays of fewer than 16,384 elements stay whole; the layout
+lists them.
 """
 
 from jaxpar.strategies._record import ALL_GATHER, ALL_TO_ALL, PERMUTE, Strategy
