@@ -175,10 +175,17 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
     batch = {}
     for name, field in model.batch.items():
         batch[name] = _by_role(model, strategy, mesh, field.dims)
-        fault = check_spec(field.shape, field.dims, batch[name], mesh)
+        apart = _by_role(model, strategy, mesh, field.dims, between=True)
+        # Whatever the residual is split by must divide the fields that it is made from.
+        fault = {
+            f: None
+            for spec in (batch[name], apart)
+            for f in check_spec(field.shape, field.dims, spec, mesh)
+        }
         faults.setdefault(f"batch {name}", []).extend(fault)
     refuse_faults(faults)
     _check_roles(model, groups)
+    _check_between(model, strategy)
     specs = [*batch.values(), *(a.moment for arrays in groups for a in arrays.values())]
     notes = _notes(strategy, mesh, groups[0], kept_whole, specs)
     return Layout(model, strategy, mesh, *groups, MappingProxyType(batch), notes, module)
@@ -222,6 +229,18 @@ def _check_roles(model: Model, groups) -> None:
     for dim in model.roles:
         if dim not in dims:
             raise unknown(f"dim in the roles of model '{model.name}'", dim, sorted(dims))
+
+
+def _check_between(model: Model, strategy: Strategy) -> None:
+    """Refuse to split between the parts of a block what the model has not got."""
+    there = {role_of(model, dim) for f in model.batch.values() for dim in f.dims}
+    for role in strategy.between:
+        if role not in there:
+            raise LayoutError(
+                f"model '{model.name}' has no dim in role '{role}' in its batch, which strategy "
+                f"'{strategy.name}' splits between the parts of a block: choose a strategy that "
+                "does not, such as tensor"
+            )
 
 
 def _by_role(

@@ -270,7 +270,11 @@ def plain_loss(layout, parameters, model_state, batch, key, *, train=True, chose
 
 def _named_loss(layout, parameters, model_state, batch, key, **how):
     """The model's own loss, with the activations that it names pinned as the layout wants them."""
-    with seams.placing(lambda x, dims: _pinned(layout, x, layout.place_of(dims))):
+
+    def place(x, dims, *, between):
+        return _pinned(layout, x, layout.place_of(dims, between=between))
+
+    with seams.placing(place):
         return plain_loss(layout, parameters, model_state, batch, key, **how)
 
 
@@ -299,7 +303,9 @@ def _placed_loss(layout, parameters, model_state, batch, key, *, train=True):
         chosen["through"] = partial(
             seams.in_order,
             place_weights=partial(_place_layer, layout) if gathers else None,
-            place_activation=lambda x, dims: _pinned(layout, x, layout.place_of(dims)),
+            place_activation=lambda x, dims: _pinned(
+                layout, x, layout.place_of(dims, between=True)
+            ),
         )
     return _named_loss(layout, used, model_state, batch, key, train=train, chosen=chosen)
 

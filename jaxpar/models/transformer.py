@@ -26,6 +26,9 @@ ACTIVATIONS = {
 SAVED_NAMES = ("attended", "ffn_inner")
 """Values a remat policy can keep by name: attention's output, the feed-forward inner width."""
 
+RESIDUAL = ("batch", "sequence", "embed")
+"""The dims of what flows from block to block."""
+
 # Shape suffixes: B batch, S sequence, D embed, K key-value heads, G queries a key-value head,
 # C = G + 2 (the queries, the key, the value), H head_dim, F ffn, V vocab.
 
@@ -167,8 +170,10 @@ class Block(nnx.Module):
     def __call__(self, x_BSD, key, *, attend) -> jax.Array:
         """Run one block; `key` draws its dropout masks, None leaves dropout out."""
         keys = (None, None) if key is None else jax.random.split(key)
-        x_BSD = x_BSD + self._dropped(self._attention(self.attention_norm(x_BSD), attend), keys[0])
-        return x_BSD + self._dropped(self._feed_forward(self.ffn_norm(x_BSD)), keys[1])
+        y_BSD = self._attention(seams.entering(self.attention_norm(x_BSD), RESIDUAL), attend)
+        x_BSD = x_BSD + self._dropped(seams.leaving(y_BSD, RESIDUAL), keys[0])
+        y_BSD = self._feed_forward(seams.entering(self.ffn_norm(x_BSD), RESIDUAL))
+        return x_BSD + self._dropped(seams.leaving(y_BSD, RESIDUAL), keys[1])
 
     def _attention(self, x_BSD, attend):
         qkv_BSKCH = jnp.einsum("bsd,dkch->bskch", x_BSD, self.qkv[...].astype(x_BSD.dtype))
@@ -243,7 +248,7 @@ class Decoder(nnx.Module):
         """Score the next token at every position; `key` draws the dropout masks."""
         c = self.config
         dtype = c.compute_dtype or self.embedding.dtype
-        x_BSD = self.embedding[...].astype(dtype)[tokens_BS]
+        x_BSD = seams.leaving(self.embedding[...].astype(dtype)[tokens_BS], RESIDUAL)
         if c.positions == "learned":
             x_BSD = x_BSD + self.positions[...].astype(dtype)[: tokens_BS.shape[1]]
         if c.dropout == 0:
@@ -262,11 +267,11 @@ class Decoder(nnx.Module):
             block,
             stacked,
             x_BSD,
-            dims=("batch", "sequence", "embed"),
+            dims=RESIDUAL,
             remat=c.remat,
             unroll=min(c.unroll, c.layers),
         )
-        x_BSD = self.norm(x_BSD)
+        x_BSD = seams.entering(self.norm(x_BSD), RESIDUAL)
         if c.tied:
             head_DV = self.embedding[...].astype(dtype).T
         else:
