@@ -52,4 +52,5 @@ class Catalogue:
 MODELS = Catalogue("jaxpar.models", "model")
 STRATEGIES = Catalogue("jaxpar.strategies", "strategy")
 HARDWARE = Catalogue("jaxpar.hardware", "hardware")
+EXCHANGES = Catalogue("jaxpar.exchanges", "exchange")
 DATA = Catalogue("jaxpar.data", "dataset")

@@ -16,6 +16,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from jaxpar.exchanges._fit import exchange_of, refuse_unfit
+from jaxpar.exchanges._record import Exchange
 from jaxpar.mesh import MeshShape, axes_of, check_spec, entry_of, refuse_faults, shards
 from jaxpar.models._record import Model, role_of
 from jaxpar.refusal import LayoutError, unknown
@@ -92,6 +94,11 @@ class Layout:
     def parameter_device_bytes(self) -> int:
         """Bytes of parameters on each device."""
         return sum(a.device_bytes(self.mesh) for a in self.parameters.values())
+
+    @property
+    def exchange(self) -> Exchange | None:
+        """How attention sees a split sequence, or None where it sees it whole."""
+        return exchange_of(self.model, self.strategy, self.mesh)
 
     def place_of(self, dims: tuple[str, ...], *, between: bool = False) -> PartitionSpec:
         """How an activation with these dims lies: in use, or `between` the parts of a block."""
@@ -186,8 +193,12 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
     refuse_faults(faults)
     _check_roles(model, groups)
     _check_between(model, strategy)
+    exchange = exchange_of(model, strategy, mesh)
+    if exchange is not None:
+        refuse_unfit(exchange, model, module)
     specs = [*batch.values(), *(a.moment for arrays in groups for a in arrays.values())]
     notes = _notes(strategy, mesh, groups[0], kept_whole, specs)
+    notes += () if exchange is None else exchange.notes
     return Layout(model, strategy, mesh, *groups, MappingProxyType(batch), notes, module)
 
 

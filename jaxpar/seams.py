@@ -114,6 +114,15 @@ def placing(place: Callable[..., jax.Array]) -> Iterator[None]:
         _place.reset(token)
 
 
+def positions(attend: Callable[..., jax.Array], length: int) -> jax.Array | None:
+    """Where each row stands in its sequence under `attend`, (length,); None when they stand in order.
+
+    A model that places its rows by this says "positions" among its seams.
+    """
+    order = getattr(attend, "positions", None)
+    return None if order is None else order(length)
+
+
 def in_order(
     block: Callable[[Any, jax.Array], jax.Array],
     stacked: Any,

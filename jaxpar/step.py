@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxpar import seams
 from jaxpar.by_hand import differentiate_by_hand
+from jaxpar.exchanges._fit import dealt
 from jaxpar.layout import Layout, build, take_apart, values_of
 from jaxpar.models._record import Mean
 from jaxpar.refusal import LayoutError, RequestError, unknown
@@ -268,14 +269,18 @@ def plain_loss(layout, parameters, model_state, batch, key, *, train=True, chose
     return loss, metrics, new
 
 
-def _named_loss(layout, parameters, model_state, batch, key, **how):
-    """The model's own loss, with the activations that it names pinned as the layout wants them."""
+def _named_loss(layout, parameters, model_state, batch, key, *, chosen=None, **how):
+    """The model's own loss, what it names pinned as the layout wants it, its attention exchanged."""
+    exchange = layout.exchange
+    if exchange is not None:
+        chosen = {**(chosen or {}), "attend": exchange}
+        batch = dealt(exchange, layout.model, batch, layout.batch)
 
     def place(x, dims, *, between):
         return _pinned(layout, x, layout.place_of(dims, between=between))
 
     with seams.placing(place):
-        return plain_loss(layout, parameters, model_state, batch, key, **how)
+        return plain_loss(layout, parameters, model_state, batch, key, chosen=chosen, **how)
 
 
 def _checked(layout, returned):

@@ -181,7 +181,8 @@ class Block(nnx.Module):
             qkv_BSKCH = qkv_BSKCH + self.qkv_bias[...].astype(x_BSD.dtype)
         group = qkv_BSKCH.shape[3] - 2
         if self.config.positions == "rope":
-            turned = rotate(qkv_BSKCH[:, :, :, : group + 1], self.config.rope_base)
+            at_S = seams.positions(attend, x_BSD.shape[1])
+            turned = rotate(qkv_BSKCH[:, :, :, : group + 1], self.config.rope_base, at_S)
             q_BSKGH, k_BSKH = turned[:, :, :, :group], turned[:, :, :, group]
         else:
             q_BSKGH, k_BSKH = qkv_BSKCH[:, :, :, :group], qkv_BSKCH[:, :, :, group]
@@ -212,12 +213,16 @@ def dropped(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
 
 
-def rotate(x_BSKCH: jax.Array, base: float) -> jax.Array:
-    """Rotary positions (Su et al. 2021): turn halves of head_dim against each other by position."""
+def rotate(x_BSKCH: jax.Array, base: float, at_S: jax.Array | None = None) -> jax.Array:
+    """Rotary positions (Su et al. 2021): turn halves of head_dim against each other by position.
+
+    `at_S` says where the rows stand; None, in order.
+    """
     wide = jnp.promote_types(x_BSKCH.dtype, jnp.float32)
     half = x_BSKCH.shape[-1] // 2
     rate_H = base ** (-jnp.arange(half, dtype=wide) / half)
-    angle_SH = jnp.arange(x_BSKCH.shape[1], dtype=wide)[:, None] * rate_H
+    at_S = jnp.arange(x_BSKCH.shape[1]) if at_S is None else at_S
+    angle_SH = at_S.astype(wide)[:, None] * rate_H
     cos, sin = (f(angle_SH)[:, None, None, :].astype(x_BSKCH.dtype) for f in (jnp.cos, jnp.sin))
     a, b = x_BSKCH[..., :half], x_BSKCH[..., half:]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
@@ -250,7 +255,9 @@ class Decoder(nnx.Module):
         dtype = c.compute_dtype or self.embedding.dtype
         x_BSD = seams.leaving(self.embedding[...].astype(dtype)[tokens_BS], RESIDUAL)
         if c.positions == "learned":
-            x_BSD = x_BSD + self.positions[...].astype(dtype)[: tokens_BS.shape[1]]
+            at_S = seams.positions(attend, tokens_BS.shape[1])
+            rows = slice(tokens_BS.shape[1]) if at_S is None else at_S
+            x_BSD = x_BSD + self.positions[...].astype(dtype)[rows]
         if c.dropout == 0:
             key = None
         if key is not None:
@@ -310,7 +317,7 @@ def model(config: Transformer = Transformer(), *, name="transformer", **fields) 
             "kv_heads": "heads",
             "vocab": "vocabulary",
         },
-        seams=("through", "attend"),
+        seams=("through", "attend", "positions"),
         compute_dtype=config.compute_dtype,
         data="text",
         config=config,
