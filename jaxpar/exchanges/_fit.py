@@ -13,9 +13,9 @@ from jax.sharding import PartitionSpec
 
 from jaxpar.catalogue import EXCHANGES
 from jaxpar.exchanges._record import Exchange, Split
-from jaxpar.mesh import MeshShape
+from jaxpar.mesh import MeshShape, refuse_faults
 from jaxpar.models._record import Model, role_of
-from jaxpar.refusal import LayoutError, sizes_that_work
+from jaxpar.refusal import LayoutError
 from jaxpar.strategies._record import Strategy
 
 
@@ -64,11 +64,10 @@ def refuse_unfit(exchange: Exchange, model: Model, parts: Any) -> None:
     Raises:
         LayoutError: one sentence with all that is wrong.
     """
-    faults = dict.fromkeys(_lengths(exchange, model))
-    for call in () if faults else _calls(model, parts):
-        faults |= dict.fromkeys([*_strange(exchange, model, call)] or _heads(exchange, call))
-    if faults:
-        raise LayoutError("; ".join(faults))
+    refuse_faults({f"batch {name}": why for name, why in _lengths(exchange, model).items()})
+    calls = _calls(model, parts)
+    what = f"attention of model '{model.name}'"
+    refuse_faults({what: list(dict.fromkeys(f for c in calls for f in _unfit(exchange, c)))})
 
 
 def dealt(
@@ -92,16 +91,18 @@ def _sequence_dims(model):
                 yield name, dim
 
 
-def _lengths(exchange, model):
+def _lengths(exchange, model) -> dict[str, list[str]]:
+    faults = {}
     for name, dim in _sequence_dims(model):
-        length = model.batch[name].shape[dim]
-        if length % exchange.pieces:
-            yield (
-                f"batch {name}: exchange '{exchange.name}' cuts its {length} positions into "
-                f"{exchange.pieces} equal pieces for {exchange.split.ways} devices, and "
-                f"{exchange.pieces} does not divide {length}: use a length such as "
-                f"{sizes_that_work(length, exchange.pieces).rpartition('divides ')[2]}"
-            )
+        length, pieces = model.batch[name].shape[dim], exchange.pieces
+        if length % pieces:
+            near = [n for n in (length // pieces * pieces, -(-length // pieces) * pieces) if n]
+            faults[name] = [
+                f"exchange '{exchange.name}' cuts {length} positions into {pieces} equal pieces "
+                f"for {exchange.split.ways} devices, and {pieces} does not divide {length}: use "
+                f"a sequence of {' or '.join(map(str, near))}"
+            ]
+    return faults
 
 
 def _calls(model, parts) -> list[Call]:
@@ -125,23 +126,20 @@ def _calls(model, parts) -> list[Call]:
     return seen
 
 
-def _strange(exchange, model, call: Call):
-    said = f"model '{model.name}': exchange '{exchange.name}' "
+def _unfit(exchange, call: Call) -> list[str]:
+    said = f"exchange '{exchange.name}' "
     if call.more or call.options:
         what = ", ".join(sorted(call.options)) or "a fourth operand"
-        yield (
-            f"{said}knows attention that is causal or sees everything, and its attention is also "
-            f"given {what}: leave that out, or choose a strategy that keeps the sequence whole"
-        )
-    elif len(call.queries) != 5 or call.keys != (*call.queries[:3], call.queries[4]):
-        yield (
+        return [
+            f"{said}knows attention that is causal or sees everything, and is also given {what}: "
+            "leave that out, or choose a strategy that keeps the sequence whole"
+        ]
+    if len(call.queries) != 5 or call.keys != (*call.queries[:3], call.queries[-1]):
+        return [
             f"{said}needs queries (batch, sequence, kv_heads, group, head_dim) and keys (batch, "
             f"sequence, kv_heads, head_dim) of one sequence, and got {call.queries} and "
             f"{call.keys}: call attend with these shapes, or keep the sequence whole"
-        )
-    elif call.values != call.keys:
-        yield f"{said}needs values of the keys' shape {call.keys}, and got {call.values}"
-
-
-def _heads(exchange, call: Call):
+        ]
+    if call.values != call.keys:
+        return [f"{said}needs values of the keys' shape {call.keys}, and got {call.values}"]
     return exchange.faults(call.queries[2], call.queries[3])

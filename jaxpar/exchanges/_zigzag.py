@@ -45,9 +45,7 @@ def deal(split: Split, x: jax.Array, dim: int, spec: PartitionSpec) -> jax.Array
             for k, half in enumerate(halves)
         )
         first = lax.axis_index(axes) % 2 == 0
-        return jnp.concatenate(
-            [jnp.where(first, even, odd), jnp.where(first, odd, even)], axis=dim
-        )
+        return jnp.concatenate([jnp.where(first, even, odd), jnp.where(first, odd, even)], axis=dim)
 
     return jax.shard_map(swap, mesh=split.mesh.abstract, in_specs=spec, out_specs=spec)(x)
 

@@ -20,9 +20,9 @@ from jaxpar.exchanges import _blocks, _zigzag
 from jaxpar.exchanges._record import Exchange, Split
 
 UNBALANCED = (
-    "the model does not ask where its rows stand ('positions' in its seams), so each device holds a "
-    "run of them: causal attention then computes all pairs and drops half, in a ring that waits "
-    "for the last device"
+    "the model does not ask where its rows stand (no 'positions' in its seams; with dropout none "
+    "does), so each device holds a run of them: a causal ring then computes all pairs and drops "
+    "half of them"
 )
 
 

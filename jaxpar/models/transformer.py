@@ -317,7 +317,8 @@ def model(config: Transformer = Transformer(), *, name="transformer", **fields) 
             "kv_heads": "heads",
             "vocab": "vocabulary",
         },
-        seams=("through", "attend", "positions"),
+        # A mask is drawn row by row in the order that rows come in, which then has to stay.
+        seams=("through", "attend", *(("positions",) if config.dropout == 0 else ())),
         compute_dtype=config.compute_dtype,
         data="text",
         config=config,

@@ -325,7 +325,9 @@ def test_every_room_has_its_place_and_every_catalogue_is_a_room():
         if (p.suffix == ".py" or (p / "__init__.py").is_file()) and p.stem != "__init__"
     }
     assert there - set(LEVEL) == set()
-    rooms = {c.package.removeprefix("jaxpar.") for c in (MODELS, STRATEGIES, HARDWARE, EXCHANGES, DATA)}
+    rooms = {
+        c.package.removeprefix("jaxpar.") for c in (MODELS, STRATEGIES, HARDWARE, EXCHANGES, DATA)
+    }
     assert rooms == {"models", "strategies", "hardware", "exchanges", "data"} <= there
 
 
