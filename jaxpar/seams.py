@@ -115,7 +115,7 @@ def placing(place: Callable[..., jax.Array]) -> Iterator[None]:
 
 
 def positions(attend: Callable[..., jax.Array], length: int) -> jax.Array | None:
-    """Where each row stands in its sequence under `attend`, (length,); None when they stand in order.
+    """Where each row stands in its sequence under `attend`, (length,); None means in order.
 
     A model that places its rows by this says "positions" among its seams.
     """

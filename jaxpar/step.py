@@ -270,7 +270,7 @@ def plain_loss(layout, parameters, model_state, batch, key, *, train=True, chose
 
 
 def _named_loss(layout, parameters, model_state, batch, key, *, chosen=None, **how):
-    """The model's own loss, what it names pinned as the layout wants it, its attention exchanged."""
+    """The model's own loss, what it names pinned as the layout wants, its attention exchanged."""
     exchange = layout.exchange
     if exchange is not None:
         chosen = {**(chosen or {}), "attend": exchange}

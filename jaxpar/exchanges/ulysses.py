@@ -1,4 +1,4 @@
-"""Heads are exchanged for positions and back: each device sees whole sequences of its share of heads.
+"""Heads are exchanged for positions and back: devices see whole sequences of a share of heads.
 
 DeepSpeed-Ulysses (Jacobs et al. 2023). On the wire, a layer, forward and as much again backward:
 all-to-alls of a device's queries, of its result, and of its keys and values; these last repeated,
