@@ -4,7 +4,8 @@ Ring attention (Liu et al. 2023) with online softmax; no device holds more score
 have with `_blocks.KEYS` keys. On the wire, a layer: with P the bytes of a device's keys and values
 and n devices, (n - 1) P forward and 2 (n - 1) P backward, in which keys and values go round again
 and their gradients, in at least float32, come home. All permutes; each is sent while the one before
-is computed with. Causal rings deal out positions in zigzag where the model asks where they stand.
+is computed with. Where XLA has forward and backward of a layer in one piece of program (unrolled,
+or computed again) both share the first hop: P less. Causal rings deal out positions in zigzag where the model asks where they stand.
 """
 
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ class Ring:
         if not self.causal:
             yield Meeting(0, 0, rows)
         elif isinstance(hop, int) and hop == 0:
-            # Early or zigzag, a device's own positions rise from row to row.
+            # Dealt out or not, a device's own positions rise from row to row.
             yield Meeting(0, 0, rows, ahead=0)
         elif self.zigzag:
             # A late chunk sees every early one. Of the rest, keys of a device before this one are

@@ -115,7 +115,7 @@ def _uses(layout: Layout, axis: str, kind: str) -> bool:
     specs = [a.stored for a in layout.parameters.values()]
     if kind == "all-gather" and axis in between:
         return True
-    if kind == "all-reduce":
+    if kind in ("all-reduce", "all-to-all", "collective-permute"):
         specs += list(layout.batch.values())
     if kind == "all-gather":
         specs = [a.moment for a in layout.parameters.values() if a.moment != a.computed]

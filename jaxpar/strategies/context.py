@@ -8,14 +8,16 @@ one all-reduce of every gradient, as data parallelism does over its axis.
 from jaxpar.strategies._record import ALL_REDUCE, ALL_TO_ALL, KINDS, PERMUTE, Strategy
 
 
+SAID = {"ring": frozenset({ALL_REDUCE, PERMUTE}), "ulysses": frozenset({ALL_REDUCE, ALL_TO_ALL})}
+"""What each exchange, and the sum of gradients beside it, may say; of others nothing is known."""
+
+
 def strategy(exchange: str = "ring") -> Strategy:
     """Return context parallelism over the model axis, with `exchange` ring or ulysses."""
-    # What an exchange of another name says is not known here.
-    said = {"ring": {PERMUTE}, "ulysses": {ALL_TO_ALL}}.get(exchange, set())
     return Strategy(
         name="context",
         compute={"sequence": "model"},
         attend=exchange,
-        must={"model": frozenset({ALL_REDUCE, *said})},
-        never={"model": KINDS - {ALL_REDUCE, *said} if said else frozenset()},
+        must={"model": SAID.get(exchange, frozenset({ALL_REDUCE}))},
+        never={"model": KINDS - SAID.get(exchange, KINDS)},
     )
