@@ -5,7 +5,8 @@ have with `_blocks.KEYS` keys. On the wire, a layer: with P the bytes of a devic
 and n devices, (n - 1) P forward and 2 (n - 1) P backward, in which keys and values go round again
 and their gradients, in at least float32, come home. All permutes; each is sent while the one before
 is computed with. Where XLA has forward and backward of a layer in one piece of program (unrolled,
-or computed again) both share the first hop: P less. Causal rings deal out positions in zigzag where the model asks where they stand.
+or computed again) both share the first hop: P less. Causal rings deal out positions in zigzag where
+the model asks where they stand.
 """
 
 from collections.abc import Iterator
