@@ -16,6 +16,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from jaxpar.exchanges._fit import exchange_of, refuse_unfit
+from jaxpar.exchanges._record import Exchange
 from jaxpar.mesh import MeshShape, axes_of, check_spec, entry_of, refuse_faults, shards
 from jaxpar.models._record import Model, role_of
 from jaxpar.refusal import LayoutError, unknown
@@ -107,6 +109,11 @@ class Layout:
     def parameter_device_bytes(self) -> int:
         """Bytes of parameters on each device."""
         return sum(a.device_bytes(self.mesh) for a in self.parameters.values())
+
+    @property
+    def exchange(self) -> Exchange | None:
+        """How attention sees a split sequence, or None where it sees it whole."""
+        return exchange_of(self.model, self.strategy, self.mesh)
 
     def place_of(self, dims: tuple[str, ...], *, between: bool = False) -> PartitionSpec:
         """How an activation with these dims lies: in use, or `between` the parts of a block.
@@ -200,14 +207,25 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
     batch = {}
     for name, field in model.batch.items():
         batch[name] = _by_role(model, strategy, mesh, field.dims)
-        fault = check_spec(field.shape, field.dims, batch[name], mesh)
+        apart = _by_role(model, strategy, mesh, field.dims, between=True)
+        # Whatever the residual is split by must divide the fields that it is made from.
+        fault = {
+            f: None
+            for spec in (batch[name], apart)
+            for f in check_spec(field.shape, field.dims, spec, mesh)
+        }
         faults.setdefault(f"batch {name}", []).extend(fault)
     _check_needs(model, strategy, groups)
     refuse_faults(faults)
     _check_roles(model, groups)
+    _check_between(model, strategy)
+    exchange = exchange_of(model, strategy, mesh)
+    if exchange is not None:
+        refuse_unfit(exchange, model, module)
     specs = [*batch.values(), *(a.moment for arrays in groups for a in arrays.values())]
     notes = _notes(strategy, mesh, groups[0], kept_whole, specs)
     notes += tuple(_stage_notes(model, strategy, mesh, groups[0]))
+    notes += () if exchange is None else exchange.notes
     return Layout(model, strategy, mesh, *groups, MappingProxyType(batch), notes, module)
 
 
@@ -268,6 +286,18 @@ def _check_needs(model: Model, strategy: Strategy, groups) -> None:
             f"model '{model.name}' has no dim in role '{missing[0]}', which strategy "
             f"'{strategy.name}' splits: choose a model with {missing[0]}, or another strategy"
         )
+
+
+def _check_between(model: Model, strategy: Strategy) -> None:
+    """Refuse to split between the parts of a block what the model has not got."""
+    there = {role_of(model, dim) for f in model.batch.values() for dim in f.dims}
+    for role in strategy.between:
+        if role not in there:
+            raise LayoutError(
+                f"model '{model.name}' has no dim in role '{role}' in its batch, which strategy "
+                f"'{strategy.name}' splits between the parts of a block: choose a strategy that "
+                "does not, such as tensor"
+            )
 
 
 def _by_role(

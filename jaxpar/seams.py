@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxpar.refusal import unknown
 
@@ -67,9 +68,7 @@ def check_remat(remat: str, names: tuple[str, ...]) -> str:
     return remat
 
 
-_place: ContextVar[Callable[[jax.Array, tuple[str, ...]], jax.Array] | None] = ContextVar(
-    "place", default=None
-)
+_place: ContextVar[Callable[..., jax.Array] | None] = ContextVar("place", default=None)
 
 
 def named(x: jax.Array, dims: tuple[str, ...]) -> jax.Array:
@@ -78,18 +77,51 @@ def named(x: jax.Array, dims: tuple[str, ...]) -> jax.Array:
     Says nothing about devices, and is `x` itself outside a step. A step pins what was named where
     its layout wants such dims, so that XLA need not guess.
     """
+    return _placed(x, dims, between=False)
+
+
+def entering(x: jax.Array, dims: tuple[str, ...]) -> jax.Array:
+    """`x`, made from the residual, as a part of a block reads it.
+
+    Where the residual lies in pieces this is their gather, and in backward the sum of what the
+    devices made of it, of which each keeps its piece. What was gathered is kept for backward.
+    """
+    x = _placed(_placed(x, dims, between=True), dims, between=False)
+    return x if _place.get() is None else checkpoint_name(x, ARRIVED)
+
+
+def leaving(x: jax.Array, dims: tuple[str, ...]) -> jax.Array:
+    """`x`, made by a part of a block, as the residual between the parts takes it up.
+
+    Where the residual lies in pieces each device keeps its piece of the sum of what all of them
+    made, and in backward the pieces are gathered for the part to read. Without the first of the two
+    pins XLA was seen to gather a table, or to move a product's other operand, instead.
+    """
+    return _placed(_placed(x, dims, between=False), dims, between=True)
+
+
+def _placed(x, dims, *, between):
     place = _place.get()
-    return x if place is None else place(x, dims)
+    return x if place is None else place(x, dims, between=between)
 
 
 @contextmanager
-def placing(place: Callable[[jax.Array, tuple[str, ...]], jax.Array]) -> Iterator[None]:
-    """While a loss is traced: what `named` does with an activation and its dims."""
+def placing(place: Callable[..., jax.Array]) -> Iterator[None]:
+    """While a loss is traced: what `named` does, as `place(x, dims, between=...)`."""
     token = _place.set(place)
     try:
         yield
     finally:
         _place.reset(token)
+
+
+def positions(attend: Callable[..., jax.Array], length: int) -> jax.Array | None:
+    """Where each row stands in its sequence under `attend`, (length,); None means in order.
+
+    A model that places its rows by this says "positions" among its seams.
+    """
+    order = getattr(attend, "positions", None)
+    return None if order is None else order(length)
 
 
 def in_order(

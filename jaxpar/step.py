@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec
 
 from jaxpar import seams
 from jaxpar.by_hand import differentiate_by_hand
+from jaxpar.exchanges._fit import dealt
 from jaxpar.layout import Layout, build, take_apart, values_of
 from jaxpar.models._record import Mean
 from jaxpar.pins import landing_as, lying_as, pinned
@@ -279,10 +280,18 @@ def plain_loss(layout, parameters, model_state, batch, key, *, train=True, chose
     return loss, metrics, new
 
 
-def _named_loss(layout, parameters, model_state, batch, key, **how):
-    """The model's own loss, with the activations that it names pinned as the layout wants them."""
-    with seams.placing(lambda x, dims: pinned(layout, x, layout.place_of(dims))):
-        return plain_loss(layout, parameters, model_state, batch, key, **how)
+def _named_loss(layout, parameters, model_state, batch, key, *, chosen=None, **how):
+    """The model's own loss, what it names pinned as the layout wants, its attention exchanged."""
+    exchange = layout.exchange
+    if exchange is not None:
+        chosen = {**(chosen or {}), "attend": exchange}
+        batch = dealt(exchange, layout.model, batch, layout.batch)
+
+    def place(x, dims, *, between):
+        return pinned(layout, x, layout.place_of(dims, between=between))
+
+    with seams.placing(place):
+        return plain_loss(layout, parameters, model_state, batch, key, chosen=chosen, **how)
 
 
 def _staged_loss(layout, parameters, batch, key, through, *, train=True):
@@ -328,7 +337,7 @@ def _placed_loss(layout, parameters, model_state, batch, key, *, train=True):
         chosen["through"] = partial(
             seams.in_order,
             place_weights=partial(_place_layer, layout) if gathers else None,
-            place_activation=lambda x, dims: pinned(layout, x, layout.place_of(dims)),
+            place_activation=lambda x, dims: pinned(layout, x, layout.place_of(dims, between=True)),
         )
     return _named_loss(layout, used, model_state, batch, key, train=train, chosen=chosen)
 

@@ -16,12 +16,12 @@ from jax import lax
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxpar.manual import control, custom, lookup, rules
+from jaxpar.manual import control, custom, lookup, rules, shards
 from jaxpar.manual.frame import Frame
 from jaxpar.manual.run import Collective, ManualError, Run
 from jaxpar.manual.value import Value, axes_of, local_shape, varying
 
-_RULES = {**rules.RULES, **lookup.RULES, **control.RULES, **custom.RULES}
+_RULES = {**rules.RULES, **lookup.RULES, **control.RULES, **custom.RULES, **shards.RULES}
 
 
 @dataclass(frozen=True)

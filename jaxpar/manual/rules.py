@@ -245,11 +245,12 @@ def pinned(frame, eqn, operands, live):
     sharding = eqn.params["sharding"]
     if not isinstance(sharding, NamedSharding):
         return operands
-    sizes = {axis: size for axis, size in sharding.mesh.shape.items() if size > 1}
-    if sizes != dict(frame.run.sizes):
-        return operands
     entries = [*sharding.spec, *[None] * (eqn.invars[0].aval.ndim - len(sharding.spec))]
-    return [frame.place(operands[0], tuple(axes_of(entry) for entry in entries))]
+    dims = tuple(axes_of(entry) for entry in entries)
+    known = frame.run.sizes.items() <= dict(sharding.mesh.shape).items()
+    if not known or not {axis for axes in dims for axis in axes} <= frame.run.sizes.keys():
+        return operands
+    return [frame.place(operands[0], dims)]
 
 
 RULES = {

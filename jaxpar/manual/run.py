@@ -73,11 +73,11 @@ class Run:
                 return line
         return ""
 
-    def note(self, kind: str, axes, reason: str, array) -> None:
-        """Write a collective down; `array` is what it leaves on each device."""
-        kept = jax.typeof(array)
-        size = int(kept.size) * kept.dtype.itemsize
-        self.log.append(Collective(kind, tuple(axes), self.primitive, reason, self.source, size))
+    def note(self, kind: str, axes, reason: str, array, times: int = 1) -> None:
+        """Write a collective down; `array` is what it leaves on each device, or its type."""
+        size = prod(array.shape) * array.dtype.itemsize
+        entry = Collective(kind, tuple(axes), self.primitive, reason, self.source, size, times)
+        self.log.append(entry)
 
     def refuse(self, why: str) -> ManualError:
         """Make the error for the equation being walked."""

@@ -111,8 +111,11 @@ def traffic_faults(layout: Layout, rows: tuple[TrafficRow, ...]) -> tuple[str, .
 
 def _uses(layout: Layout, axis: str, kind: str) -> bool:
     """Whether anything of this model lies over `axis`, so that its traffic can be expected."""
+    between = {axis for axes in layout.strategy.between.values() for axis in axes}
     specs = [a.stored for a in layout.parameters.values()]
-    if kind == "all-reduce":
+    if kind == "all-gather" and axis in between:
+        return True
+    if kind in ("all-reduce", "all-to-all", "collective-permute"):
         specs += list(layout.batch.values())
     if kind == "all-gather":
         specs = [a.moment for a in layout.parameters.values() if a.moment != a.computed]

@@ -85,7 +85,9 @@ class Model:
         loss: `loss(module, batch, *, key, **seams) -> (Mean, {name: Mean})`. `key` drives dropout.
         batch: field name -> `Field`; the sizes are those of the example, the batch dim may vary.
         roles: dim name -> role; a dim named after a role has it, others are `feature`.
-        seams: which of `through` and `attend` the loss accepts as keyword arguments.
+        seams: which of `through` and `attend` the loss accepts as keyword arguments, and
+            "positions" if it asks `seams.positions` where its rows stand, which may then be
+            dealt out in another order.
         compute_dtype: what weights are cast to for use, or None to use them as they are.
         data: catalogue name of the data the model is usually trained on.
         config: the frozen record of sizes that `build` closes over, or None.

@@ -26,6 +26,9 @@ ACTIVATIONS = {
 SAVED_NAMES = ("attended", "ffn_inner")
 """Values a remat policy can keep by name: attention's output, the feed-forward inner width."""
 
+RESIDUAL = ("batch", "sequence", "embed")
+"""The dims of what flows from block to block."""
+
 # Shape suffixes: B batch, S sequence, D embed, K key-value heads, G queries a key-value head,
 # C = G + 2 (the queries, the key, the value), H head_dim, F ffn, V vocab.
 
@@ -171,10 +174,12 @@ class Block(nnx.Module):
         """Run one block; `key` draws its dropout masks, None leaves dropout out."""
         keys = (None, None) if key is None else jax.random.split(key)
         x_BSD = self._attended(x_BSD, keys[0], attend)
-        return x_BSD + self._dropped(self._feed_forward(self.ffn_norm(x_BSD)), keys[1])
+        y_BSD = self._feed_forward(seams.entering(self.ffn_norm(x_BSD), RESIDUAL))
+        return x_BSD + self._dropped(seams.leaving(y_BSD, RESIDUAL), keys[1])
 
     def _attended(self, x_BSD, key, attend):
-        return x_BSD + self._dropped(self._attention(self.attention_norm(x_BSD), attend), key)
+        y_BSD = self._attention(seams.entering(self.attention_norm(x_BSD), RESIDUAL), attend)
+        return x_BSD + self._dropped(seams.leaving(y_BSD, RESIDUAL), key)
 
     def _attention(self, x_BSD, attend):
         qkv_BSKCH = jnp.einsum("bsd,dkch->bskch", x_BSD, self.qkv[...].astype(x_BSD.dtype))
@@ -182,7 +187,8 @@ class Block(nnx.Module):
             qkv_BSKCH = qkv_BSKCH + self.qkv_bias[...].astype(x_BSD.dtype)
         group = qkv_BSKCH.shape[3] - 2
         if self.config.positions == "rope":
-            turned = rotate(qkv_BSKCH[:, :, :, : group + 1], self.config.rope_base)
+            at_S = seams.positions(attend, x_BSD.shape[1])
+            turned = rotate(qkv_BSKCH[:, :, :, : group + 1], self.config.rope_base, at_S)
             q_BSKGH, k_BSKH = turned[:, :, :, :group], turned[:, :, :, group]
         else:
             q_BSKGH, k_BSKH = qkv_BSKCH[:, :, :, :group], qkv_BSKCH[:, :, :, group]
@@ -213,12 +219,16 @@ def dropped(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
 
 
-def rotate(x_BSKCH: jax.Array, base: float) -> jax.Array:
-    """Rotary positions (Su et al. 2021): turn halves of head_dim against each other by position."""
+def rotate(x_BSKCH: jax.Array, base: float, at_S: jax.Array | None = None) -> jax.Array:
+    """Rotary positions (Su et al. 2021): turn halves of head_dim against each other by position.
+
+    `at_S` says where the rows stand; None, in order.
+    """
     wide = jnp.promote_types(x_BSKCH.dtype, jnp.float32)
     half = x_BSKCH.shape[-1] // 2
     rate_H = base ** (-jnp.arange(half, dtype=wide) / half)
-    angle_SH = jnp.arange(x_BSKCH.shape[1], dtype=wide)[:, None] * rate_H
+    at_S = jnp.arange(x_BSKCH.shape[1]) if at_S is None else at_S
+    angle_SH = at_S.astype(wide)[:, None] * rate_H
     cos, sin = (f(angle_SH)[:, None, None, :].astype(x_BSKCH.dtype) for f in (jnp.cos, jnp.sin))
     a, b = x_BSKCH[..., :half], x_BSKCH[..., half:]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
@@ -250,17 +260,18 @@ class Decoder(nnx.Module):
 
     def __call__(self, tokens_BS, key=None, *, through=seams.in_order, attend=seams.attention):
         """Score the next token at every position; `key` draws the dropout masks."""
-        x_BSD, keys = self._embedded(tokens_BS, key)
-        dims = ("batch", "sequence", "embed")
-        return self._scored(self._through(x_BSD, keys, dims, through, attend))
+        x_BSD, keys = self._embedded(tokens_BS, key, attend)
+        return self._scored(self._through(x_BSD, keys, RESIDUAL, through, attend))
 
-    def _embedded(self, tokens_BS, key):
+    def _embedded(self, tokens_BS, key, attend):
         """The residual before the first block, and a key for each block's dropout or None."""
         c = self.config
         dtype = c.compute_dtype or self.embedding.dtype
-        x_BSD = self.embedding[...].astype(dtype)[tokens_BS]
+        x_BSD = seams.leaving(self.embedding[...].astype(dtype)[tokens_BS], RESIDUAL)
         if c.positions == "learned":
-            x_BSD = x_BSD + self.positions[...].astype(dtype)[: tokens_BS.shape[1]]
+            at_S = seams.positions(attend, tokens_BS.shape[1])
+            rows = slice(tokens_BS.shape[1]) if at_S is None else at_S
+            x_BSD = x_BSD + self.positions[...].astype(dtype)[rows]
         if key is None or c.dropout == 0:
             return x_BSD, None
         key, first = jax.random.split(key)
@@ -285,7 +296,7 @@ class Decoder(nnx.Module):
     def _scored(self, x_BSD):
         """Logits of the residual after the last block."""
         dtype = x_BSD.dtype
-        x_BSD = self.norm(x_BSD)
+        x_BSD = seams.entering(self.norm(x_BSD), RESIDUAL)
         head_DV = self.embedding[...].T if self.config.tied else self.head[...]
         return jnp.einsum(
             "bsd,dv->bsv",
@@ -321,7 +332,8 @@ def model(config: Transformer = Transformer(), *, name="transformer", **fields) 
             "kv_heads": "heads",
             "vocab": "vocabulary",
         },
-        seams=("through", "attend"),
+        # A mask is drawn row by row in the order that rows come in, which then has to stay.
+        seams=("through", "attend", *(("positions",) if config.dropout == 0 else ())),
         compute_dtype=config.compute_dtype,
         data="text",
         config=config,

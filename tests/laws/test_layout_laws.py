@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from small import MODES, STRATEGY_NAMES, mesh_for, pairs, suits
 
 from jaxpar.case import load_strategy
-from jaxpar.catalogue import DATA, HARDWARE, MODELS, STRATEGIES
+from jaxpar.catalogue import DATA, EXCHANGES, HARDWARE, MODELS, STRATEGIES
 from jaxpar.layout import UNNAMED, itemsize, lay_out
 from jaxpar.mesh import MeshShape, axes_of
 from jaxpar.refusal import LayoutError
@@ -245,6 +245,7 @@ ROOMS = (
     ("seams",),
     ("data", "models", "strategies", "hardware", "schedules"),
     ("stages",),
+    ("exchanges",),
     ("factors",),
     ("manual",),
     ("layout",),
@@ -328,8 +329,10 @@ def test_every_room_has_its_place_and_every_catalogue_is_a_room():
         if (p.suffix == ".py" or (p / "__init__.py").is_file()) and p.stem != "__init__"
     }
     assert there - set(LEVEL) == set()
-    rooms = {c.package.removeprefix("jaxpar.") for c in (MODELS, STRATEGIES, HARDWARE, DATA)}
-    assert rooms == {"models", "strategies", "hardware", "data"} <= there
+    rooms = {
+        c.package.removeprefix("jaxpar.") for c in (MODELS, STRATEGIES, HARDWARE, EXCHANGES, DATA)
+    }
+    assert rooms == {"models", "strategies", "hardware", "exchanges", "data"} <= there
 
 
 @pytest.mark.parametrize(("library", "owners"), OWNERS.items())

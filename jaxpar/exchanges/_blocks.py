@@ -1,0 +1,139 @@
+"""Softmax attention a block of keys at a time: its running state, its result and its gradients.
+
+Blockwise attention (Rabe and Staats 2021; Dao et al. 2022) in plain JAX, so that no more than
+`KEYS` scores a query are ever held. Shape suffixes: B rows, Q queries, S keys, K key-value heads,
+G queries a head, H head_dim. Queries come scaled; sums and statistics are at least float32.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+KEYS = 512
+"""Most keys taken at once. Fewer scores are held with fewer, and products get thinner."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Seen:
+    """Of each query, what the keys seen so far come to.
+
+    Attributes:
+        top: the largest score, (B, K, G, Q).
+        total: the sum of exp(score - top), likewise.
+        values: the sum of exp(score - top) times values, (B, K, G, Q, H).
+    """
+
+    top: Any
+    total: Any
+    values: Any
+
+
+def nothing_seen(q_BQKGH: jax.Array) -> Seen:
+    """The state before any key."""
+    values = jnp.zeros_like(jnp.moveaxis(q_BQKGH, 1, 3), dtype=wide(q_BQKGH))
+    total = values[..., 0]
+    return Seen(total + jnp.finfo(total.dtype).min, total, values)
+
+
+def see(seen: Seen, q_BQKGH, k_BSKH, v_BSKH, *, ahead=None) -> Seen:
+    """Go on to see more keys.
+
+    Args:
+        seen: the state so far.
+        q_BQKGH: the queries, scaled.
+        k_BSKH: the keys.
+        v_BSKH: their values.
+        ahead: by how many positions the first query stands behind the first key; a query then sees
+            the keys up to itself. None lets all see all.
+    """
+
+    def block(at, seen):
+        k, v = (_keys(x, at) for x in (k_BSKH, v_BSKH))
+        scores = _scores(q_BQKGH, k, None if ahead is None else ahead - at)
+        top = jnp.maximum(seen.top, jnp.max(scores, axis=-1))
+        faded, weights = jnp.exp(seen.top - top), jnp.exp(scores - top[..., None])
+        added = _product("bkgqs,bskh->bkgqh", weights.astype(v.dtype), v)
+        return Seen(
+            top,
+            seen.total * faded + jnp.sum(weights, axis=-1),
+            seen.values * faded[..., None] + added,
+        )
+
+    return _in_blocks(block, k_BSKH.shape[1], seen)
+
+
+def result(seen: Seen, dtype) -> tuple[jax.Array, jax.Array]:
+    """Attention's result, (B, Q, K, G, H), and each query's log of its summed exponentials."""
+    y_BKGQH = (seen.values / seen.total[..., None]).astype(dtype)
+    return jnp.moveaxis(y_BKGQH, 3, 1), seen.top + jnp.log(seen.total)
+
+
+def gradients(q_BQKGH, k_BSKH, v_BSKH, dy_BQKGH, log_BKGQ, inner_BKGQ, *, ahead=None):
+    """Gradients of the scaled queries, of keys and of values, each at least float32.
+
+    Args:
+        q_BQKGH: the queries, scaled.
+        k_BSKH: the keys.
+        v_BSKH: their values.
+        dy_BQKGH: the gradient of the result.
+        log_BKGQ: the second of what `result` returned, over all keys there are.
+        inner_BKGQ: the inner product of result and its gradient.
+        ahead: as in `see`.
+    """
+
+    def block(at, sums):
+        dq, dk, dv = sums
+        k, v = (_keys(x, at) for x in (k_BSKH, v_BSKH))
+        scores = _scores(q_BQKGH, k, None if ahead is None else ahead - at)
+        weights = jnp.exp(scores - log_BKGQ[..., None])
+        pull = _product("bqkgh,bskh->bkgqs", dy_BQKGH, v) - inner_BKGQ[..., None]
+        moved = (weights * pull).astype(k.dtype)
+        put = partial(lax.dynamic_update_slice_in_dim, start_index=at, axis=1)
+        weights = weights.astype(v.dtype)
+        return (
+            dq + _product("bkgqs,bskh->bqkgh", moved, k),
+            put(dk, _product("bkgqs,bqkgh->bskh", moved, q_BQKGH)),
+            put(dv, _product("bkgqs,bqkgh->bskh", weights, dy_BQKGH)),
+        )
+
+    zeros = tuple(jnp.zeros_like(x, dtype=wide(x)) for x in (q_BQKGH, k_BSKH, v_BSKH))
+    return _in_blocks(block, k_BSKH.shape[1], zeros)
+
+
+def wide(x: jax.Array):
+    """The dtype that sums of `x` are taken in."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def block_size(keys: int) -> int:
+    """The most keys, up to `KEYS`, that divide `keys`."""
+    return next(size for size in range(min(keys, KEYS), 0, -1) if keys % size == 0)
+
+
+def _in_blocks(block, keys: int, start):
+    size = block_size(keys)
+    if size == keys:
+        return block(0, start)
+    return lax.fori_loop(0, keys // size, lambda i, carry: block(i * size, carry), start)
+
+
+def _keys(x_BSKH, at):
+    return lax.dynamic_slice_in_dim(x_BSKH, at, block_size(x_BSKH.shape[1]), axis=1)
+
+
+def _scores(q_BQKGH, k_BSKH, ahead):
+    scores = _product("bqkgh,bskh->bkgqs", q_BQKGH, k_BSKH)
+    if ahead is None:
+        return scores
+    query = lax.broadcasted_iota(jnp.int32, scores.shape[-2:], 0)
+    key = lax.broadcasted_iota(jnp.int32, scores.shape[-2:], 1)
+    return jnp.where(query + ahead >= key, scores, jnp.finfo(scores.dtype).min)
+
+
+def _product(formula, a, b):
+    return jnp.einsum(formula, a, b, preferred_element_type=wide(a))

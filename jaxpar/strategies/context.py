@@ -1,0 +1,22 @@
+"""The sequence over devices, with weights whole: attention exchanges what other devices hold.
+
+Two exchanges: `ring` passes keys and values round (Liu et al. 2023), `ulysses` trades heads for
+positions (Jacobs et al. 2023); their files state what they say on the wire. Besides, over `model`,
+one all-reduce of every gradient, as data parallelism does over its axis.
+"""
+
+from jaxpar.strategies._record import ALL_REDUCE, ALL_TO_ALL, KINDS, PERMUTE, Strategy
+
+SAID = {"ring": frozenset({ALL_REDUCE, PERMUTE}), "ulysses": frozenset({ALL_REDUCE, ALL_TO_ALL})}
+"""What each exchange, and the sum of gradients beside it, may say; of others nothing is known."""
+
+
+def strategy(exchange: str = "ring") -> Strategy:
+    """Return context parallelism over the model axis, with `exchange` ring or ulysses."""
+    return Strategy(
+        name="context",
+        compute={"sequence": "model"},
+        attend=exchange,
+        must={"model": SAID.get(exchange, frozenset({ALL_REDUCE}))},
+        never={"model": KINDS - SAID.get(exchange, KINDS)},
+    )

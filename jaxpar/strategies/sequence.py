@@ -1,0 +1,24 @@
+"""Tensor parallelism with the residual between the parts of a block split along the sequence.
+
+Korthikanti et al. 2022. Norms, dropout and additions work on a piece of the sequence, and what is
+kept of them for backward is a piece. On the wire each all-reduce of tensor parallelism becomes a
+reduce-scatter and an all-gather, each counted with as many bytes, and they move together what it
+moved alone (XLA for CPUs spells the former all-reduce and slice). The norms' scales, whole
+everywhere, gain an all-reduce of their gradients: a vector of the width each.
+"""
+
+from dataclasses import replace
+
+from jaxpar.strategies import tensor
+from jaxpar.strategies._record import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, PERMUTE, Strategy
+
+
+def strategy() -> Strategy:
+    """Return tensor parallelism over the model axis with a split residual."""
+    return replace(
+        tensor.strategy(),
+        name="sequence",
+        between={"sequence": "model"},
+        must={"model": frozenset({ALL_GATHER, ALL_REDUCE})},
+        never={"model": frozenset({ALL_TO_ALL, PERMUTE})},
+    )
