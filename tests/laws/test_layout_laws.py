@@ -246,7 +246,7 @@ ROOMS = (
     ("factors",),
     ("manual",),
     ("layout",),
-    ("by_hand",),
+    ("by_hand", "averaging"),
     ("step",),
     ("program",),
     ("hlo",),

@@ -1,0 +1,207 @@
+"""Copies of a network that train apart along a mesh axis, and the average that they go on from.
+
+One copy's step is the plain step of the layout without that axis, on one share of the rows. It is
+mapped over the copies, and every pin inside gets their axis in front, so XLA has nothing to move
+between them. What moves is in `average` alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxpar.layout import Layout
+from jaxpar.mesh import axes_of, entry_of
+from jaxpar.strategies._record import APART, Averaging
+
+Step = TypeVar("Step")
+"""`jaxpar.step.Step`: that room stands below this one, which only replaces parts of its record."""
+
+ByPath = dict[str, Any]
+
+
+def averaged(layout: Layout, make: Callable[[Layout], Step]) -> Step:
+    """The step of a layout whose strategy averages, from that of one copy.
+
+    Args:
+        layout: of the whole batch, its strategy's `averaging` set.
+        make: the plain step of a layout, whatever its strategy says of averaging.
+
+    Returns:
+        A step whose parameters, model state, optimizer state, key, gradients and metrics have the
+        copies as their leading dim, which lies over the axis `APART`; its `average` brings them
+        together, and its `evaluate` is that of their average on the whole batch.
+    """
+    copy, whole = make(one_copy(layout)), make(layout)
+    functions = {**_apart(layout, copy), **_together(layout, whole)}
+    specs = copy.state_specs
+    names = ("parameters", "model_state", "optimizer", "key")
+    plain = layout.strategy.averaging.plain
+    return replace(
+        whole,
+        **functions,
+        state=jax.eval_shape(functions["init"], jax.eval_shape(lambda: jax.random.key(0))),
+        state_specs=replace(
+            specs,
+            **{name: _over_copies(getattr(specs, name)) for name in names},
+            outer={} if plain else {what: specs.parameters for what in ("anchor", "momentum")},
+        ),
+        gradient_specs=_over_copies(copy.gradient_specs),
+    )
+
+
+def one_copy(layout: Layout) -> Layout:
+    """The layout of one copy and its share of the rows: the same mesh, its axis `APART` unused."""
+    strategy = layout.strategy
+    compute, between = (
+        {role: _without(axes) for role, axes in table.items()}
+        for table in (strategy.compute, strategy.between)
+    )
+    rows = layout.model.batch_size // layout.mesh.size(APART)
+    return replace(
+        layout,
+        model=layout.model.with_batch_size(rows),
+        strategy=replace(strategy, averaging=None, compute=compute, between=between),
+        batch={
+            name: PartitionSpec(*(entry_of(_without(axes_of(entry))) for entry in spec))
+            for name, spec in layout.batch.items()
+        },
+    )
+
+
+def _without(axes: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(axis for axis in axes if axis != APART)
+
+
+def _over_copies(specs: Any) -> Any:
+    return jax.tree.map(
+        lambda spec: PartitionSpec(APART, *spec),
+        specs,
+        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
+    )
+
+
+def _apart(layout: Layout, copy: Step) -> dict[str, Callable]:
+    """What every copy does by itself: the functions of `copy`, mapped over copies."""
+    places, averaging = layout.mesh.size(APART), layout.strategy.averaging
+    shared_rows = one_copy(layout).batch
+    # The count of updates is one for all.
+    lead = replace(copy.state, step=None, parameters=0, model_state=0, optimizer=0, key=0)
+
+    def each(function, takes, gives):
+        return jax.vmap(function, takes, gives, axis_size=places, spmd_axis_name=APART)
+
+    def shares(batch):
+        return {
+            name: _pinned(
+                layout,
+                rows.reshape(places, -1, *rows.shape[1:]),
+                PartitionSpec(APART, *shared_rows[name]),
+            )
+            for name, rows in batch.items()
+        }
+
+    def init(key):
+        first = copy.init(key)
+        copies = jax.tree.map(
+            lambda x: jnp.broadcast_to(x, (places, *x.shape)),
+            (first.parameters, first.model_state, first.optimizer),
+        )
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(first.key, jnp.arange(places))
+        outer = {} if averaging.plain else _at_rest(first.parameters)
+        return type(first)(first.step, *copies, keys, outer)
+
+    def update(state, batch):
+        alone = replace(state, outer={})
+        new, metrics = each(copy.update, (lead, 0), (lead, 0))(alone, shares(batch))
+        return replace(new, outer=state.outer), metrics
+
+    def gradients(state, batch):
+        return each(copy.gradients, (lead, 0), 0)(replace(state, outer={}), shares(batch))
+
+    def apply(state, gradients, model_state):
+        alone = replace(state, outer={})
+        new = each(copy.apply, (lead, 0, 0), lead)(alone, gradients, model_state)
+        return replace(new, outer=state.outer)
+
+    return {"init": init, "update": update, "gradients": gradients, "apply": apply}
+
+
+def _together(layout: Layout, whole: Step) -> dict[str, Callable]:
+    """What is done with all copies at once: averaging, and evaluating their average."""
+    places, averaging = layout.mesh.size(APART), layout.strategy.averaging
+    stored = {path: a.stored for path, a in (*layout.parameters.items(), *layout.state.items())}
+
+    def mean(values: ByPath) -> ByPath:
+        return {p: _pinned(layout, jnp.mean(v, axis=0), stored[p]) for p, v in values.items()}
+
+    def spread(values: ByPath) -> ByPath:
+        return {
+            path: _pinned(
+                layout,
+                jnp.broadcast_to(value, (places, *value.shape)),
+                PartitionSpec(APART, *stored[path]),
+            )
+            for path, value in values.items()
+        }
+
+    def average(state):
+        parameters, outer = mean(state.parameters), state.outer
+        if not averaging.plain:
+            parameters, outer = outer_step(averaging, outer, parameters)
+        return replace(
+            state,
+            parameters=spread(parameters),
+            model_state=state.model_state | spread(mean(_statistics(state.model_state))),
+            outer=outer,
+        )
+
+    def evaluate(state, batch):
+        first = {path: value[0] for path, value in state.model_state.items()}
+        met = replace(
+            state,
+            parameters=mean(state.parameters),
+            model_state=first | mean(_statistics(state.model_state)),
+        )
+        return whole.evaluate(met, batch)
+
+    return {"average": average, "evaluate": evaluate}
+
+
+def outer_step(averaging: Averaging, outer: ByPath, means: ByPath) -> tuple[ByPath, ByPath]:
+    """One step of SGD with Nesterov momentum from the anchor, the way to `means` its descent.
+
+    Args:
+        averaging: its rate and momentum.
+        outer: `anchor`, the parameters where copies last met, and `momentum`; each path -> array.
+        means: the copies' mean parameters, path -> array.
+
+    Returns:
+        The parameters that every copy goes on from, and the new `outer`.
+    """
+    momentum = {
+        path: averaging.outer_momentum * outer["momentum"][path] + outer["anchor"][path] - mean
+        for path, mean in means.items()
+    }
+    met = {}
+    for path, mean in means.items():
+        anchor = outer["anchor"][path]
+        ahead = averaging.outer_momentum * momentum[path] + anchor - mean
+        met[path] = anchor - averaging.outer_rate * ahead
+    return met, {"anchor": met, "momentum": momentum}
+
+
+def _at_rest(parameters: ByPath) -> ByPath:
+    return {"anchor": parameters, "momentum": jax.tree.map(jnp.zeros_like, parameters)}
+
+
+def _statistics(model_state: ByPath) -> ByPath:
+    """The state that has a mean; counts and random keys stay each copy's own."""
+    return {p: v for p, v in model_state.items() if jnp.issubdtype(v.dtype, jnp.floating)}
+
+
+def _pinned(layout: Layout, x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh.abstract, spec))
