@@ -85,24 +85,34 @@ def _over_copies(specs: Any) -> Any:
 
 
 def _apart(layout: Layout, copy: Step) -> dict[str, Callable]:
-    """What every copy does by itself: the functions of `copy`, mapped over copies."""
+    """What every copy does by itself: the functions of `copy`, done where each copy lies."""
     places, averaging = layout.mesh.size(APART), layout.strategy.averaging
-    shared_rows = one_copy(layout).batch
-    # The count of updates is one for all.
-    lead = replace(copy.state, step=None, parameters=0, model_state=0, optimizer=0, key=0)
 
-    def each(function, takes, gives):
-        return jax.vmap(function, takes, gives, axis_size=places, spmd_axis_name=APART)
+    def each(function):
+        """`function(batch, *trees)` of one copy, for all: rows are shared out, trees stacked."""
 
-    def shares(batch):
-        return {
-            name: _pinned(
-                layout,
-                rows.reshape(places, -1, *rows.shape[1:]),
-                PartitionSpec(APART, *shared_rows[name]),
-            )
-            for name, rows in batch.items()
-        }
+        def here(batch, *stacked):
+            own = jax.tree.map(lambda x: x[0], stacked)
+            return jax.tree.map(lambda x: x[None], function(batch, *own))
+
+        # Unchecked: a copy's step knows nothing of the axis along which it is repeated, and says
+        # nothing over it.
+        lead = PartitionSpec(APART)
+        return jax.shard_map(
+            here,
+            mesh=layout.mesh.abstract,
+            axis_names={APART},
+            in_specs=lead,
+            out_specs=lead,
+            check_vma=False,
+        )
+
+    def entering(state):
+        return replace(state, step=jnp.broadcast_to(state.step, (places,)), outer={})
+
+    def left(state, new):
+        # All copies have done as many updates, so none is asked.
+        return replace(new, step=state.step + 1, outer=state.outer)
 
     def init(key):
         first = copy.init(key)
@@ -115,17 +125,15 @@ def _apart(layout: Layout, copy: Step) -> dict[str, Callable]:
         return type(first)(first.step, *copies, keys, outer)
 
     def update(state, batch):
-        alone = replace(state, outer={})
-        new, metrics = each(copy.update, (lead, 0), (lead, 0))(alone, shares(batch))
-        return replace(new, outer=state.outer), metrics
+        new, metrics = each(lambda rows, own: copy.update(own, rows))(batch, entering(state))
+        return left(state, new), metrics
 
     def gradients(state, batch):
-        return each(copy.gradients, (lead, 0), 0)(replace(state, outer={}), shares(batch))
+        return each(lambda rows, own: copy.gradients(own, rows))(batch, entering(state))
 
     def apply(state, gradients, model_state):
-        alone = replace(state, outer={})
-        new = each(copy.apply, (lead, 0, 0), lead)(alone, gradients, model_state)
-        return replace(new, outer=state.outer)
+        new = each(lambda _, *own: copy.apply(*own))({}, entering(state), gradients, model_state)
+        return left(state, new)
 
     return {"init": init, "update": update, "gradients": gradients, "apply": apply}
 

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from jaxpar.layout import Layout
 from jaxpar.manual import trace
-from jaxpar.mesh import axes_of, sizes_of
+from jaxpar.mesh import axes_of, free_axes, sizes_of
 
 
 def differentiate_by_hand(layout: Layout, loss_of: Callable) -> Callable:
@@ -53,9 +53,11 @@ def differentiate_by_hand(layout: Layout, loss_of: Callable) -> Callable:
             totals, (metrics, new) = jax.grad(total, has_aux=True)(_parted(layout, parameters))
             return _scattered(layout, totals), new, metrics
 
+        mesh = layout.mesh.abstract
         return jax.shard_map(
             on_shards,
-            mesh=layout.mesh.abstract,
+            mesh=mesh,
+            axis_names=free_axes(mesh),
             in_specs=(stored, state, batches, whole),
             out_specs=(gradients, state, whole),
         )(*arguments)
