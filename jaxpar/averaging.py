@@ -1,15 +1,16 @@
 """Copies of a network that train apart along a mesh axis, and the average that they go on from.
 
-One copy's step is the plain step of the layout without that axis, on one share of the rows. It is
-mapped over the copies, and every pin inside gets their axis in front, so XLA has nothing to move
-between them. What moves is in `average` alone.
+One copy's step is the plain step of the layout without that axis, on one share of the rows, and it
+is done for every copy where that copy lies. What moves between them is in `average` alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -88,24 +89,7 @@ def _apart(layout: Layout, copy: Step) -> dict[str, Callable]:
     """What every copy does by itself: the functions of `copy`, done where each copy lies."""
     places, averaging = layout.mesh.size(APART), layout.strategy.averaging
 
-    def each(function):
-        """`function(batch, *trees)` of one copy, for all: rows are shared out, trees stacked."""
-
-        def here(batch, *stacked):
-            own = jax.tree.map(lambda x: x[0], stacked)
-            return jax.tree.map(lambda x: x[None], function(batch, *own))
-
-        # Unchecked: a copy's step knows nothing of the axis along which it is repeated, and says
-        # nothing over it.
-        lead = PartitionSpec(APART)
-        return jax.shard_map(
-            here,
-            mesh=layout.mesh.abstract,
-            axis_names={APART},
-            in_specs=lead,
-            out_specs=lead,
-            check_vma=False,
-        )
+    each = partial(_for_each, layout) if _scatters(copy) else partial(_at_each, layout)
 
     def entering(state):
         return replace(state, step=jnp.broadcast_to(state.step, (places,)), outer={})
@@ -136,6 +120,63 @@ def _apart(layout: Layout, copy: Step) -> dict[str, Callable]:
         return left(state, new)
 
     return {"init": init, "update": update, "gradients": gradients, "apply": apply}
+
+
+def _at_each(layout: Layout, function: Callable) -> Callable:
+    """`function(batch, *trees)` of one copy, for all: rows are shared out, trees stacked.
+
+    Under a shard_map over the copies' axis alone, so that nothing can be said over it.
+    """
+
+    def here(batch, *stacked):
+        own = jax.tree.map(lambda x: x[0], stacked)
+        return jax.tree.map(lambda x: x[None], function(batch, *own))
+
+    lead = PartitionSpec(APART)
+    return jax.shard_map(
+        here,
+        mesh=layout.mesh.abstract,
+        axis_names={APART},
+        in_specs=lead,
+        out_specs=lead,
+        check_vma=False,  # a copy's step knows nothing of the axis along which it is repeated
+    )
+
+
+def _for_each(layout: Layout, function: Callable) -> Callable:
+    """As `_at_each`, by vmap: every pin inside gets the copies' axis in front."""
+    places, rows = layout.mesh.size(APART), one_copy(layout).batch
+
+    def mapped(batch, *stacked):
+        shared = {
+            name: _pinned(
+                layout, x.reshape(places, -1, *x.shape[1:]), PartitionSpec(APART, *rows[name])
+            )
+            for name, x in batch.items()
+        }
+        return jax.vmap(function, spmd_axis_name=APART, axis_size=places)(shared, *stacked)
+
+    return mapped
+
+
+def _scatters(copy: Step) -> bool:
+    """Whether one copy's gradient adds by index, as an embedding's does, and convolves nothing.
+
+    Under a shard_map over some axes XLA gathers the rows of such a sum over the other axes, where
+    it would else add each device's own and all-reduce the table. Mapped convolutions become one
+    with groups, for which it gathers the copies (openxla/xla#47945). Both with jaxlib 0.10.2.
+    """
+    if copy.mode != "auto":
+        return False
+    found = set(_primitives(jax.make_jaxpr(copy.gradients)(copy.state, copy.batch).jaxpr))
+    return "scatter-add" in found and "conv_general_dilated" not in found
+
+
+def _primitives(jaxpr) -> Iterator[str]:
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from _primitives(inner)
 
 
 def _together(layout: Layout, whole: Step) -> dict[str, Callable]:

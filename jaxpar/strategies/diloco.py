@@ -13,8 +13,6 @@ from jaxpar.strategies import local_sgd
 from jaxpar.strategies._record import Strategy
 
 
-def strategy(
-    every: int = 50, outer_rate: float = 0.7, outer_momentum: float = 0.9
-) -> Strategy:
+def strategy(every: int = 50, outer_rate: float = 0.7, outer_momentum: float = 0.9) -> Strategy:
     """Return parameter averaging with an outer Nesterov step over the replica axis."""
     return replace(local_sgd.strategy(every, outer_rate, outer_momentum), name="diloco")

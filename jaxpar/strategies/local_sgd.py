@@ -13,9 +13,7 @@ in which they are kept, an averaging.
 from jaxpar.strategies._record import ALL_REDUCE, APART, KINDS, Averaging, Strategy
 
 
-def strategy(
-    every: int = 8, outer_rate: float = 1.0, outer_momentum: float = 0.0
-) -> Strategy:
+def strategy(every: int = 8, outer_rate: float = 1.0, outer_momentum: float = 0.0) -> Strategy:
     """Return parameter averaging over the replica axis.
 
     Args:
