@@ -105,7 +105,10 @@ def _apart(layout: Layout, copy: Step) -> dict[str, Callable]:
             (first.parameters, first.model_state, first.optimizer),
         )
         keys = jax.vmap(jax.random.fold_in, (None, 0))(first.key, jnp.arange(places))
-        outer = {} if averaging.plain else _at_rest(first.parameters)
+        outer = {}
+        if not averaging.plain:
+            # Drawn once more: with two uses XLA was seen to round a draw otherwise than with one.
+            outer = _at_rest(copy.init(jax.lax.optimization_barrier(key)).parameters)
         return type(first)(first.step, *copies, keys, outer)
 
     def update(state, batch):

@@ -93,7 +93,7 @@ class MeshShape:
 def abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:
     """JAX's own device-free mesh of these sizes.
 
-    Inside a shard_map over some axes of a mesh of these sizes it is that mesh, which remembers them.
+    Inside a shard_map over some axes of such a mesh it is that mesh, which knows which they are.
     """
     around = jax.sharding.get_abstract_mesh()
     if around.manual_axes and dict(around.shape) == dict(sizes):
