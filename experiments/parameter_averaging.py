@@ -1,6 +1,6 @@
 """How seldom may copies that train apart be averaged, and what does that save on the wire?
 
-Command: python -m experiments run parameter_averaging (about a minute and a half on two cores).
+Command: python -m experiments run parameter_averaging (under a minute on two cores).
 Expectation: four copies, averaged every H updates, put 1/H of the parameters' bytes on the wire a
 step, where synchronous data parallelism puts all of the gradients' and four scalars. Averaged
 often they classify the digits as well; the longer apart, the less their average need be worth, and
