@@ -125,13 +125,7 @@ def test_what_is_tested_is_the_average_of_the_copies():
     plain = compiled("convnet", "single", "data=1")
     batch = probe_batch(program.step.layout.model, 0)
     state, _ = program.update(program.init(0), program.place(batch))
-    first, second = (
-        np.asarray(state.parameters["stages/0/conv/kernel"][i])
-        if "stages/0/conv/kernel" in state.parameters
-        else np.asarray(next(iter(state.parameters.values()))[i])
-        for i in (0, 1)
-    )
-    assert not np.array_equal(first, second)
+    assert any(not np.array_equal(v[0], v[1]) for v in state.parameters.values())
     mean = {
         name: {p: np.mean(np.asarray(v), axis=0) for p, v in getattr(state, name).items()}
         for name in ("parameters", "model_state")
@@ -145,7 +139,6 @@ def test_what_is_tested_is_the_average_of_the_copies():
 @pytest.mark.parametrize(
     ("model", "strategy"),
     [
-        ("transformer", "local_sgd+hybrid"),
         ("transformer", "diloco+zero1"),
         ("convnet", "local_sgd+fsdp+tensor"),
     ],
@@ -231,7 +224,7 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("strategy", "mistake"), MISTAKES, ids=lambda x: str(x).split()[0])
+@pytest.mark.parametrize(("strategy", "mistake"), MISTAKES, ids=lambda x: getattr(x, "__name__", x))
 def test_a_wrong_averaging_is_caught(strategy, mistake):
     """Gradient and update are right, and the state after several meetings is not."""
     layout = small_layout("mlp", strategy, "replica=4")
