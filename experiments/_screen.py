@@ -22,6 +22,7 @@ from jaxpar.mesh import axes_of
 from jaxpar.train import Outcome
 
 PICTURE_COLUMNS = 108
+_MEETING = "averaging (not every step)"
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 
 
@@ -80,22 +81,29 @@ class Screen:
             self.say(f"note: {note}", style="yellow")
 
     def traffic(self, inspection: Inspection) -> None:
-        """Show the collectives of one step."""
+        """Show the collectives of one step, and of one averaging where there is such a thing."""
         rows = [
             [
                 row.kind,
                 " x ".join(row.axes),
                 f"{row.count:,}",
                 _bytes(row.bytes),
-                _short(row.sources[0]) if row.sources else "",
+                source or (_short(row.sources[0]) if row.sources else ""),
             ]
-            for row in inspection.collectives
+            for group, source in ((inspection.collectives, ""), (inspection.averaging, _MEETING))
+            for row in group
         ]
         head = ["collective", "over axes", "times a step", "bytes a step", "from"]
         if rows:
             self.console.print(_table(head, rows))
         else:
             self.say("nothing is said on the wire")
+        if inspection.averaging:
+            every = inspection.layout.strategy.averaging.every
+            when = f"every {every} updates" if every else "at the end of training"
+            self.say(
+                f"copies are averaged {when}: {_bytes(inspection.bytes_per_step)} a step in all"
+            )
         for fault in inspection.faults:
             self.say(f"broken promise: {fault}", style="red")
 
@@ -131,6 +139,8 @@ class Screen:
                 f"relative error {worst.error:.1e} (bound {worst.bound:.0e}, {verdict.dtype})",
                 style="green",
             )
+            if verdict.algorithm.startswith("parameter"):
+                self.say(f"one device did {verdict.algorithm}", style="green")
             return
         self.say(
             f"not the same as one device: {worst.name} of {worst.worst} is off by "

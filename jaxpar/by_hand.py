@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from jaxpar.layout import Array, Layout
 from jaxpar.manual import trace
-from jaxpar.mesh import axes_of, sizes_of
+from jaxpar.mesh import axes_of, free_axes, sizes_of
 
 
 def differentiate_by_hand(layout: Layout, loss_of: Callable, factor: float = 1.0) -> Callable:
@@ -55,9 +55,11 @@ def differentiate_by_hand(layout: Layout, loss_of: Callable, factor: float = 1.0
             totals, (metrics, new) = jax.grad(total, has_aux=True)(_parted(shares, parameters))
             return _summed(shares, totals), new, metrics
 
+        mesh = layout.mesh.abstract
         return jax.shard_map(
             on_shards,
-            mesh=layout.mesh.abstract,
+            mesh=mesh,
+            axis_names=free_axes(mesh),
             in_specs=(stored, state, batches, whole),
             out_specs=(
                 {path: getattr(a, lands) for path, a in layout.parameters.items()},

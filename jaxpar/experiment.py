@@ -111,13 +111,21 @@ def _held(resolved: Resolved, program: Program) -> dict[str, Any]:
 MEASURES = {"train": _trained, "inspect": _inspected, "verify": _verified, "held": _held}
 
 
-def said(row: Row, kind: str | None = None, axis: str | None = None) -> int:
-    """Bytes that one step of an inspected row puts into collectives of `kind` over `axis`."""
-    return sum(
-        c["bytes"]
-        for c in row["inspect"]["collectives"]
-        if kind in (None, c["kind"]) and (axis is None or axis in c["axes"])
-    )
+def said(row: Row, kind: str | None = None, axis: str | None = None) -> float:
+    """Bytes that one step of an inspected row puts into collectives of `kind` over `axis`.
+
+    Those of an averaging are shared among the updates that it comes after.
+    """
+
+    def of(collectives) -> int:
+        return sum(
+            c["bytes"]
+            for c in collectives
+            if kind in (None, c["kind"]) and (axis is None or axis in c["axes"])
+        )
+
+    every, update = row["inspect"]["averaging_every"], of(row["inspect"]["collectives"])
+    return update + of(row["inspect"]["averaging_collectives"]) / every if every else update
 
 
 def same_losses(rows: Rows) -> bool:

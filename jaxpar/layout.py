@@ -23,7 +23,7 @@ from jaxpar.models._record import Model, role_of
 from jaxpar.refusal import LayoutError, unknown
 from jaxpar.stages import AXIS as STAGES
 from jaxpar.stages import check_stages, is_padded, layer_order, runs_in_stages
-from jaxpar.strategies._record import CUTS, Strategy
+from jaxpar.strategies._record import APART, CUTS, Strategy
 
 UNNAMED = "unnamed"
 """The name of a dim about which nothing is known; it is never split by role."""
@@ -171,8 +171,9 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
 
     Raises:
         LayoutError: naming every dim that does not divide, with both sizes and the nearest that
-            work.
+            work; or a strategy that trains replicas apart on a mesh that holds one.
     """
+    _check_replicas(strategy, mesh)
     module = take_apart(nnx.eval_shape(lambda: build(model, 0)))
     check_stages(model, strategy, mesh, _layer_counts(model, module))
     faults: dict[str, list[str]] = {}
@@ -267,6 +268,15 @@ def itemsize(dtype: Any) -> int:
     if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
         return 8
     return np.dtype(dtype).itemsize
+
+
+def _check_replicas(strategy: Strategy, mesh: MeshShape) -> None:
+    """Refuse to average over one replica: it would be another strategy by a wrong name."""
+    if strategy.averaging and mesh.size(APART) == 1:
+        raise LayoutError(
+            f"strategy '{strategy.name}' trains a copy at each place along mesh axis '{APART}', "
+            f"and mesh {mesh} has one place: use {APART}=2 or more"
+        )
 
 
 def _check_roles(model: Model, groups) -> None:

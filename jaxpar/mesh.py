@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
+import jax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from jaxpar.refusal import LayoutError, RequestError, sizes_that_work, unknown
@@ -75,10 +76,8 @@ class MeshShape:
 
     @property
     def abstract(self) -> AbstractMesh:
-        """The same shape as JAX's own device-free mesh."""
-        sizes = tuple(size for _, size in self.sizes)
-        # JAX 0.12 would make the axes Explicit.
-        return AbstractMesh(sizes, self.axes, axis_types=(AxisType.Auto,) * len(sizes))
+        """The same shape as JAX's own device-free mesh; see `abstract_mesh`."""
+        return abstract_mesh(dict(self.sizes))
 
     def size(self, axis: str) -> int:
         """How many devices lie along `axis`; 1 for an axis that was left out."""
@@ -89,6 +88,25 @@ class MeshShape:
 
     def __repr__(self) -> str:
         return f"MeshShape({', '.join(f'{axis}={size}' for axis, size in self.sizes)})"
+
+
+def abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:
+    """JAX's own device-free mesh of these sizes.
+
+    Inside a shard_map over some axes of such a mesh it is that mesh, which knows which they are.
+    """
+    around = jax.sharding.get_abstract_mesh()
+    if around.manual_axes and dict(around.shape) == dict(sizes):
+        return around
+    # JAX 0.12 would make the axes Explicit.
+    return AbstractMesh(
+        tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes)
+    )
+
+
+def free_axes(mesh: AbstractMesh) -> frozenset[str]:
+    """The axes of `mesh` that no shard_map around has taken."""
+    return frozenset(mesh.axis_names) - frozenset(mesh.manual_axes)
 
 
 def axes_of(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -55,10 +55,23 @@ class Program:
             out_shardings=(self.state_shardings, None),
             donate_argnums=0,
         )
-        lowered = update.lower(self.step.state, self.step.batch)
-        quick = QUICK if self.hardware.kind == "fake" and not self.for_speed else {}
-        with _kept_unless(self.hardware.kind == "described"):
-            return lowered.compile({**self.hardware.compiler_options, **quick} or None)
+        return self._compiled(update.lower(self.step.state, self.step.batch))
+
+    @cached_property
+    def average(self) -> Any:
+        """The compiled averaging of copies that train apart: State -> State, the given one used up.
+
+        None where none do.
+        """
+        if self.step.average is None:
+            return None
+        average = jax.jit(
+            self.step.average,
+            in_shardings=(self.state_shardings,),
+            out_shardings=self.state_shardings,
+            donate_argnums=0,
+        )
+        return self._compiled(average.lower(self.step.state))
 
     @cached_property
     def text(self) -> str:
@@ -143,6 +156,12 @@ class Program:
             )
             for name, sharding in self.batch_shardings.items()
         }
+
+    def _compiled(self, lowered) -> Any:
+        """Compile what training runs."""
+        quick = QUICK if self.hardware.kind == "fake" and not self.for_speed else {}
+        with _kept_unless(self.hardware.kind == "described"):
+            return lowered.compile({**self.hardware.compiler_options, **quick} or None)
 
     def _quickly(self, function, *arguments) -> Any:
         """Compile what runs only a few times."""

@@ -5,7 +5,7 @@ writes them out under shard_map. Both compute the same numbers from the same mod
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from jaxpar import seams
+from jaxpar.averaging import averaged
 from jaxpar.by_hand import differentiate_by_hand
 from jaxpar.exchanges._fit import dealt
 from jaxpar.layout import Layout, build, take_apart, values_of
@@ -40,6 +41,7 @@ class State:
         model_state: path -> array, changed by the forward pass (BatchNorm statistics).
         optimizer: optax's own state, moments and counts.
         key: the random key that every step's dropout key is folded from.
+        outer: where copies that train apart last met and their momentum; else empty.
     """
 
     step: Any
@@ -47,6 +49,7 @@ class State:
     model_state: dict[str, Any]
     optimizer: Any
     key: Any
+    outer: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,9 @@ class Step:
     Attributes:
         layout, optimizer, mode, microbatches: what it was made from.
         init: key -> State.
-        update: (State, batch) -> (State, metrics), metrics being scalars by name; `skipped` counts
-            the updates so far that an `optax.apply_if_finite` left out.
+        update: (State, batch) -> (State, metrics), metrics being scalars by name, or one a copy
+            where copies train apart; `skipped` counts the updates so far that an
+            `optax.apply_if_finite` left out.
         gradients: (State, batch) -> (gradients by path, new model_state, metrics).
         apply: (State, gradients, model_state) -> State.
         evaluate: (State, batch) -> {name: Mean} without dropout or running statistics' change.
@@ -65,6 +69,7 @@ class Step:
         state_specs: State of PartitionSpec, how each array lies between steps.
         gradient_specs: path -> PartitionSpec, how summed gradients lie.
         batch: field name -> jax.ShapeDtypeStruct.
+        average: State -> State, bringing together copies that train apart; else None.
     """
 
     layout: Layout
@@ -80,6 +85,7 @@ class Step:
     state_specs: State
     gradient_specs: dict[str, PartitionSpec]
     batch: dict[str, jax.ShapeDtypeStruct]
+    average: Callable | None = None
 
 
 def make_step(
@@ -108,8 +114,19 @@ def make_step(
     if mode not in MODES:
         raise unknown("mode", mode, MODES)
     optimizer = optax.adamw(1e-3) if optimizer is None else optimizer
+    make = partial(
+        _make_plain,
+        optimizer=optimizer,
+        mode=mode,
+        microbatches=microbatches,
+        factor=check_scale(loss_scale),
+    )
+    return averaged(layout, make) if layout.strategy.averaging else make(layout)
+
+
+def _make_plain(layout: Layout, *, optimizer, mode, microbatches, factor) -> Step:
+    """The step of one network, whatever the strategy says of averaging."""
     _check_microbatches(layout, microbatches)
-    factor = check_scale(loss_scale)
     batch = {name: jax.ShapeDtypeStruct(f.shape, f.dtype) for name, f in layout.model.batch.items()}
 
     def init(key) -> State:

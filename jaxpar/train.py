@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from jaxpar.data._record import Dataset
@@ -184,6 +185,8 @@ def train(
         for step in range(done, training.steps):
             rows = data.batch(step, size=size, seed=training.seed, rows=program.local_rows)
             state, metrics = program.update(state, program.place(rows))
+            if _meets(program, step + 1, training.steps):
+                state = program.average(state)
             if waiting:
                 last = _told(waiting)
                 first = first or last
@@ -243,13 +246,30 @@ def set_fields(record: Any, changes: dict[str, Any]) -> tuple[Any, dict[str, Any
     return type(record)(**{**asdict(record), **taken}), rest
 
 
+def _meets(program: Program, done: int, steps: int) -> bool:
+    """Whether copies that train apart meet after so many updates: every few, and after the last."""
+    averaging = program.step.layout.strategy.averaging
+    if averaging is None:
+        return False
+    return done == steps or bool(averaging.every and done % averaging.every == 0)
+
+
 def _units_in_a_row(data: Dataset) -> int:
     shape, _ = data.fields["weight"]
     return math.prod(shape)
 
 
 def _told(waiting: tuple[int, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in jax.device_get(waiting[1]).items()}
+    """The metrics of a step; of copies that train apart the mean, so that none has to ask."""
+    here = jax.device_get({name: _held_here(metric) for name, metric in waiting[1].items()})
+    return {name: float(np.mean(value)) for name, value in here.items()}
+
+
+def _held_here(metric: jax.Array) -> Any:
+    """A metric, or those pieces that this process holds of one a copy."""
+    if metric.is_fully_replicated or metric.is_fully_addressable:
+        return metric
+    return [shard.data for shard in metric.addressable_shards]
 
 
 def _as_test(means: dict[str, float]) -> dict[str, float]:

@@ -6,7 +6,7 @@ from functools import cache
 import jax
 import numpy as np
 import pytest
-from small import STRATEGY_NAMES, cpu, kinds_of_model, small_layout
+from small import STRATEGY_NAMES, cpu, kinds_of_model, mesh_for, small_layout
 
 from jaxpar.catalogue import HARDWARE
 from jaxpar.measures._probe import probe_batch
@@ -32,7 +32,7 @@ def first_state(model, strategy, mesh):
 @pytest.mark.parametrize("strategy", STRATEGY_NAMES)
 def test_the_sharding_asked_for_is_the_sharding_there_is(strategy):
     """Created, and after a step, every array lies by its spec: no resharding in between."""
-    program = compiled(strategy)
+    program = compiled(strategy, mesh_for(strategy))
     state = program.init(0)
     batch = program.place(probe_batch(program.step.layout.model, 0))
     after, _ = program.update(program.init(0), batch)

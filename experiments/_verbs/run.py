@@ -7,7 +7,7 @@ from experiments._options import Options
 from experiments._screen import Screen
 from experiments._verbs.list import EXPERIMENTS
 from jaxpar.experiment import said, walk
-from jaxpar.mesh import MeshShape
+from jaxpar.mesh import AXES, MeshShape
 from jaxpar.program import ask_for_devices
 from jaxpar.refusal import RequestError
 
@@ -60,7 +60,7 @@ def _case(row) -> str:
     return f"{row['model']} {row['strategy']} {text}"
 
 
-def _said(row) -> dict[str, int]:
+def _said(row) -> dict[str, float]:
     if "inspect" not in row:
         return {}
-    return {"all": said(row), "data": said(row, axis="data"), "model": said(row, axis="model")}
+    return {"all": said(row), **{axis: said(row, axis=axis) for axis in AXES}}

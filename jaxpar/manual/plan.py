@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from jaxpar.manual import control, custom, lookup, rules, shards
 from jaxpar.manual.frame import Frame
 from jaxpar.manual.run import Collective, ManualError, Run
 from jaxpar.manual.value import Value, axes_of, local_shape, varying
+from jaxpar.mesh import abstract_mesh, free_axes
 
 _RULES = {**rules.RULES, **lookup.RULES, **control.RULES, **custom.RULES, **shards.RULES}
 
@@ -132,12 +132,12 @@ def trace(
         found["log"] = tuple(run.log)
         return ()
 
-    # Auto said aloud: from JAX 0.12 on axes are Explicit unless told, and specs must match there.
-    kinds = (AxisType.Auto,) * len(axis_sizes)
-    mesh = AbstractMesh(tuple(axis_sizes.values()), tuple(axis_sizes), axis_types=kinds)
+    mesh = abstract_mesh(axis_sizes)
     in_flat = tuple(map(_spec, stored))
     jax.eval_shape(
-        jax.shard_map(sketch, mesh=mesh, in_specs=in_flat, out_specs=()),
+        jax.shard_map(
+            sketch, mesh=mesh, axis_names=free_axes(mesh), in_specs=in_flat, out_specs=()
+        ),
         *(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in closed.in_avals),
     )
     return Plan(

@@ -10,6 +10,7 @@ from jaxpar.layout import Layout
 from jaxpar.measures._traffic import TrafficRow, as_records, traffic
 from jaxpar.mesh import axes_of, sizes_of
 from jaxpar.program import Program
+from jaxpar.strategies._record import APART
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Inspection:
     Attributes:
         layout: what was laid out.
         hardware: name of what it was compiled for.
-        collectives: by kind and mesh axes, most bytes first.
+        collectives: of one update, by kind and mesh axes, most bytes first.
+        averaging: as `collectives`, of one averaging of copies that train apart; else empty.
         memory: XLA's own totals for one device, by name, in bytes.
         faults: collectives that the strategy promised and did not cause, or caused and forbids.
     """
@@ -30,6 +32,18 @@ class Inspection:
     collectives: tuple[TrafficRow, ...]
     memory: dict[str, int]
     faults: tuple[str, ...]
+    averaging: tuple[TrafficRow, ...] = ()
+
+    @property
+    def bytes_per_step(self) -> float:
+        """Bytes in the collectives of a step, those of an averaging shared among its updates.
+
+        One that comes only at the end of training counts for nothing here.
+        """
+        averaging = self.layout.strategy.averaging
+        every = averaging.every if averaging else 0
+        rare = sum(row.bytes for row in self.averaging)
+        return sum(row.bytes for row in self.collectives) + (rare / every if every else 0)
 
     @property
     def ok(self) -> bool:
@@ -52,6 +66,9 @@ class Inspection:
             "parameter_bytes": layout.parameter_bytes,
             "parameter_bytes_per_device": layout.parameter_device_bytes,
             "collectives": as_records(self.collectives),
+            "averaging_collectives": as_records(self.averaging),
+            "averaging_every": layout.strategy.averaging.every if self.averaging else None,
+            "bytes_per_step": self.bytes_per_step,
             "memory": self.memory,
             "arrays": [
                 {
@@ -73,14 +90,17 @@ class Inspection:
 def inspect(program: Program) -> Inspection:
     """Read a compiled program; nothing is run."""
     layout = program.step.layout
-    rows = traffic(program.text, sizes_of(layout.mesh))
+    sizes = sizes_of(layout.mesh)
+    rows = traffic(program.text, sizes)
+    averaging = () if program.average is None else traffic(program.average.as_text(), sizes)
     return Inspection(
         layout=layout,
         hardware=program.hardware.name,
         mode=program.step.mode,
         collectives=rows,
         memory=_memory(program),
-        faults=traffic_faults(layout, rows),
+        faults=traffic_faults(layout, rows + averaging) + _between_meetings(layout, rows),
+        averaging=averaging,
     )
 
 
@@ -107,6 +127,19 @@ def traffic_faults(layout: Layout, rows: tuple[TrafficRow, ...]) -> tuple[str, .
                     "program does none: the arrays it should move are not split over that axis"
                 )
     return tuple(faults)
+
+
+def _between_meetings(layout: Layout, rows: tuple[TrafficRow, ...]) -> tuple[str, ...]:
+    """Where an update of copies that train apart says anything over their axis."""
+    if layout.strategy.averaging is None:
+        return ()
+    return tuple(
+        f"strategy '{layout.strategy.name}' says nothing over axis '{APART}' but where copies are "
+        f"averaged, and an update does {row.count} {row.kind} of {row.bytes:,} bytes: something "
+        "of one copy is used by another"
+        for row in rows
+        if APART in row.axes
+    )
 
 
 def _uses(layout: Layout, axis: str, kind: str) -> bool:

@@ -17,6 +17,7 @@ from jaxpar.hardware._record import Hardware
 from jaxpar.layout import Layout, lay_out
 from jaxpar.measures._diagnosis import likely_mistake
 from jaxpar.measures._probe import WIDE, narrowest, nudged, probe_batch, widened
+from jaxpar.measures._simulation import MEETINGS, every_of, mistake_in, simulation
 from jaxpar.mesh import MeshShape
 from jaxpar.program import Program, compile_step
 from jaxpar.refusal import RequestError
@@ -67,13 +68,17 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `verify` found: `checks` in order, the dtype judged in, and of a failure the mistake."""
+    """What `verify` found: `checks` in order, the dtype judged in, and of a failure the mistake.
+
+    `algorithm` is what one device was made to do for the comparison.
+    """
 
     dtype: str
     checks: tuple[Check, ...]
     steps: int
     batch_size: int
     likely_mistake: str | None
+    algorithm: str = "one step for the whole batch"
 
     @property
     def ok(self) -> bool:
@@ -90,6 +95,7 @@ class Verdict:
         """The verdict as one JSON-ready dict."""
         return {
             "ok": self.ok,
+            "algorithm": self.algorithm,
             "dtype": self.dtype,
             "max_relative_error": self.decisive.error,
             "bound": self.decisive.bound,
@@ -122,11 +128,15 @@ def verify(
 ) -> Verdict:
     """Compare a layout's training step with the same step on one device.
 
+    A strategy that averages parameters is another algorithm than one step for the whole batch, and
+    is compared with that algorithm run on one device, see `_simulation`.
+
     Args:
         layout: what is on trial.
         hardware: devices that can run it (fake ones do).
         make: makes the step from a layout, so that mode, optimizer and microbatches are the user's.
-        steps: whole steps after the single gradient and update.
+        steps: whole steps after the single gradient and update; where parameters are averaged at
+            least as many as go past the second averaging.
         seed: of the parameters, the probe batch and dropout.
 
     Raises:
@@ -137,6 +147,8 @@ def verify(
             f"hardware '{hardware.name}' is described, not present, so nothing can be run on it to "
             "verify: use --hardware cpu"
         )
+    if averaging := layout.strategy.averaging:
+        steps = max(steps, MEETINGS * every_of(averaging) + 1)
     with jax.enable_x64(True):
         wide = _relaid(layout, widened(layout.model), make(layout).microbatches)
         if narrowest(wide) == WIDE:
@@ -156,12 +168,16 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
     bounds = BOUNDS[dtype]
     step = make(layout)
     candidate = compile_step(step, hardware=hardware, for_speed=False)
-    alone = lay_out(layout.model, strategy=Strategy(name="one device"), mesh=MeshShape())
-    reference = compile_step(
-        make_step(alone, optimizer=step.optimizer, microbatches=step.microbatches),
-        hardware=hardware,
-        for_speed=False,
-    )
+    averaging = layout.strategy.averaging
+    if averaging:
+        reference = simulation(layout, step, hardware)
+    else:
+        alone = lay_out(layout.model, strategy=Strategy(name="one device"), mesh=MeshShape())
+        reference = compile_step(
+            make_step(alone, optimizer=step.optimizer, microbatches=step.microbatches),
+            hardware=hardware,
+            for_speed=False,
+        )
     batch = probe_batch(layout.model, seed)
     start = _to_host(reference.init(seed))
     stored = partial(_as_stored, layout)
@@ -177,7 +193,7 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
     right = _arrays_to_host(right)
     gradient = _compare("gradient", stored(right), got, bounds["gradient"])
     checks.append(gradient)
-    loss_error = _relative(float(got_metrics["loss"]), float(right_metrics["loss"]))
+    loss_error = _relative(got_metrics["loss"], right_metrics["loss"])
     checks.append(Check("loss", 1, "loss", loss_error, bounds["loss"]))
     if right_state:
         named = (_named_state(right_state), _named_state(got_state))
@@ -187,7 +203,10 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
     checks += _steps_checks(reference, candidate, start, batch, steps, bounds)
 
     mistake = None
-    if not gradient.ok:
+    if averaging:
+        failed = [check.name for check in checks if not check.ok]
+        mistake = mistake_in(failed[0]) if failed else None
+    elif not gradient.ok:
         mistake = likely_mistake(
             _arrays_to_host(got),
             stored(right),
@@ -203,7 +222,8 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
         )
     elif not all(c.ok for c in checks):
         mistake = _later_mistake(next(c for c in checks if not c.ok))
-    return Verdict(dtype, tuple(checks), steps, layout.model.batch_size, mistake)
+    verdict = Verdict(dtype, tuple(checks), steps, layout.model.batch_size, mistake)
+    return replace(verdict, algorithm=reference.algorithm) if averaging else verdict
 
 
 def _later_mistake(check: Check) -> str:
@@ -250,13 +270,16 @@ def _update_check(reference, candidate, start, gradients, model_states, bound) -
 def _steps_checks(reference, candidate, start, batch, steps, bounds) -> list[Check]:
     right, got = _on(reference, start), _on(candidate, start)
     whole, placed = reference.place(batch), candidate.place(batch)
+    averaging = candidate.step.layout.strategy.averaging
     worst = 0.0
-    for _ in range(steps):
+    for done in range(1, steps + 1):
         gradients, model_state, right_metrics = reference.gradients(right, whole)
         right = reference.apply(right, gradients, model_state)
         got, got_metrics = candidate.update(got, placed)
-        error = _relative(float(got_metrics["loss"]), float(right_metrics["loss"]))
+        error = _relative(got_metrics["loss"], right_metrics["loss"])
         worst = error if np.isnan(error) else max(worst, error)
+        if averaging and done % every_of(averaging) == 0:
+            right, got = reference.average(right), candidate.average(got)
     after = f"state after {steps} steps"
     return [
         Check(f"loss over {steps} steps", steps, "loss", worst, bounds["loss"]),
@@ -340,8 +363,10 @@ def _arrays(state: State) -> dict[str, jax.Array]:
     return named
 
 
-def _relative(got: float, right: float) -> float:
-    return abs(got - right) / max(abs(right), 1e-30)
+def _relative(got, right) -> float:
+    """Error of a scalar, or of the worst of several."""
+    got, right = np.asarray(got), np.asarray(right)
+    return float(np.max(np.abs(got - right) / np.maximum(np.abs(right), 1e-30)))
 
 
 def _compare(name, right, got, bound, *, norms=None) -> Check:

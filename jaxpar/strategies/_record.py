@@ -9,6 +9,7 @@ to it.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 from types import MappingProxyType
 
 from jaxpar.mesh import AXES, axes_of
@@ -43,6 +44,10 @@ class Stages:
     pad: bool = False
 
 
+APART = "replica"
+"""The mesh axis along which replicas that average train apart."""
+
+
 @dataclass(frozen=True)
 class Averaging:
     """Replicas that train by themselves and average their parameters now and then.
@@ -56,6 +61,19 @@ class Averaging:
     every: int
     outer_rate: float = 1.0
     outer_momentum: float = 0.0
+
+    def __post_init__(self):
+        if not 0 < self.outer_rate < inf:
+            raise RequestError(f"outer_rate={self.outer_rate}: use a number above 0")
+        if not 0 <= self.outer_momentum < 1:
+            raise RequestError(
+                f"outer_momentum={self.outer_momentum}: use a number from 0 up to, not including, 1"
+            )
+
+    @property
+    def plain(self) -> bool:
+        """Whether an averaging takes the average itself, and so remembers nothing."""
+        return (self.outer_rate, self.outer_momentum) == (1.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -186,6 +204,12 @@ def _refuse_contradictions(a: Strategy, b: Strategy) -> None:
             f"{both}'{a.name}' keeps {_listed(a.cuts)} in pieces and '{b.name}' {_listed(b.cuts)}; "
             "choose one of the two"
         )
+    for one, other in ((a, b), (b, a)):
+        if one.averaging and not other.averaging and APART in other.axes:
+            raise LayoutError(
+                f"{both}'{one.name}' trains a copy apart at each place along mesh axis '{APART}', "
+                f"and '{other.name}' works on one over the same axis; choose one of the two"
+            )
     for what, noun in (
         ("attend", "how attention sees a split sequence"),
         ("stages", "how stages take turns"),

@@ -250,7 +250,7 @@ ROOMS = (
     ("manual",),
     ("layout",),
     ("pins",),
-    ("by_hand",),
+    ("by_hand", "averaging"),
     ("pipeline",),
     ("step",),
     ("program",),

@@ -44,7 +44,9 @@ def prove(layout, *, mode: str = "auto", microbatches: int = 1, dtype: str = "fl
     assert verdict.likely_mistake is None
     by_name = {check.name: check for check in verdict.checks}
     assert by_name["gradient"].arrays == len(layout.parameters) > 0
-    assert by_name["state after 3 steps"].arrays > 3 * len(layout.parameters)  # and two moments
+    assert by_name[f"state after {verdict.steps} steps"].arrays > 3 * len(
+        layout.parameters
+    )  # and two moments
     assert ("model state" in by_name) == bool(layout.state)
     for check in verdict.checks:
         assert check.replicas_agree, check

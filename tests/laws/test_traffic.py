@@ -91,7 +91,8 @@ def test_a_strategys_collectives_are_those_it_states(hardware, model, strategy, 
     assert inspection.faults == ()
     stated = inspection.layout.strategy
     for axis in inspection.layout.mesh.axes:
-        kinds = {row.kind for row in inspection.collectives if axis in row.axes}
+        rows = (*inspection.collectives, *inspection.averaging)
+        kinds = {row.kind for row in rows if axis in row.axes}
         assert kinds.isdisjoint(stated.never.get(axis, ()))
         assert kinds >= stated.must.get(axis, frozenset())
         assert bool(kinds) == (axis in stated.axes)
