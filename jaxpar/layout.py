@@ -222,6 +222,13 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
     _check_between(model, strategy)
     exchange = exchange_of(model, strategy, mesh)
     if exchange is not None:
+        if runs_in_stages(strategy, mesh) and not exchange.staged:
+            raise LayoutError(
+                f"model '{model.name}' under strategy '{strategy.name}': exchange "
+                f"'{exchange.name}' passes pieces on by permutes, which all devices of a mesh make "
+                "together, and the stages of a pipeline work at different times: use "
+                "--set exchange=ulysses, or pipe=1"
+            )
         refuse_unfit(exchange, model, module)
     specs = [*batch.values(), *(a.moment for arrays in groups for a in arrays.values())]
     notes = _notes(strategy, mesh, groups[0], kept_whole, specs)

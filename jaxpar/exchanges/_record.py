@@ -65,6 +65,7 @@ class Exchange:
         deal: (array, dim, spec) -> the whole array with that dim in the order that `local` wants,
             or None where that is the order in which positions come.
         positions: length -> where each row stands in its sequence, or None likewise.
+        staged: whether it can be done by some devices while others are idle, as in a pipeline.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Exchange:
     notes: tuple[str, ...] = ()
     deal: Callable[[jax.Array, int, PartitionSpec], jax.Array] | None = None
     positions: Callable[[int], jax.Array] | None = None
+    staged: bool = True
 
     def __call__(
         self, q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = True

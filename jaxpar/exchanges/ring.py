@@ -96,6 +96,8 @@ def exchange(split: Split) -> Exchange:
         notes=() if zigzag else (UNBALANCED,),
         deal=_zigzag.dealt(split) if zigzag else None,
         positions=partial(_zigzag.positions, split.ways) if zigzag else None,
+        # XLA makes a permute one event for all devices, and only some stages are at work.
+        staged=False,
     )
 
 

@@ -82,7 +82,14 @@ class Plan:
 
 
 def trace(
-    fn, args, *, specs, axis_sizes: Mapping[str, int], use_specs=None, out_specs=None
+    fn,
+    args,
+    *,
+    specs,
+    axis_sizes: Mapping[str, int],
+    use_specs=None,
+    out_specs=None,
+    unknown: tuple[str, ...] = (),
 ) -> Plan:
     """Plan `fn(*args)` on a mesh: `specs` say how each argument leaf is stored.
 
@@ -94,6 +101,7 @@ def trace(
         use_specs: where weights are stored in more pieces than they are computed with: the spec
             for use, leaf by leaf. They are gathered where first used, inside the innermost body.
         out_specs: where the results must lie; left out, they lie where they fall.
+        unknown: axes of the mesh along which the arguments may differ and nothing is to be done.
 
     Raises:
         ManualError: a spec that does not fit its argument or the mesh.
@@ -106,7 +114,7 @@ def trace(
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
     leaves, in_tree = jax.tree.flatten(args)
     shapes_flat, out_tree = jax.tree.flatten(shapes)
-    sizes = {axis: size for axis, size in axis_sizes.items() if size > 1}
+    sizes = {a: size for a, size in axis_sizes.items() if size > 1 and a not in unknown}
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(args)]
 
     def read(prefix, like, named, shaped):

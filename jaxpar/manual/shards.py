@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun, jaxprs_in_params
 
-from jaxpar.manual.value import Value, axes_of, varying
+from jaxpar.manual.frame import Frame
+from jaxpar.manual.run import Run
+from jaxpar.manual.value import Value, axes_of, constant, varying
 from jaxpar.mesh import axes_of as entry_axes
 
 KINDS = {
@@ -40,13 +42,23 @@ def shard_map(frame, eqn, operands, live):
             raise run.refuse(f"an operand may differ along {sorted(extra)}, and its spec is {spec}")
         arrays.append(placed.array)
     body = p["jaxpr"]
-    results = jaxpr_as_fun(ClosedJaxpr(body, ()))(*arrays)
+    results = _run(run, body, arrays, live)
     for kind, axes, aval, times in _collectives(body):
         run.note(kind, axes, "the function itself says so under shard_map", aval, times)
     return [
         Value(array, _placement(spec, var.aval.ndim, run.sizes))
         for array, spec, var in zip(results, p["out_specs"], eqn.outvars, strict=True)
     ]
+
+
+def _run(run, body, arrays, live):
+    """Run the body as it stands, or, where its operands differ along axes that it was not typed
+    for, walk through it as through a function of whole arrays on no mesh at all."""
+    if all(varying(x) <= run.sizes.keys() for x in arrays):
+        return jaxpr_as_fun(ClosedJaxpr(body, ()))(*arrays)
+    child = Frame(Run({}, run.rules))
+    results = child.walk(body, (), list(map(constant, arrays)), live)
+    return [child.settle(value).array for value in results]
 
 
 def _placement(spec, rank: int, sizes):

@@ -138,7 +138,6 @@ def _plans(layout: Layout, loss_of, parameters, batch, key) -> _Plans:
     parts = take_loss_apart(layout.model.name, loss_of, parameters, batch, key)
     if key is not None:
         key = jax.ShapeDtypeStruct(key.shape, key.dtype)
-    sizes = {axis: n for axis, n in sizes_of(layout.mesh).items() if axis != AXIS}
     arrays = {p: a for p, a in layout.parameters.items() if p not in parts.layer_paths}
     layers = {p: layout.parameters[p] for p in parts.layer_paths}
     rest = {p: parameters[p] for p in arrays}
@@ -151,7 +150,15 @@ def _plans(layout: Layout, loss_of, parameters, batch, key) -> _Plans:
     )
 
     def traced(fn, args, specs, uses, out=None):
-        return trace(fn, args, specs=specs, use_specs=uses, out_specs=out, axis_sizes=sizes)
+        return trace(
+            fn,
+            args,
+            specs=specs,
+            use_specs=uses,
+            out_specs=out,
+            axis_sizes=sizes_of(layout.mesh),
+            unknown=(AXIS,),
+        )
 
     inputs, specs, uses = (rest, batch, key), (stored, batches, WHOLE), (used, batches, WHOLE)
     aside = traced(lambda *a: parts.aside(*a), inputs, specs, uses)
