@@ -107,6 +107,24 @@ class Screen:
         for fault in inspection.faults:
             self.say(f"broken promise: {fault}", style="red")
 
+    def schedule(self, inspection: Inspection) -> None:
+        """Show what every stage does at every tick, where layers run in stages."""
+        schedule = inspection.schedule
+        if schedule is None:
+            return
+        self.say(
+            f"schedule {schedule.name}: {schedule.microbatches} microbatches through "
+            f"{schedule.stages} stages in {schedule.ticks} ticks, idle for "
+            f"{schedule.idle_share:.1%} of them, at most {schedule.peak_live} activations live on "
+            "a stage"
+        )
+        lines = schedule.picture().splitlines()
+        width = self.console.width
+        for line in lines[:16]:
+            self.say(line if len(line) <= width else f"{line[: width - 1]}…", style="cyan")
+        if len(lines) > 16:
+            self.say(f"and {len(lines) - 16} more stages", style="dim")
+
     def memory(self, inspection: Inspection, hardware: Hardware) -> None:
         """Show what one device holds, and whether it has the room."""
         if not inspection.memory:

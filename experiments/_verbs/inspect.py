@@ -14,6 +14,7 @@ def verb(options: Options, screen: Screen) -> int:
     inspection = inspect(asked.compile())
     screen.layout(asked.layout, asked.hardware.name)
     screen.traffic(inspection)
+    screen.schedule(inspection)
     screen.memory(inspection, asked.hardware)
     screen.finish({**inspection.record(), "seconds": time.perf_counter() - started})
     return 0 if inspection.ok else 1

@@ -193,13 +193,18 @@ def _finish(frame, value, dims):
 
 
 def _broadcast(prefix, like):
+    """The spec of every leaf of `like`, in order; an argument that is None has none."""
+
     def is_leaf(node):
         return node is None or isinstance(node, P)
 
     spread = jax.tree.map(
-        lambda spec, sub: jax.tree.map(lambda _: spec, sub), prefix, like, is_leaf=is_leaf
+        lambda spec, sub: jax.tree.map(lambda _: P() if spec is None else spec, sub),
+        prefix,
+        like,
+        is_leaf=is_leaf,
     )
-    return jax.tree.leaves(spread, is_leaf=is_leaf)
+    return jax.tree.leaves(spread, is_leaf=lambda node: isinstance(node, P))
 
 
 def _placement(spec, shape, axis_sizes, name):

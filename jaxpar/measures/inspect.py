@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from jaxpar.layout import Layout
 from jaxpar.measures._traffic import TrafficRow, as_records, traffic
 from jaxpar.mesh import axes_of, sizes_of
+from jaxpar.pipeline.timetable import timetable
 from jaxpar.program import Program
+from jaxpar.schedules._record import Schedule
+from jaxpar.stages import runs_in_stages, schedule_for
 from jaxpar.strategies._record import APART
 
 
@@ -24,6 +27,7 @@ class Inspection:
         averaging: as `collectives`, of one averaging of copies that train apart; else empty.
         memory: XLA's own totals for one device, by name, in bytes.
         faults: collectives that the strategy promised and did not cause, or caused and forbids.
+        schedule: which stage does what when, where layers run in stages.
     """
 
     layout: Layout
@@ -33,6 +37,7 @@ class Inspection:
     memory: dict[str, int]
     faults: tuple[str, ...]
     averaging: tuple[TrafficRow, ...] = ()
+    schedule: Schedule | None = None
 
     @property
     def bytes_per_step(self) -> float:
@@ -70,6 +75,7 @@ class Inspection:
             "averaging_every": layout.strategy.averaging.every if self.averaging else None,
             "bytes_per_step": self.bytes_per_step,
             "memory": self.memory,
+            "schedule": None if self.schedule is None else _table(self.schedule),
             "arrays": [
                 {
                     "path": a.path,
@@ -101,7 +107,26 @@ def inspect(program: Program) -> Inspection:
         memory=_memory(program),
         faults=traffic_faults(layout, rows + averaging) + _between_meetings(layout, rows),
         averaging=averaging,
+        schedule=schedule_for(layout.strategy, layout.mesh, program.step.microbatches)
+        if runs_in_stages(layout.strategy, layout.mesh)
+        else None,
     )
+
+
+def _table(schedule: Schedule) -> dict:
+    """A schedule and what follows from it, as one JSON-ready dict."""
+    return {
+        "name": schedule.name,
+        "stages": schedule.stages,
+        "chunks": schedule.chunks,
+        "microbatches": schedule.microbatches,
+        "ticks": schedule.ticks,
+        "idle_share": schedule.idle_share,
+        "peak_live": schedule.peak_live,
+        "messages": schedule.messages,
+        "permutes": timetable(schedule).permutes,
+        "table": schedule.picture().splitlines(),
+    }
 
 
 def traffic_faults(layout: Layout, rows: tuple[TrafficRow, ...]) -> tuple[str, ...]:
