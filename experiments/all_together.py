@@ -1,0 +1,106 @@
+"""One decoder, eight devices, every way to split it: what does each hold and say, is it the same?
+
+Command: python -m experiments run all_together (under four minutes on two cores).
+Expectation: every layout computes what one device computes, to 1e-9 in float64, and says on the
+wire what its strategy states and nothing else. Parameters on a device fall to an eighth where
+weights are cut, and not at all under plain data parallelism, which pays with an all-reduce of them.
+Parameter averaging is another algorithm, and equals one device that does the same.
+"""
+
+from jaxpar.case import Case
+from jaxpar.experiment import Claim, Experiment, said
+
+SIZES = {
+    "layers": 2,
+    "width": 32,
+    "heads": 8,
+    "kv_heads": 8,
+    "ffn": 64,
+    "vocabulary": 64,
+    "sequence": 16,
+    "batch": 16,
+}
+CUT = {"whole_below": 256}
+"""The arrays of so small a decoder are all below the usual threshold."""
+
+WAYS = (
+    ("single", "data=8", {}),
+    ("data", "data=8", {}),
+    ("zero1", "data=8", CUT),
+    ("zero2", "data=8", CUT),
+    ("fsdp", "data=8", CUT),
+    ("replica+fsdp", "replica=2,data=4", CUT),
+    ("tensor", "model=8", {}),
+    ("sequence", "model=8", {}),
+    ("context", "model=8", {}),
+    ("hybrid", "data=4,model=2", {}),
+    ("fsdp+tensor", "data=4,model=2", CUT),
+    ("pipeline", "pipe=2", {"microbatches": 4}),
+    ("fsdp+tensor+pipeline", "pipe=2,data=2,model=2", {**CUT, "microbatches": 2}),
+    ("local_sgd", "replica=8", {}),
+)
+
+
+def _named(rows, strategy: str):
+    return next(row for row in rows if row["strategy"] == strategy)
+
+
+def _share(row) -> float:
+    return row["parameter_bytes_per_device"] / row["parameter_bytes"]
+
+
+experiment = Experiment(
+    cases=tuple(
+        Case("transformer", strategy=strategy, mesh=mesh, set={**SIZES, **more})
+        for strategy, mesh, more in WAYS
+    ),
+    measures=("verify", "inspect"),
+    claims=(
+        Claim(
+            "every layout equals one device, in float64",
+            lambda rows: all(r["verify"]["ok"] and r["verify"]["dtype"] == "float64" for r in rows),
+            needs=len(WAYS),
+        ),
+        Claim(
+            "each says on the wire what its strategy states",
+            lambda rows: all(r["inspect"]["ok"] for r in rows),
+            needs=len(WAYS),
+        ),
+        Claim(
+            "one device alone says nothing; data parallelism all-reduces the parameters' bytes",
+            lambda rows: (
+                said(_named(rows, "single")) == 0
+                and 1
+                <= said(_named(rows, "data"), "all-reduce")
+                / _named(rows, "data")["parameter_bytes"]
+                <= 1.01
+            ),
+            needs=len(WAYS),
+        ),
+        Claim(
+            "fsdp holds an eighth of the parameters, tensor nearly, data all of them",
+            lambda rows: (
+                _share(_named(rows, "data")) == 1
+                and _share(_named(rows, "fsdp")) < 0.14
+                and _share(_named(rows, "tensor")) < 0.14
+            ),
+            needs=len(WAYS),
+        ),
+        Claim(
+            "stages pass activations on, and copies that train apart say nothing in an update",
+            lambda rows: (
+                said(_named(rows, "pipeline"), "collective-permute", "pipe") > 0
+                and not _named(rows, "local_sgd")["inspect"]["collectives"]
+            ),
+            needs=len(WAYS),
+        ),
+    ),
+    columns=(
+        "strategy",
+        "mesh",
+        "parameter_bytes_per_device",
+        "said.all",
+        "inspect.memory.total_bytes",
+        "verify.max_relative_error",
+    ),
+)
