@@ -35,7 +35,7 @@ WAYS = (
     ("context", "model=8", {}),
     ("hybrid", "data=4,model=2", {}),
     ("fsdp+tensor", "data=4,model=2", CUT),
-    ("pipeline", "pipe=2", {"microbatches": 4}),
+    ("data+pipeline", "pipe=2,data=4", {"microbatches": 2}),
     ("fsdp+tensor+pipeline", "pipe=2,data=2,model=2", {**CUT, "microbatches": 2}),
     ("local_sgd", "replica=8", {}),
 )
@@ -89,7 +89,7 @@ experiment = Experiment(
         Claim(
             "stages pass activations on, and copies that train apart say nothing in an update",
             lambda rows: (
-                said(_named(rows, "pipeline"), "collective-permute", "pipe") > 0
+                said(_named(rows, "data+pipeline"), "collective-permute", "pipe") > 0
                 and not _named(rows, "local_sgd")["inspect"]["collectives"]
             ),
             needs=len(WAYS),
