@@ -15,7 +15,8 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 COMMANDS = re.findall(r"^python -m experiments (.*)$", README, re.M)
 CHEAPER = {
     "train": ["--steps", "2", "--set", "layers=1", "--json"],
-    "verify": ["--set", "layers=1", "--json"],
+    # As many layers as the stages of the README's pipeline.
+    "verify": ["--set", "layers=4", "--set", "width=64", "--set", "sequence=16", "--json"],
     "inspect": ["--json"],
     "list": ["--json"],
     "doctor": ["--json"],
@@ -26,11 +27,11 @@ ELSEWHERE = {"run": "tests/test_experiments.py", "bench": "tests/test_experiment
 
 def test_the_readme_has_what_is_tested_here():
     """The patterns above still find the snippets and the commands."""
-    assert len(PYTHON) == 2
+    assert len(PYTHON) == 3
     assert {command.split()[0] for command in COMMANDS} == {*CHEAPER, *ELSEWHERE}
 
 
-@pytest.mark.parametrize("code", PYTHON, ids=["first screen", "your own model"])
+@pytest.mark.parametrize("code", PYTHON, ids=["first screen", "a schedule", "your own model"])
 def test_every_snippet_runs(code):
     """A snippet is a program; its own asserts are the test."""
     assert "assert" in code
