@@ -20,8 +20,8 @@ from jaxpar.exchanges._fit import exchange_of, refuse_unfit
 from jaxpar.exchanges._record import Exchange
 from jaxpar.mesh import MeshShape, axes_of, check_spec, entry_of, refuse_faults, shards
 from jaxpar.models._record import Model, role_of
+from jaxpar.notes import notes_of
 from jaxpar.refusal import LayoutError, unknown
-from jaxpar.stages import AXIS as STAGES
 from jaxpar.stages import check_stages, is_padded, layer_order, runs_in_stages
 from jaxpar.strategies._record import APART, CUTS, Strategy
 
@@ -231,8 +231,7 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
             )
         refuse_unfit(exchange, model, module)
     specs = [*batch.values(), *(a.moment for arrays in groups for a in arrays.values())]
-    notes = _notes(strategy, mesh, groups[0], kept_whole, specs)
-    notes += tuple(_stage_notes(model, strategy, mesh, groups[0]))
+    notes = notes_of(model, strategy, mesh, groups[0], kept_whole, specs)
     notes += () if exchange is None else exchange.notes
     return Layout(model, strategy, mesh, *groups, MappingProxyType(batch), notes, module)
 
@@ -375,52 +374,6 @@ def _cut_further(model, strategy, mesh, path, shape, dims, computed):
         else:
             faults += check_spec((shape[largest],), (dims[largest],), cuts[largest], mesh)
     return PartitionSpec(*spec), faults, whole
-
-
-def _notes(strategy, mesh, parameters, kept_whole, specs) -> tuple[str, ...]:
-    notes = []
-    if kept_whole:
-        share = sum(parameters[p].whole_bytes for p in kept_whole) / max(
-            1, sum(a.whole_bytes for a in parameters.values())
-        )
-        notes.append(
-            f"{len(kept_whole)} arrays of fewer than {strategy.whole_below:,} elements stay whole "
-            f"on every device ({share:.2%} of the parameter bytes): {', '.join(kept_whole)}"
-        )
-    lying = {axis for spec in specs for entry in spec for axis in axes_of(entry)}
-    lying |= {STAGES} if runs_in_stages(strategy, mesh) else set()
-    for axis, size in mesh.sizes:
-        if size > 1 and axis in strategy.axes and axis not in lying:
-            notes.append(
-                f"nothing of this model lies over mesh axis '{axis}', so its {size} devices do the "
-                f"same work: strategy '{strategy.name}' found no dim in a role that it splits; "
-                "name the dims in the model's metadata and give their roles"
-            )
-        if size > 1 and axis not in strategy.axes:
-            notes.append(
-                f"strategy '{strategy.name}' splits nothing over mesh axis '{axis}': its {size} "
-                "devices do the same work"
-            )
-    return tuple(notes)
-
-
-def _stage_notes(model, strategy, mesh, parameters) -> list[str]:
-    """Where a pipeline puts what is not in its layers, and what it fills up."""
-    if not runs_in_stages(strategy, mesh):
-        return []
-    stacks = {p for p, a in parameters.items() if role_of(model, a.dims[0]) == "layers"}
-    outside = [p for p in parameters if p not in stacks]
-    notes = [
-        f"{', '.join(outside)} lie on every stage; the first stage uses what comes before the "
-        "layers, the last what comes after, and their gradients are summed over 'pipe'"
-    ]
-    layers = {parameters[p].shape[0] for p in stacks}
-    if any(is_padded(strategy, mesh, n) for n in layers):
-        notes.append(
-            f"{', '.join(map(str, layers))} layers do not divide by the stages: they are filled up "
-            "with layers that do nothing, and every stage holds all of them"
-        )
-    return notes
 
 
 def _by_path(state: nnx.State) -> Mapping[str, nnx.Variable]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxpar.hardware._record import Hardware
 from jaxpar.layout import Layout, lay_out
+from jaxpar.measures._compare import Check, compare, relative
 from jaxpar.measures._diagnosis import likely_mistake
 from jaxpar.measures._probe import WIDE, narrowest, nudged, probe_batch, widened
 from jaxpar.measures._simulation import MEETINGS, every_of, mistake_in, simulation
@@ -23,10 +24,6 @@ from jaxpar.program import Program, compile_step
 from jaxpar.refusal import RequestError
 from jaxpar.step import State, Step, make_step
 from jaxpar.strategies._record import Strategy
-
-FLOOR = 1e-3
-"""An array's error is relative to its own norm plus this share of the norm of all arrays together,
-so that a gradient whose true value is zero (a key bias) is not judged by its rounding."""
 
 BOUNDS = {
     # Honest layouts reach 3e-14 in float64 and 1.5e-6 (gradient), 5e-5 (parameters after 20 steps
@@ -39,31 +36,6 @@ BOUNDS = {
     "float16": {"init": 1e-6, "gradient": 1e-2, "update": 1e-5, "steps": 1e-1, "loss": 1e-2},
 }
 """Dtype the forward pass is computed in -> check -> largest relative error accepted."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One comparison.
-
-    Attributes:
-        name: "initial state", "gradient", "update", "loss" or "state after n steps".
-        arrays: how many arrays were compared, each on every device that holds a piece of it.
-        worst: path of the array with the largest error.
-        error, bound: relative error of that array, and what is accepted.
-        replicas_agree: whether devices that should hold equal pieces do.
-    """
-
-    name: str
-    arrays: int
-    worst: str
-    error: float
-    bound: float
-    replicas_agree: bool = True
-
-    @property
-    def ok(self) -> bool:
-        """Whether the error is within the bound; a NaN is not."""
-        return bool(self.error <= self.bound)
 
 
 @dataclass(frozen=True)
@@ -182,7 +154,7 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
     start = _to_host(reference.init(seed))
     stored = partial(_as_stored, layout)
     checks = [
-        _compare(
+        compare(
             "initial state", stored(_arrays(start)), _arrays(candidate.init(seed)), bounds["init"]
         )
     ]
@@ -191,13 +163,13 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
     right, right_state, right_metrics = _gradients(reference, start, batch)
     got, got_state, got_metrics = _gradients(candidate, start, batch)
     right = _arrays_to_host(right)
-    gradient = _compare("gradient", stored(right), got, bounds["gradient"])
+    gradient = compare("gradient", stored(right), got, bounds["gradient"])
     checks.append(gradient)
-    loss_error = _relative(got_metrics["loss"], right_metrics["loss"])
+    loss_error = relative(got_metrics["loss"], right_metrics["loss"])
     checks.append(Check("loss", 1, "loss", loss_error, bounds["loss"]))
     if right_state:
         named = (_named_state(right_state), _named_state(got_state))
-        checks.append(_compare("model state", *named, bounds["gradient"]))
+        checks.append(compare("model state", *named, bounds["gradient"]))
     states = (right_state, got_state)
     checks.append(_update_check(reference, candidate, start, right, states, bounds["update"]))
     checks += _steps_checks(reference, candidate, start, batch, steps, bounds)
@@ -258,7 +230,7 @@ def _update_check(reference, candidate, start, gradients, model_states, bound) -
     shared = jax.device_put(stored(gradients), candidate.gradient_shardings)
     got = candidate.apply(state, shared, model_states[1])
     moved = {p: right.parameters[p] - before[p] for p in before}
-    return _compare(
+    return compare(
         "update",
         stored(_arrays(right)),
         _arrays(got),
@@ -276,14 +248,14 @@ def _steps_checks(reference, candidate, start, batch, steps, bounds) -> list[Che
         gradients, model_state, right_metrics = reference.gradients(right, whole)
         right = reference.apply(right, gradients, model_state)
         got, got_metrics = candidate.update(got, placed)
-        error = _relative(got_metrics["loss"], right_metrics["loss"])
+        error = relative(got_metrics["loss"], right_metrics["loss"])
         worst = error if np.isnan(error) else max(worst, error)
         if averaging and done % every_of(averaging) == 0:
             right, got = reference.average(right), candidate.average(got)
     after = f"state after {steps} steps"
     return [
         Check(f"loss over {steps} steps", steps, "loss", worst, bounds["loss"]),
-        _compare(
+        compare(
             after,
             _as_stored(candidate.step.layout, _arrays(_to_host(right))),
             _arrays(got),
@@ -361,56 +333,3 @@ def _arrays(state: State) -> dict[str, jax.Array]:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         named[name] = jax.random.key_data(value) if _is_key(value) else value
     return named
-
-
-def _relative(got, right) -> float:
-    """Error of a scalar, or of the worst of several."""
-    got, right = np.asarray(got), np.asarray(right)
-    return float(np.max(np.abs(got - right) / np.maximum(np.abs(right), 1e-30)))
-
-
-def _compare(name, right, got, bound, *, norms=None) -> Check:
-    """Worst relative error of any array, looking at every device's own piece."""
-    norms = right if norms is None else norms
-    size = {p: float(np.linalg.norm(np.asarray(norms[p], np.float64).ravel())) for p in right}
-    # Moments and parameters differ in size by orders: the floor is taken within each family.
-    families: dict[str, float] = {}
-    for p, s in size.items():
-        families[_family(p)] = float(np.hypot(families.get(_family(p), 0.0), s))
-    worst, error, agree = "", -1.0, True
-    for path in right:
-        gap, spread = _gap(np.asarray(right[path]), got[path])
-        scale = size[path] + FLOOR * families[_family(path)]
-        relative = gap / scale if scale else gap
-        agree &= spread <= bound * max(scale, 1e-300)
-        # A NaN is the worst error there is, and comparisons with it are false.
-        if np.isnan(relative) or relative > error:
-            worst, error = path, relative
-            if np.isnan(relative):
-                break
-    return Check(name, len(right), worst, error, bound, agree)
-
-
-def _family(path: str) -> str:
-    return (
-        path.split("/layers/")[0].rsplit("/", 1)[0]
-        if path.startswith("optimizer")
-        else path.split("/")[0]
-    )
-
-
-def _gap(right: np.ndarray, got: jax.Array | np.ndarray) -> tuple[float, float]:
-    """Norm of the error in the worst replica, and the largest distance between two replicas."""
-    if not isinstance(got, jax.Array):
-        return float(np.linalg.norm((np.asarray(got, np.float64) - right).ravel())), 0.0
-    squares: dict[int, float] = {}
-    pieces: dict[tuple, np.ndarray] = {}
-    spread = 0.0
-    for shard in got.addressable_shards:
-        piece = np.asarray(shard.data, np.float64)
-        gap = piece - right[shard.index]
-        squares[shard.replica_id] = squares.get(shard.replica_id, 0.0) + float(np.sum(gap * gap))
-        place = tuple((s.start, s.stop) for s in shard.index)
-        first = pieces.setdefault(place, piece)
-        spread = max(spread, float(np.linalg.norm((piece - first).ravel())))
-    return float(np.sqrt(max(squares.values()))), spread

@@ -245,7 +245,7 @@ ROOMS = (
     ("seams",),
     ("data", "models", "strategies", "hardware", "schedules"),
     ("stages",),
-    ("exchanges",),
+    ("exchanges", "notes"),
     ("factors",),
     ("manual",),
     ("layout",),

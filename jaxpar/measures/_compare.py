@@ -1,0 +1,91 @@
+"""How far arrays under a layout are from one device's: the worst array, on its worst replica.
+
+Every device's own piece is looked at: the view of a whole array shows one replica of each.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+FLOOR = 1e-3
+"""An array's error is relative to its own norm plus this share of the norm of all arrays together,
+so that a gradient whose true value is zero (a key bias) is not judged by its rounding."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison.
+
+    Attributes:
+        name: "initial state", "gradient", "update", "loss" or "state after n steps".
+        arrays: how many arrays were compared, each on every device that holds a piece of it.
+        worst: path of the array with the largest error.
+        error, bound: relative error of that array, and what is accepted.
+        replicas_agree: whether devices that should hold equal pieces do.
+    """
+
+    name: str
+    arrays: int
+    worst: str
+    error: float
+    bound: float
+    replicas_agree: bool = True
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error is within the bound; a NaN is not."""
+        return bool(self.error <= self.bound)
+
+
+def relative(got, right) -> float:
+    """Error of a scalar, or of the worst of several."""
+    got, right = np.asarray(got), np.asarray(right)
+    return float(np.max(np.abs(got - right) / np.maximum(np.abs(right), 1e-30)))
+
+
+def compare(name, right, got, bound, *, norms=None) -> Check:
+    """Worst relative error of any array, looking at every device's own piece."""
+    norms = right if norms is None else norms
+    size = {p: float(np.linalg.norm(np.asarray(norms[p], np.float64).ravel())) for p in right}
+    # Moments and parameters differ in size by orders: the floor is taken within each family.
+    families: dict[str, float] = {}
+    for p, s in size.items():
+        families[_family(p)] = float(np.hypot(families.get(_family(p), 0.0), s))
+    worst, error, agree = "", -1.0, True
+    for path in right:
+        gap, spread = _gap(np.asarray(right[path]), got[path])
+        scale = size[path] + FLOOR * families[_family(path)]
+        relative = gap / scale if scale else gap
+        agree &= spread <= bound * max(scale, 1e-300)
+        # A NaN is the worst error there is, and comparisons with it are false.
+        if np.isnan(relative) or relative > error:
+            worst, error = path, relative
+            if np.isnan(relative):
+                break
+    return Check(name, len(right), worst, error, bound, agree)
+
+
+def _family(path: str) -> str:
+    return (
+        path.split("/layers/")[0].rsplit("/", 1)[0]
+        if path.startswith("optimizer")
+        else path.split("/")[0]
+    )
+
+
+def _gap(right: np.ndarray, got: jax.Array | np.ndarray) -> tuple[float, float]:
+    """Norm of the error in the worst replica, and the largest distance between two replicas."""
+    if not isinstance(got, jax.Array):
+        return float(np.linalg.norm((np.asarray(got, np.float64) - right).ravel())), 0.0
+    squares: dict[int, float] = {}
+    pieces: dict[tuple, np.ndarray] = {}
+    spread = 0.0
+    for shard in got.addressable_shards:
+        piece = np.asarray(shard.data, np.float64)
+        gap = piece - right[shard.index]
+        squares[shard.replica_id] = squares.get(shard.replica_id, 0.0) + float(np.sum(gap * gap))
+        place = tuple((s.start, s.stop) for s in shard.index)
+        first = pieces.setdefault(place, piece)
+        spread = max(spread, float(np.linalg.norm((piece - first).ravel())))
+    return float(np.sqrt(max(squares.values()))), spread
