@@ -212,10 +212,10 @@ def _check_microbatches(layout: Layout, microbatches: int) -> None:
     if rows % (microbatches * shares):
         step = microbatches * shares
         near = [n for n in (rows // step * step, (rows // step + 1) * step) if n]
+        each = f" for {shares} shares on devices" if shares > 1 else ""
         raise LayoutError(
-            f"a batch of {rows} rows cannot be cut into {microbatches} microbatches for {shares} "
-            f"shares on devices: {step} does not divide {rows}; use a batch of "
-            f"{' or '.join(map(str, near))}"
+            f"a batch of {rows} rows cannot be cut into {microbatches} microbatches{each}: {step} "
+            f"does not divide {rows}; use a batch of {' or '.join(map(str, near))}"
         )
 
 

@@ -151,6 +151,7 @@ def test_rows_may_be_split_over_several_axes():
     [
         ("tensor", Strategy(name="rows", compute={"sequence": "model"}), "both want mesh axis"),
         ("fsdp", "zero1", "'fsdp' keeps gradients, moments and parameters in pieces and 'zero1'"),
+        ("local_sgd", "pipeline", "'local_sgd' and 'pipeline' cannot be combined: copies that"),
         ("zero1", "zero2", "'zero1' keeps moments in pieces and 'zero2' gradients and moments"),
     ],
 )

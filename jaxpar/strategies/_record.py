@@ -199,6 +199,11 @@ def _refuse_contradictions(a: Strategy, b: Strategy) -> None:
                 f"'{b.name}' for {_listed(theirs)}; an axis does one thing, so choose one of the "
                 "two"
             )
+    if (a.stages or b.stages) and (a.averaging or b.averaging):
+        raise LayoutError(
+            f"{both}copies that train apart are each mapped over devices, and so are the stages of "
+            "a pipeline; one map at a time, so choose one of the two"
+        )
     if a.store and b.store and a.cuts != b.cuts:
         raise LayoutError(
             f"{both}'{a.name}' keeps {_listed(a.cuts)} in pieces and '{b.name}' {_listed(b.cuts)}; "
