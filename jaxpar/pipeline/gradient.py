@@ -21,10 +21,11 @@ from jaxpar.manual import Plan, trace
 from jaxpar.manual.value import varying
 from jaxpar.mesh import axes_of, sizes_of
 from jaxpar.models._record import Mean
+from jaxpar.pipeline.held import vary
 from jaxpar.pipeline.parts import Parts, take_loss_apart
 from jaxpar.pipeline.piece import Piece, remembering
 from jaxpar.pipeline.timetable import timetable
-from jaxpar.pipeline.walk import Local, vary, walk
+from jaxpar.pipeline.walk import Local, walk
 from jaxpar.schedules._record import Schedule
 from jaxpar.stages import AXIS
 

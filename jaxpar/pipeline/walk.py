@@ -1,17 +1,18 @@
 """The walk of one device through a timetable, inside shard_map: work, exchange, work, exchange.
 
-What is held between ticks is a `Held`; every function here takes it and returns it changed.
+What is held between ticks is a `Held`; every kind of work takes it, and returns what is to be sent
+and the `Held` that it leaves.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxpar.manual.value import varying, varying_of
+from jaxpar.pipeline.held import Held, add, at, put, vary
 from jaxpar.pipeline.piece import Piece
 from jaxpar.pipeline.timetable import BACKWARD, FORWARD, IDLE, Counts, Loop, Timetable
 from jaxpar.stages import AXIS
@@ -48,40 +49,6 @@ class Local:
     key_of: Callable
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Held:
-    """What a device holds between ticks.
-
-    Attributes:
-        x, dy, y: trees like the activation, of (slots, ...): activations and gradients that wait
-            for their turn, and results of the last piece that wait for their loss.
-        kept: what forward passes keep for backward, [(slots, layers a chunk, ...)].
-        rest, layers: gradients so far, as the parameters of `Local`.
-        means: the loss and the metrics so far.
-        idle: idle ticks so far, a float32 scalar.
-    """
-
-    x: Any
-    dy: Any
-    y: Any
-    kept: Any
-    rest: Any
-    layers: Any
-    means: Any
-    idle: Any
-
-
-def vary(tree: Any, axes) -> Any:
-    """Arrays cast to a type that may differ between devices along `axes`."""
-
-    def one(x):
-        missing = tuple(sorted(frozenset(axes) - varying(x)))
-        return lax.pcast(x, missing, to="varying") if missing else x
-
-    return jax.tree.map(one, tree)
-
-
 def walk(local: Local, table: Timetable, *, factor: float | None = None, fill: float = 0.0) -> Held:
     """Run every tick; what is held at the end has this device's sums in it.
 
@@ -112,8 +79,8 @@ def walk(local: Local, table: Timetable, *, factor: float | None = None, fill: f
             arrivals = {pairs: lax.ppermute(send, AXIS, pairs) for pairs in exchange.permutes}
             held = replace(
                 held,
-                x=_put(held.x, arrivals.get(exchange.onward), row["land_x"]),
-                dy=_put(held.dy, arrivals.get(exchange.back), row["land_dy"]),
+                x=put(held.x, arrivals.get(exchange.onward), row["land_x"]),
+                dy=put(held.dy, arrivals.get(exchange.back), row["land_dy"]),
             )
         return alike(held), None
 
@@ -194,7 +161,7 @@ def _forward(local: Local, row, held: Held, counts: Counts, train: bool):
     x = _either(
         row["first"] == 1,
         lambda: local.before(local.rest, batch, key),
-        lambda: _at(held.x, row["take_x"]),
+        lambda: at(held.x, row["take_x"]),
         taken=_times(local, counts.first, counts.of, FORWARD),
     )
     given = _given(local, row, batch, key)
@@ -210,8 +177,8 @@ def _forward(local: Local, row, held: Held, counts: Counts, train: bool):
     y, kept = local.piece.forward(*given, x)
     return y, replace(
         held,
-        y=_put(held.y, y, jnp.where(last, row["keep_y"], -1)),
-        kept=[_put(k, new, row["keep"]) for k, new in zip(held.kept, kept, strict=True)],
+        y=put(held.y, y, jnp.where(last, row["keep_y"], -1)),
+        kept=[put(k, new, row["keep"]) for k, new in zip(held.kept, kept, strict=True)],
     )
 
 
@@ -230,7 +197,7 @@ def _backward(local: Local, row, held: Held, counts: Counts, factor: float):
     given = _given(local, row, batch, key)
 
     def from_loss(rest, means):
-        y = _at(held.y, row["keep_y"])
+        y = at(held.y, row["keep_y"])
 
         def total(rest, y):
             loss, metrics = local.after(rest, y, batch, key)
@@ -241,7 +208,7 @@ def _backward(local: Local, row, held: Held, counts: Counts, factor: float):
         return dy, _sum(rest, drest), _sum(means, new)
 
     def from_next(rest, means):
-        return _at(held.dy, row["take_dy"]), rest, means
+        return at(held.dy, row["take_dy"]), rest, means
 
     dy, rest, means = _either(
         row["last"] == 1,
@@ -251,7 +218,7 @@ def _backward(local: Local, row, held: Held, counts: Counts, factor: float):
         held.means,
         taken=_times(local, counts.last, counts.of, BACKWARD),
     )
-    kept = [_at(k, row["keep"]) for k in held.kept]
+    kept = [at(k, row["keep"]) for k in held.kept]
     dx, dlayers = local.piece.backward(*given, kept, dy)
 
     def to_before(rest):
@@ -265,7 +232,7 @@ def _backward(local: Local, row, held: Held, counts: Counts, factor: float):
         rest,
         taken=_times(local, counts.first, counts.of, BACKWARD),
     )
-    layers = {p: _add(held.layers[p], g, row["chunk"]) for p, g in dlayers.items()}
+    layers = {p: add(held.layers[p], g, row["chunk"]) for p, g in dlayers.items()}
     return dx, replace(held, rest=rest, layers=layers, means=means)
 
 
@@ -287,14 +254,14 @@ def _either(predicate, then, otherwise, *operands, taken):
 
 def _given(local: Local, row, batch, key):
     """This chunk's weights and what its layers are given beside them."""
-    weights = {path: _at(stack, row["chunk"]) for path, stack in local.layers.items()}
+    weights = {path: at(stack, row["chunk"]) for path, stack in local.layers.items()}
     asides = local.aside(local.rest, batch, key)
     piece = row["chunk"] * local.stages + lax.axis_index(AXIS)
     each = -(-local.count // local.pieces)
     missing = each * local.pieces - local.count
     real = piece * each + jnp.arange(each) < local.count if missing else None
     stacks = [
-        _at(a.reshape(local.pieces, -1, *a.shape[1:]), piece)
+        at(a.reshape(local.pieces, -1, *a.shape[1:]), piece)
         for a in (_filled(a, missing) for a in asides[: local.stacked_asides])
     ]
     return weights, real, stacks, asides[local.stacked_asides :]
@@ -312,25 +279,3 @@ def _means(scored):
 
 def _sum(a, b):
     return jax.tree.map(jnp.add, a, b)
-
-
-def _at(stack, index):
-    """What lies in a slot, of every array of a tree."""
-    index = jnp.maximum(index, 0)
-    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, 0, keepdims=False), stack)
-
-
-def _add(stack, value, index):
-    return lax.dynamic_update_index_in_dim(stack, _at(stack, index) + value, index, 0)
-
-
-def _put(stack, value, slot):
-    """A tree with `value` in a slot; as it was where the slot is nowhere or nothing came."""
-
-    def one(held, new):
-        if held.shape[0] == 0:
-            return held
-        kept = jnp.where(slot >= 0, new, _at(held, slot))
-        return lax.dynamic_update_index_in_dim(held, kept, jnp.maximum(slot, 0), 0)
-
-    return stack if value is None else jax.tree.map(one, stack, value)
