@@ -165,7 +165,8 @@ def executions(module: Module) -> dict[str, Times]:
     """Return how often each computation that control reaches runs; others (reducers) are absent.
 
     A branch of a conditional counts as run once each time, and is not exact; unless whoever traced
-    it said how often each is taken, by a name scope `taken(a,b,...;n)` around it: a, b, ... of n.
+    it said how often each is taken, by a name scope `taken(a,b,...;n)` around it: branch 0 a times
+    of n, branch 1 b times, and so on.
     """
     runs = {module.entry: Times(1, True)}
     for computation in reversed(module.computations.values()):  # callees are printed first
@@ -190,6 +191,9 @@ def shares_taken(i: Instruction) -> tuple[Fraction, ...]:
     if said is None:
         return ()
     shares = tuple(Fraction(int(n), int(said[2])) for n in said[1].split(","))
+    # XLA may spell branches 0 and 1 as those of a predicate: it prints the true one first.
+    if [role for role, _ in i.calls] == ["true_computation", "false_computation"]:
+        shares = shares[::-1]
     # A scope that was meant for another number of branches says nothing of these.
     return shares if len(shares) == len(i.calls) else ()
 

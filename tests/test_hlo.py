@@ -1,5 +1,7 @@
 """The records read from a compiled program's text, and how often each part of it runs."""
 
+from fractions import Fraction
+
 import pytest
 from hlo_text import ONE_REDUCE, TABLES, G, found, loop, only, program, run_loop
 
@@ -85,6 +87,25 @@ def test_a_branch_counts_as_taken_and_is_marked():
     assert (after.executions, after.exact) == (1, True)
     runs = hlo.executions(hlo.parse(text))
     assert runs["yes"] == runs["no"] == hlo.Times(1, False)
+
+
+@pytest.mark.parametrize(
+    "branches", ["branch_computations={%no, %yes}", "true_computation=%yes, false_computation=%no"]
+)
+def test_a_branch_counts_as_often_as_its_name_scope_says(branches):
+    """Branch 0 three times of eight, branch 1 five times, however XLA spells the two."""
+    computations = "".join(
+        f"%{name} (p: f32[16,8]) -> f32[16,8] {{\n  %p = f32[16,8] parameter(0)\n  ROOT {line}\n}}\n\n"  # noqa: E501
+        for name, line in (("yes", ONE_REDUCE), ("no", "%r = f32[16,8] negate(%p)"))
+    )
+    text = program(
+        "%k = s32[] constant(0)\n"
+        f"%r = f32[16,8] conditional(%k, %p, %p), {branches}, "
+        'metadata={op_name="jit(f)/taken(3,5;8)/cond"}',
+        computations,
+    )
+    (one,) = found(text)
+    assert (one.executions, one.exact) == (Fraction(5, 8), True)
 
 
 def test_a_guess_outside_makes_what_is_inside_a_guess():

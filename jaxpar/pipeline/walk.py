@@ -146,7 +146,7 @@ def _work(work, loop: Loop, position: int, row, held, alike):
 
 
 def _taken(times: list[int], total: int):
-    """A name scope that tells a reader of the program how often each branch of a cond is taken."""
+    """A name scope that tells a reader of the program how often each branch is taken, in order."""
     return jax.named_scope(f"taken({','.join(map(str, times))};{total})")
 
 
@@ -183,13 +183,13 @@ def _forward(local: Local, row, held: Held, counts: Counts, train: bool):
 
 
 def _times(local: Local, some: Mapping[int, int], every: Mapping[int, int], kind: int):
-    """How often work on one piece is done by the stage that has it, and how often it is not.
+    """How often work is not on one piece, and how often it is, by the stage that has the piece.
 
     Of as many as that stage's share of all work of the kind, so that the reader's mean over devices
     becomes what this stage does.
     """
     own, total = some.get(kind, 0), every.get(kind, 0)
-    return [own * local.stages, total - own], max(1, total)
+    return [total - own, own * local.stages], max(1, total)
 
 
 def _backward(local: Local, row, held: Held, counts: Counts, factor: float):

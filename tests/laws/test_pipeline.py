@@ -43,8 +43,9 @@ def prove(layout, microbatches: int):
     assert verdict.decisive.error <= 1e-12
 
 
-@pytest.mark.parametrize("microbatches", [4, 8])
-@pytest.mark.parametrize("schedule", SCHEDULES.names())
+@pytest.mark.parametrize(
+    ("schedule", "microbatches"), [*((name, 4) for name in SCHEDULES.names()), ("one_f_one_b", 8)]
+)
 def test_every_schedule_computes_what_one_device_does(schedule, microbatches):
     """Whatever the order of work, the step is gradient accumulation on one device."""
     stages = 2 if schedule == "interleaved" else 4
@@ -58,6 +59,8 @@ PRODUCTS = {
     "zero1+tensor+pipeline": "pipe=2,data=4,model=2",
     "replica+fsdp+pipeline": "replica=2,pipe=2,data=4",
     "expert+data+pipeline": "pipe=2,data=2,model=2",
+    "sequence+pipeline": "pipe=2,model=4",
+    "data+context+pipeline": "pipe=2,data=2,model=2",
 }
 
 
@@ -65,7 +68,9 @@ PRODUCTS = {
 def test_pipelines_join_with_every_way_to_cut_a_stage(strategy, mesh):
     """Inside a stage the other axes work as they do without stages, on 8 and 16 devices."""
     model = "moe" if "expert" in strategy else "transformer"
-    prove(in_stages(strategy, mesh, model=model), 4 if "replica" not in strategy else 2)
+    options = {"exchange": "ulysses"} if "context" in strategy else {}
+    microbatches = 4 if "replica" not in strategy else 2
+    prove(in_stages(strategy, mesh, model=model, **options), microbatches)
 
 
 CHOICES = {
@@ -132,8 +137,14 @@ def said(inspection, kind: str, *axes: str) -> int:
     return sum(r.bytes for r in inspection.collectives if r.kind == kind and r.axes == axes)
 
 
-@pytest.mark.parametrize("schedule", ["gpipe", "one_f_one_b", "interleaved"])
-@pytest.mark.parametrize("hardware", HARDWARES)
+@pytest.mark.parametrize(
+    ("hardware", "schedule"),
+    [
+        ("cpu", "gpipe"),
+        ("cpu", "interleaved"),
+        pytest.param("h100", "one_f_one_b", marks=needs_gpu_compiler),
+    ],
+)
 def test_neighbours_pass_on_one_microbatchs_activation_a_tick(hardware, schedule):
     """Over pipe: as many permutes as the timetable has, each of rows / M x sequence x width.
 
@@ -165,7 +176,7 @@ def test_a_stage_sums_what_its_layers_sum_once_a_microbatch(hardware):
     assert abs(said(inspection, "all-reduce", "model") - expected) <= 8 * FLOAT
 
 
-@pytest.mark.parametrize("hardware", HARDWARES)
+@pytest.mark.parametrize("hardware", ["cpu"])
 def test_data_parallel_stages_sum_their_gradients_once_a_step(hardware):
     """Over data: each stage's own parameters once, however many microbatches there are."""
     inspection = inspected(hardware, "one_f_one_b", "data+pipeline", "pipe=2,data=2", 4)
@@ -193,6 +204,7 @@ def test_1f1b_holds_fewer_activations_than_gpipe():
 
 
 REFUSED = [
+    ("transformer", "context+pipeline", "pipe=2,model=2", {}, "exchange 'ring' passes.*ulysses"),
     ("mlp", "pipeline", "pipe=2", {}, "model 'mlp' has no stack of equal layers.*'pipeline'"),
     ("transformer", "pipeline", "pipe=8", {}, "has 4 layers, and 8 stages.*use pipe=4"),
     ("transformer", "pipeline", "pipe=3", {}, "3 stages .* do not share evenly.*pipe=2 or 4"),
