@@ -94,8 +94,8 @@ def pairs(*strategies: str) -> list[tuple[str, str]]:
 
 
 DECODER = "transformer"
-FEW = ("data", "fsdp", "tensor", "hybrid")
-"""Rows cut, weights cut for storage, weights cut for use, and rows and weights at once."""
+FEW = ("fsdp", "hybrid")
+"""Rows cut with weights cut for storage, and rows with weights cut for use."""
 
 
 def crossed() -> list[tuple[str, str, str]]:
