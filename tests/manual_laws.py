@@ -9,11 +9,12 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from jaxpar.manual import trace
+from jaxpar.program import QUICK
 
 # Measured worst over all float64 tests: 3e-15 relative to the leaf's largest gradient.
 BOUND = 1e-12
 
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+QUICKLY = {**QUICK, "xla_llvm_disable_expensive_passes": True}
 
 DATA = {"data": 8}
 TENSOR = {"model": 2}

@@ -93,6 +93,33 @@ def pairs(*strategies: str) -> list[tuple[str, str]]:
     return found
 
 
+DECODER = "transformer"
+FEW = ("fsdp", "hybrid")
+"""Rows cut with weights cut for storage, and rows with weights cut for use."""
+
+
+def crossed() -> list[tuple[str, str, str]]:
+    """The pairs that laws compile, each with its modes: what one case shares with another is once.
+
+    The decoder meets every strategy, since it has every role but experts. Other models differ from
+    it in operations (convolutions, BatchNorm, experts, no layers in a loop), and those meet each
+    way to cut by `FEW`; a strategy that does not suit the decoder meets all that it suits.
+    """
+    chosen = [(m, s) for m, s in pairs() if m == DECODER or s in FEW or not suits(DECODER, s)]
+    return [(m, s, mode) for m, s in chosen for mode in modes_of(s)]
+
+
+def modes_of(strategy: str) -> tuple[str, ...]:
+    """The modes in which a strategy's step differs from all others.
+
+    Stages are one step in both modes. An outer step belongs to the averaging, which no mode
+    touches; what is inside a copy is that of plain averaging.
+    """
+    s = load_strategy(strategy)
+    alike = s.stages or (s.averaging and not s.averaging.plain)
+    return MODES[:1] if alike else MODES
+
+
 def kinds_of_model() -> tuple[str, ...]:
     """The models that are no sizes of another: `gpt2` is a `transformer` with other numbers."""
     home = {name: type(MODELS.load(name)().config).__module__ for name in MODELS.names()}

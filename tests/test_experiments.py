@@ -10,8 +10,16 @@ from experiments._verbs.bench import BENCHMARKS
 from experiments._verbs.list import EXPERIMENTS
 from jaxpar.experiment import Claim, walk
 
-SLOW = {"first_transformer"}
-"""Too long for every change: its claims are checked by running it, here only its cases."""
+SLOW = {
+    "experts",
+    "first_transformer",
+    "hybrid_parallel",
+    "long_context",
+    "model_parallel",
+    "parameter_averaging",
+    "zero_memory",
+}
+"""Too long for every change: their claims are checked by running them, here only their cases."""
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS.names())

@@ -6,7 +6,7 @@ from functools import cache
 import jax
 import numpy as np
 import pytest
-from small import STRATEGY_NAMES, cpu, kinds_of_model, mesh_for, small_layout
+from small import STRATEGY_NAMES, cpu, kinds_of_model, mesh_for, small_layout, suits
 
 from jaxpar.catalogue import HARDWARE
 from jaxpar.measures._probe import probe_batch
@@ -19,7 +19,8 @@ BOTH = "data=4,model=2"
 
 @cache
 def compiled(strategy, mesh=BOTH):
-    layout = small_layout("mlp", strategy, mesh)
+    model = next(m for m in ("mlp", *kinds_of_model()) if suits(m, strategy))
+    layout = small_layout(model, strategy, mesh)
     return compile_step(make_step(layout), hardware=cpu(), for_speed=False)
 
 

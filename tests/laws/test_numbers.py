@@ -13,9 +13,9 @@ import pytest
 from small import (
     MODES,
     cpu,
+    crossed,
     kinds_of_model,
     mesh_for,
-    pairs,
     small_layout,
     small_model,
     small_strategy,
@@ -54,8 +54,7 @@ def prove(layout, *, mode: str = "auto", microbatches: int = 1, dtype: str = "fl
             assert check.error * HEADROOM <= check.bound, check
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("model", "strategy"), pairs())
+@pytest.mark.parametrize(("model", "strategy", "mode"), crossed())
 def test_every_strategy_computes_what_one_device_does(model, strategy, mode):
     """One update under any strategy, on all of its axes at once, equals one device's."""
     prove(small_layout(model, strategy, mesh_for(strategy)), mode=mode)
