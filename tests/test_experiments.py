@@ -11,12 +11,15 @@ from experiments._verbs.list import EXPERIMENTS
 from jaxpar.experiment import Claim, walk
 
 SLOW = {
+    "all_together",
     "experts",
     "first_transformer",
     "hybrid_parallel",
     "long_context",
     "model_parallel",
     "parameter_averaging",
+    "pipeline_idle",
+    "submodels",
     "zero_memory",
 }
 """Too long for every change: their claims are checked by running them, here only their cases."""
