@@ -8,6 +8,7 @@ import pytest
 
 from experiments import _options
 from experiments.__main__ import VERBS, main
+from jaxpar.program import QUICK
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -47,7 +48,11 @@ def test_every_command_is_understood(command):
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.split()[0] in CHEAPER])
 def test_every_command_succeeds(command, capsys, tmp_path, monkeypatch):
-    """Each command ends well, at fewer steps and layers."""
+    """Each command ends well, at fewer steps and layers, compiled as users compile it.
+
+    XLA's older code rounds a draw otherwise in two programs, which verify would tell.
+    """
+    monkeypatch.delitem(QUICK, "xla_cpu_use_fusion_emitters", raising=False)
     monkeypatch.chdir(tmp_path)
     words = shlex.split(command)
     assert main([*words, *CHEAPER[words[0]]]) == 0

@@ -27,7 +27,8 @@ def one_place_too_few():
 def experts_in_another_order():
     """An exchange that numbers the devices from the other end, there and back."""
 
-    def place(x, dims):
+    def place(x, dims, *, between):
+        del between
         return jnp.flip(x, 0) if dims[0] == "experts" else x
 
     return seams.placing(place)
@@ -35,7 +36,7 @@ def experts_in_another_order():
 
 def nothing():
     """The right way, by the same road."""
-    return seams.placing(lambda x, dims: x)
+    return seams.placing(lambda x, dims, *, between: x)
 
 
 def verdict_with(mistake):
