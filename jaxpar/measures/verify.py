@@ -206,8 +206,8 @@ def _later_mistake(check: Check) -> str:
     if check.name == "update" and not check.replicas_agree:
         return (
             "the gradient is right, and after the update devices that should hold the same weights "
-            "do not: each updated its own piece and the new pieces were not gathered, or clipping by "
-            "the norm of one device's share"
+            "do not: each updated its own piece and the new pieces were not gathered, or clipping "
+            "by the norm of one device's share"
         )
     if check.name == "update":
         return (
