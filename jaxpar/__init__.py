@@ -7,6 +7,7 @@ from jaxpar.catalogue import HARDWARE as HARDWARE
 from jaxpar.catalogue import MODELS as MODELS
 from jaxpar.catalogue import STRATEGIES as STRATEGIES
 from jaxpar.data._record import Dataset as Dataset
+from jaxpar.door.model import model as model
 from jaxpar.experiment import Claim as Claim
 from jaxpar.experiment import Experiment as Experiment
 from jaxpar.experiment import walk as walk

@@ -20,13 +20,12 @@ from jaxpar.exchanges._fit import exchange_of, refuse_unfit
 from jaxpar.exchanges._record import Exchange
 from jaxpar.mesh import MeshShape, axes_of, check_spec, entry_of, refuse_faults, shards
 from jaxpar.models._record import Model, role_of
+from jaxpar.modules import Parts, abstract, names_in_metadata, value_of
 from jaxpar.notes import notes_of
 from jaxpar.refusal import LayoutError, unknown
+from jaxpar.roles import UNNAMED
 from jaxpar.stages import check_stages, is_padded, layer_order, runs_in_stages
 from jaxpar.strategies._record import APART, CUTS, Strategy
-
-UNNAMED = "unnamed"
-"""The name of a dim about which nothing is known; it is never split by role."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class Layout:
     state: Mapping[str, Array]
     batch: Mapping[str, PartitionSpec]
     notes: tuple[str, ...]
-    module: "Parts"
+    module: Parts
 
     @property
     def row_shares(self) -> int:
@@ -129,43 +128,6 @@ class Layout:
         return PartitionSpec(*entries)
 
 
-@dataclass(frozen=True)
-class Parts:
-    """A module taken apart: its graph, and its variables by path."""
-
-    graph: Any
-    parameters: Mapping[str, nnx.Variable]
-    state: Mapping[str, nnx.Variable]
-
-    def put_together(self, parameters: Mapping[str, Any], state: Mapping[str, Any]) -> nnx.Module:
-        """The module holding these values, given by path."""
-        filled = [
-            nnx.from_flat_state(
-                [(_keys(path), _holding(v, values[path])) for path, v in variables.items()]
-            )
-            for variables, values in ((self.parameters, parameters), (self.state, state))
-        ]
-        return nnx.merge(self.graph, *filled)
-
-
-def take_apart(module: nnx.Module) -> Parts:
-    """Split a module into structure, parameters and other state."""
-    graph, parameters, state = nnx.split(module, nnx.Param, ...)
-    return Parts(graph, _by_path(parameters), _by_path(state))
-
-
-def values_of(variables: Mapping[str, nnx.Variable]) -> dict[str, jax.Array]:
-    """The arrays in a mapping of variables."""
-    return {path: v.get_value() for path, v in variables.items()}
-
-
-def build(model: Model, seed) -> nnx.Module:
-    """Build the module; `seed` is an integer under `eval_shape` or a key under `jit`."""
-    # Flax would try to place each variable on a mesh at once; here names are only names.
-    with nnx.use_eager_sharding(False):
-        return model.build(nnx.Rngs(seed))
-
-
 def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
     """Lay `model` out by `strategy` on `mesh`.
 
@@ -174,23 +136,27 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
             work; or a strategy that trains replicas apart on a mesh that holds one.
     """
     _check_replicas(strategy, mesh)
-    module = take_apart(nnx.eval_shape(lambda: build(model, 0)))
+    module = abstract(model)
     check_stages(model, strategy, mesh, _layer_counts(model, module))
     faults: dict[str, list[str]] = {}
     kept_whole: list[str] = []
+    indivisible: list[str] = []
     groups = []
     for variables in (module.parameters, module.state):
         arrays = {}
         for path, variable in variables.items():
-            value = variable.get_value()
-            dims = dims_of(path, variable, module.parameters)
+            value = value_of(variable)
+            dims = dims_of(model, path, variable, module.parameters)
             computed = _by_role(model, strategy, mesh, dims, shape=value.shape)
             cut = computed
-            if variables is module.parameters:
+            if variables is module.parameters or isinstance(variable, nnx.Param):
                 cut, fault, whole = _cut_further(
                     model, strategy, mesh, path, value.shape, dims, computed
                 )
-                faults.setdefault(path, []).extend(fault)
+                if model.units and fault:
+                    indivisible.append(path)
+                else:
+                    faults.setdefault(path, []).extend(fault)
                 kept_whole += whole
             faults.setdefault(path, []).extend(check_spec(value.shape, dims, computed, mesh))
             lies = {what: cut if what in strategy.cuts else computed for what in CUTS}
@@ -231,41 +197,42 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
             )
         refuse_unfit(exchange, model, module)
     specs = [*batch.values(), *(a.moment for arrays in groups for a in arrays.values())]
-    notes = notes_of(model, strategy, mesh, groups[0], kept_whole, specs)
+    arrays = {**groups[0], **groups[1]}
+    notes = notes_of(model, strategy, mesh, arrays, kept_whole, indivisible, specs)
     notes += () if exchange is None else exchange.notes
     return Layout(model, strategy, mesh, *groups, MappingProxyType(batch), notes, module)
 
 
 def dims_of(
-    path: str, variable: nnx.Variable, parameters: Mapping[str, nnx.Variable]
+    model: Model, path: str, variable: nnx.Variable, parameters: Mapping[str, nnx.Variable]
 ) -> tuple[str, ...]:
-    """The name of each dim of a variable, from Flax's metadata.
+    """The name of each dim of a variable, as the model says or from Flax's metadata.
 
     A statistic without names lies like the parameter beside it that has its shape.
     """
-    names = variable.get_metadata().get("out_sharding")
-    rank = len(variable.get_value().shape)
-    if names is not None and len(names) != rank:
+    shape = value_of(variable).shape
+    names = model.dims.get(path) or names_in_metadata(variable)
+    if names is not None and len(names) != len(shape):
         raise LayoutError(
-            f"{path}: its metadata names {len(names)} dims {tuple(names)}, and it has {rank}: give "
-            "every dim a name, or None"
+            f"{path}: its metadata names {len(names)} dims {tuple(names)}, and it has "
+            f"{len(shape)}: give every dim a name, or None"
         )
     if names is not None:
         return tuple(name or UNNAMED for name in names)
-    shape, folder = variable.get_value().shape, path.rpartition("/")[0]
+    folder = path.rpartition("/")[0]
     for other, neighbour in parameters.items():
         beside = other != path and other.rpartition("/")[0] == folder
-        if beside and neighbour.get_value().shape == shape and path not in parameters:
-            return dims_of(other, neighbour, parameters)
-    return (UNNAMED,) * rank
+        if beside and value_of(neighbour).shape == shape and path not in parameters:
+            return dims_of(model, other, neighbour, parameters)
+    return (UNNAMED,) * len(shape)
 
 
 def _layer_counts(model: Model, module: Parts) -> list[int]:
     """How many layers each stack of parameters has."""
     return [
-        v.get_value().shape[0]
+        value_of(v).shape[0]
         for path, v in module.parameters.items()
-        if v.get_value().shape and role_of(model, dims_of(path, v, {})[0]) == "layers"
+        if value_of(v).shape and role_of(model, dims_of(model, path, v, {})[0]) == "layers"
     ]
 
 
@@ -335,8 +302,18 @@ def _by_role(
             if role == "layers" and is_padded(strategy, mesh, size)
         }
         table = {role: axes for role, axes in table.items() if role not in padded}
-    axes = (table.get(role, ()) for role in roles)
-    return PartitionSpec(*(entry_of(a for a in on if mesh.size(a) > 1) for on in axes))
+    wanted = (tuple(axis for axis in table.get(role, ()) if mesh.size(axis) > 1) for role in roles)
+    return PartitionSpec(
+        *(
+            entry_of(axes if _can_be_cut(model, mesh, dim, axes) else ())
+            for dim, axes in zip(dims, wanted, strict=True)
+        )
+    )
+
+
+def _can_be_cut(model: Model, mesh: MeshShape, dim: str, axes: tuple[str, ...]) -> bool:
+    """Whether a dim that may stay whole has as many pieces as these axes have devices."""
+    return model.units.get(dim, 0) % prod(mesh.size(axis) for axis in axes) == 0
 
 
 def _cut_further(model, strategy, mesh, path, shape, dims, computed):
@@ -374,17 +351,3 @@ def _cut_further(model, strategy, mesh, path, shape, dims, computed):
         else:
             faults += check_spec((shape[largest],), (dims[largest],), cuts[largest], mesh)
     return PartitionSpec(*spec), faults, whole
-
-
-def _by_path(state: nnx.State) -> Mapping[str, nnx.Variable]:
-    return MappingProxyType(
-        {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
-    )
-
-
-def _keys(path: str) -> tuple:
-    return tuple(int(part) if part.isdigit() else part for part in path.split("/"))
-
-
-def _holding(variable: nnx.Variable, value: Any) -> nnx.Variable:
-    return jax.tree.unflatten(jax.tree.structure(variable), [value])

@@ -4,6 +4,7 @@ A choice that costs something is said in a sentence, never made in silence.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 from jax.sharding import PartitionSpec
@@ -21,6 +22,7 @@ def notes_of(
     mesh: MeshShape,
     parameters: Mapping[str, Any],
     kept_whole: Sequence[str],
+    indivisible: Sequence[str],
     specs: Iterable[PartitionSpec],
 ) -> tuple[str, ...]:
     """What a person should know of a layout, a sentence each.
@@ -29,9 +31,16 @@ def notes_of(
         model, strategy, mesh: what was laid out.
         parameters: path -> `jaxpar.layout.Array`.
         kept_whole: paths of arrays too small to be cut.
+        indivisible: paths of arrays of which no dim divides.
         specs: of everything that was laid out.
     """
-    notes = []
+    notes = [*model.notes, *_whole_dims(model, strategy, mesh, parameters)]
+    if indivisible:
+        notes.append(
+            f"{_some(indivisible)} stay whole on every device: none of their dims divides by the "
+            f"{' x '.join(f'{axis}={mesh.size(axis)}' for axis in strategy.store)} devices that "
+            f"strategy '{strategy.name}' would cut them over"
+        )
     if kept_whole:
         share = sum(parameters[p].whole_bytes for p in kept_whole) / max(
             1, sum(a.whole_bytes for a in parameters.values())
@@ -55,6 +64,33 @@ def notes_of(
                 "devices do the same work"
             )
     return (*notes, *_stage_notes(model, strategy, mesh, parameters))
+
+
+def _whole_dims(model, strategy, mesh, parameters) -> list[str]:
+    """Which dims of a model that nobody annotated stay whole where others like them are cut."""
+    notes = []
+    there = {dim for a in parameters.values() for dim in a.dims}
+    for dim, units in model.units.items():
+        axes = [a for a in strategy.compute.get(role_of(model, dim), ()) if mesh.size(a) > 1]
+        ways = prod(mesh.size(axis) for axis in axes)
+        if dim in there and units % ways:
+            notes.append(
+                f"dim '{dim}' stays whole: strategy '{strategy.name}' would cut it over "
+                f"{' x '.join(axes)}, and {ways} does not divide {units}"
+            )
+    cut = {axis for axes in strategy.compute.values() for axis in axes if mesh.size(axis) > 1}
+    if cut & {a for role in ("inner", "heads") for a in strategy.compute.get(role, ())}:
+        notes += [
+            f"dim '{n.name}' ({n.size}) stays whole: {n.whole_because}"
+            for n in model.named
+            if n.whole_because
+        ]
+    return notes
+
+
+def _some(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - 6} more" if len(paths) > 6 else ""
+    return ", ".join(paths[:6]) + more
 
 
 def _stage_notes(model, strategy, mesh, parameters) -> list[str]:

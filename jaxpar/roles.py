@@ -19,6 +19,11 @@ ROLES = {
 }
 """Role name -> what a dim in that role is."""
 
+UNNAMED = "unnamed"
+"""The name of a dim about which nothing is known; it is never split by role."""
+ONE = "one"
+"""The name of a dim of size 1, of which there is nothing to split."""
+
 
 def check_role(role: str) -> str:
     """Return `role` if it is one, else refuse with the nearest that is."""

@@ -71,6 +71,11 @@ def check_remat(remat: str, names: tuple[str, ...]) -> str:
 _place: ContextVar[Callable[..., jax.Array] | None] = ContextVar("place", default=None)
 
 
+def is_placing() -> bool:
+    """Whether somebody places what is named, so that a loss should say names."""
+    return _place.get() is not None
+
+
 def named(x: jax.Array, dims: tuple[str, ...]) -> jax.Array:
     """`x`, with a name for each of its dims: the spelling of "this is what that array is".
 

@@ -19,8 +19,9 @@ from jaxpar import seams
 from jaxpar.averaging import averaged
 from jaxpar.by_hand import differentiate_by_hand
 from jaxpar.exchanges._fit import dealt
-from jaxpar.layout import Layout, build, take_apart, values_of
+from jaxpar.layout import Layout
 from jaxpar.models._record import Mean
+from jaxpar.modules import build, take_apart, values_of
 from jaxpar.pins import landing_as, lying_as, pinned
 from jaxpar.pipeline import evaluate_in_stages, staged
 from jaxpar.refusal import LayoutError, RequestError, unknown
@@ -131,7 +132,7 @@ def _make_plain(layout: Layout, *, optimizer, mode, microbatches, factor) -> Ste
 
     def init(key) -> State:
         init_key, step_key = jax.random.split(key)
-        parts = take_apart(build(layout.model, init_key))
+        parts = take_apart(build(layout.model, init_key), layout.model.trainable)
         parameters = {p: _in_order(layout, p, v) for p, v in values_of(parts.parameters).items()}
         return State(
             step=jnp.zeros((), jnp.int32),
@@ -293,12 +294,14 @@ def plain_loss(layout, parameters, model_state, batch, key, *, train=True, chose
     module = layout.module.put_together(parameters, model_state)
     module.train() if train else module.eval()
     loss, metrics = _checked(layout, layout.model.loss(module, batch, key=key, **(chosen or {})))
-    new = values_of(take_apart(module).state) if train else model_state
+    new = values_of(take_apart(module, layout.model.trainable).state) if train else model_state
     return loss, metrics, new
 
 
 def _named_loss(layout, parameters, model_state, batch, key, *, chosen=None, **how):
     """The model's own loss, what it names pinned as the layout wants, its attention exchanged."""
+    if layout.mesh.devices == 1:
+        return plain_loss(layout, parameters, model_state, batch, key, chosen=chosen, **how)
     exchange = layout.exchange
     if exchange is not None:
         chosen = {**(chosen or {}), "attend": exchange}

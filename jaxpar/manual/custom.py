@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import Literal
 
+from jaxpar.factors.alone import alone
 from jaxpar.manual.carry import Carry
 from jaxpar.manual.frame import Frame
 from jaxpar.manual.value import Value, axes_of, unsplit, varying
@@ -24,9 +25,7 @@ class _Alone:
     def __init__(self, eqn):
         self.inner = eqn.params["call_jaxpr"]
         self.eqn = eqn
-        self.vars = list(dict.fromkeys(v for v in eqn.invars if not isinstance(v, Literal)))
-        jaxpr = Jaxpr((), self.vars, eqn.outvars, [eqn], eqn.effects, self.inner.jaxpr.debug_info)
-        self.function = jaxpr_as_fun(ClosedJaxpr(jaxpr, ()))
+        self.vars, self.function = alone(eqn)
         self.smooth = [i for i, v in enumerate(self.vars) if _smooth(v)]
         self.smooth_out = [k for k, v in enumerate(eqn.outvars) if _smooth(v)]
         self.abstract = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in self.vars]

@@ -11,9 +11,10 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.extend.core import Literal
 
 from jaxpar.layout import Layout
-from jaxpar.models._record import Model
+from jaxpar.models._record import Field, Model
 from jaxpar.step import plain_loss
 
 WIDE = "float64"
@@ -37,11 +38,12 @@ def widened(model: Model) -> Model:
         name: replace(f, dtype=WIDE) if np.issubdtype(np.dtype(f.dtype), np.floating) else f
         for name, f in model.batch.items()
     }
-    return replace(model, build=wide_build, batch=batch, compute_dtype=None)
+    loss = model.loss.widened() if hasattr(model.loss, "widened") else model.loss
+    return replace(model, build=wide_build, batch=batch, loss=loss, compute_dtype=None)
 
 
 def narrowest(layout: Layout) -> str:
-    """The narrowest float dtype in which the model's forward pass makes any array of its own."""
+    """The narrowest float dtype in which the model's forward pass makes anything of its weights."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = (
         {p: jax.ShapeDtypeStruct(a.shape, a.dtype) for p, a in layout.parameters.items()},
@@ -50,7 +52,9 @@ def narrowest(layout: Layout) -> str:
         key,
     )
     jaxpr = jax.make_jaxpr(lambda *a: plain_loss(layout, *a))(*arguments).jaxpr
-    found = {np.dtype(WIDE)} | set(_float_dtypes(jaxpr))
+    learned = len(layout.parameters)
+    moved = [k < learned for k in range(len(jaxpr.invars))]
+    found = {np.dtype(WIDE)} | set(_float_dtypes(jaxpr, moved))
     return min(found, key=lambda dtype: jnp.finfo(dtype).bits).name
 
 
@@ -63,7 +67,9 @@ def probe_batch(model: Model, seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     batch = {}
     for name, f in model.batch.items():
-        if name == "weight" and len(f.shape) > 1:
+        if model.example is not None and f.below is None:
+            batch[name] = _resampled(model.example[name], f, rng)
+        elif name == "weight" and len(f.shape) > 1:
             length = rng.integers(max(1, f.shape[1] // 4), f.shape[1] + 1, size=(f.shape[0], 1))
             ends = length.reshape(-1, *[1] * (len(f.shape) - 1))
             position = np.arange(f.shape[1]).reshape(1, -1, *[1] * (len(f.shape) - 2))
@@ -72,9 +78,21 @@ def probe_batch(model: Model, seed: int) -> dict[str, np.ndarray]:
             batch[name] = rng.uniform(0.25, 1.75, f.shape).astype(f.dtype)
         elif f.below is not None:
             batch[name] = rng.integers(0, f.below, f.shape).astype(f.dtype)
+        elif not np.issubdtype(np.dtype(f.dtype), np.inexact):
+            # Nothing is known of these but that they are no ids: flags, or counts.
+            batch[name] = rng.integers(0, 2, f.shape).astype(f.dtype)
         else:
             batch[name] = rng.standard_normal(f.shape).astype(f.dtype)
     return batch
+
+
+def _resampled(example: np.ndarray, f: Field, rng: np.random.Generator) -> np.ndarray:
+    """Rows of an example, as many as are wanted; measurements differ from row to row."""
+    rows = example[np.arange(f.shape[0]) % len(example)].astype(f.dtype)
+    whole = not np.issubdtype(rows.dtype, np.inexact) or (rows == np.round(rows)).all()
+    if whole and (rows.any() or not np.issubdtype(rows.dtype, np.inexact)):
+        return rows
+    return (rows + (0.1 * rows.std() or 1.0) * rng.standard_normal(rows.shape)).astype(rows.dtype)
 
 
 def nudged(parameters: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
@@ -95,11 +113,21 @@ def _widened(leaf):
     return leaf
 
 
-def _float_dtypes(jaxpr):
-    """Dtypes of the floats that equations produce, those of inner jaxprs too."""
+def _float_dtypes(jaxpr, moved: list[bool]):
+    """Dtypes of the floats that are made of what `moved` flags, in inner jaxprs too.
+
+    A mask is exact in any dtype; only what depends on a value that training moves is rounded.
+    """
+    depends = {var for var, flag in zip(jaxpr.invars, moved, strict=True) if flag}
     for equation in jaxpr.eqns:
+        flags = [not isinstance(a, Literal) and a in depends for a in equation.invars]
+        if not any(flags):
+            continue
+        depends.update(equation.outvars)
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            yield from _float_dtypes(inner)
+            inner = getattr(inner, "jaxpr", inner)
+            alike = len(inner.invars) == len(flags) and equation.primitive.name != "scan"
+            yield from _float_dtypes(inner, flags if alike else [True] * len(inner.invars))
         for out in equation.outvars:
             dtype = getattr(out.aval, "dtype", None)
             if dtype is not None and jnp.issubdtype(dtype, jnp.floating):

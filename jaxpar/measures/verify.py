@@ -37,6 +37,9 @@ BOUNDS = {
 }
 """Dtype the forward pass is computed in -> check -> largest relative error accepted."""
 
+SMALL_BATCH = 32
+"""Rows up to which a batch is tried as it is."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -130,8 +133,13 @@ def verify(
 
 
 def _relaid(layout: Layout, model, microbatches: int) -> Layout:
-    """The layout of `model`, its batch made no larger than gives every part two rows."""
+    """The layout of `model`, its batch made no larger than gives every part two rows.
+
+    A model that nobody annotated may know its batch size, so a small batch of its stays.
+    """
     parts = layout.row_shares * microbatches
+    if model.units and model.batch_size <= SMALL_BATCH and model.batch_size % parts == 0:
+        return lay_out(model, strategy=layout.strategy, mesh=layout.mesh)
     model = model.with_batch_size(parts * max(1, min(2, model.batch_size // parts)))
     return lay_out(model, strategy=layout.strategy, mesh=layout.mesh)
 

@@ -92,6 +92,13 @@ class Model:
         data: catalogue name of the data the model is usually trained on.
         config: the frozen record of sizes that `build` closes over, or None.
         remake: `remake(config) -> Model`, so that one field can be changed from outside.
+        trainable: Flax filter of the variables that are learned.
+        dims: path of a variable -> a name for each of its dims, where Flax's metadata has none.
+        units: dim -> into how many pieces it can be cut at most; such a dim stays whole, and the
+            layout says so, where a mesh asks for a number that does not divide that.
+        named: what was found out about a model that nobody annotated, a record a class of dims.
+        example: field name -> values of an example batch, or None where only shapes are known.
+        notes: what a person should know of how the model was read, a sentence each.
     """
 
     name: str
@@ -104,6 +111,12 @@ class Model:
     data: str | None = None
     config: Any = None
     remake: Callable[[Any], "Model"] | None = None
+    trainable: Any = nnx.Param
+    dims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    units: Mapping[str, int] = field(default_factory=dict)
+    named: tuple[Any, ...] = ()
+    example: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self):
         for role in self.roles.values():
@@ -114,8 +127,8 @@ class Model:
                 f"model '{self.name}': its loss takes no 'key': declare loss(module, batch, *, "
                 "key=None), and leave key unused if there is no dropout"
             )
-        object.__setattr__(self, "batch", MappingProxyType(dict(self.batch)))
-        object.__setattr__(self, "roles", MappingProxyType(dict(self.roles)))
+        for table in ("batch", "roles", "dims", "units"):
+            object.__setattr__(self, table, MappingProxyType(dict(getattr(self, table))))
 
     @property
     def batch_size(self) -> int:

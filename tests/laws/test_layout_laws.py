@@ -17,9 +17,10 @@ from small import MODES, STRATEGY_NAMES, kinds_of_model, mesh_for, pairs, suits
 
 from jaxpar.case import load_strategy
 from jaxpar.catalogue import DATA, EXCHANGES, HARDWARE, MODELS, STRATEGIES
-from jaxpar.layout import UNNAMED, itemsize, lay_out
+from jaxpar.layout import itemsize, lay_out
 from jaxpar.mesh import MeshShape, axes_of
 from jaxpar.refusal import LayoutError
+from jaxpar.roles import UNNAMED
 
 MESHES = ("data=1", "data=8", "data=4,model=2", "model=4,data=2", "model=8", "data=64,model=8")
 FEW_MESHES = ("data=8", "data=64,model=8")
@@ -254,7 +255,9 @@ ROOMS = (
     ("stages",),
     ("exchanges", "notes"),
     ("factors",),
-    ("manual",),
+    ("manual", "naming"),
+    ("modules",),
+    ("door",),
     ("layout",),
     ("pins",),
     ("by_hand", "averaging"),
@@ -262,7 +265,6 @@ ROOMS = (
     ("step",),
     ("program",),
     ("hlo",),
-    ("collectives",),
     ("collectives",),
     ("train",),
     ("case",),
@@ -281,6 +283,8 @@ OWNERS = {
     "flax": (
         "experiments/_benchmarks",  # sets jaxpar beside the same module under bare JAX
         "jaxpar/models",
+        "jaxpar/modules.py",
+        "jaxpar/door",
         "jaxpar/layout.py",
         "jaxpar/step.py",
         "jaxpar/measures/_probe.py",

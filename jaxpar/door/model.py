@@ -1,0 +1,233 @@
+"""The one door: any Flax module, its loss and an example batch, made into a `Model`.
+
+The module may be NNX or Linen and need not know that it will be split. Its loss is traced once, on
+shapes alone; from the trace every dim gets its name and role, every integer field its range, and
+what is wrong with a model is found before anything is compiled.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from inspect import Parameter, signature
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen, nnx
+
+from jaxpar.door.example import Example, read_example
+from jaxpar.door.linen import from_linen
+from jaxpar.door.losses import FIELD, PlainLoss, SpokenLoss, trace_loss
+from jaxpar.models._record import Model
+from jaxpar.modules import abstract, names_in_metadata, values_of
+from jaxpar.naming.judge import judge
+from jaxpar.naming.names import christen
+from jaxpar.naming.walk import relate
+from jaxpar.refusal import RequestError, unknown
+from jaxpar.roles import check_role
+
+
+def model(
+    module: Any,
+    loss: Callable[..., Any] | None = None,
+    batch: Any = None,
+    *,
+    name: str | None = None,
+    dims: Mapping[str, tuple[str | None, ...]] | None = None,
+    roles: Mapping[str, str] | None = None,
+    trainable: Any = nnx.Param,
+    data: str | None = None,
+) -> Model:
+    """Make a Model of a Flax module that was not written for jaxpar.
+
+    Args:
+        module: an NNX module; a factory of one, which may take `rngs`; or a Linen module or its
+            factory. A factory is better where the module is large: it is then made in pieces.
+        loss: `loss(model, batch)`, a scalar or (scalar, {name: scalar}); the mean over the rows of
+            the batch. A Linen module is called as an NNX one is, `model(x, train=True)`, and keeps
+            its variables to itself. None stands for the mean square of what the module returns:
+            enough to see traffic and memory.
+        batch: an example, a tree of arrays or of `jax.ShapeDtypeStruct`s, whose first dim is the
+            batch. Arrays are also what a layout is tried on.
+        name: for people; that of the module's class or factory if None.
+        dims: path of a variable, or `batch/` and the path of a field -> names of its dims, None for
+            one that should be found out.
+        roles: dim -> role, where you know better than what was found.
+        trainable: Flax filter of the variables that are learned; the others are frozen.
+        data: catalogue name of the data it is usually trained on.
+
+    Raises:
+        RequestError: a loss that is no scalar, a batch without a common first dim, a module that
+            grows variables while it is called, a name for what is not there; and what the module
+            or the loss itself raises, with its line.
+
+    >>> import jax
+    >>> from flax import nnx
+    >>> def net(rngs):
+    ...     return nnx.Sequential(nnx.Linear(8, 32, rngs=rngs), nnx.Linear(32, 4, rngs=rngs))
+    >>> batch = {"x": jax.ShapeDtypeStruct((16, 8), "float32")}
+    >>> m = model(net, lambda net, batch: (net(batch["x"]) ** 2).mean(), batch)
+    >>> [(dim.name, dim.role, dim.size) for dim in m.named if dim.role == "inner"]
+    [('ffn', 'inner', 32)]
+    """
+    called = name or _name_of(module)
+    example = read_example(called, batch)
+    loss = _mean_square if loss is None else loss
+    plain = PlainLoss(called, loss, example, trainable)
+    bare = Model(
+        name=called,
+        build=partial(_build, called, module, loss, example),
+        loss=plain,
+        batch=example.fields({}, {}),
+        trainable=trainable,
+        data=data,
+        example=example.arrays,
+    )
+    parts = _trying(called, "making it", lambda: abstract(bare))
+    if not parts.parameters:
+        raise RequestError(
+            f"model '{called}' has nothing to learn: none of its variables is of the type that "
+            "trainable= names (nnx.Param unless you say otherwise)"
+        )
+    values = (values_of(parts.parameters), values_of(parts.state), example.leaves)
+    closed, _, arguments = _trying(
+        called, "calling its loss", lambda: trace_loss(plain, parts, *values)
+    )
+    return _named(bare, plain, example, parts, closed, arguments, dims or {}, roles or {}, loss)
+
+
+def _named(bare, plain, example, parts, closed, arguments, dims, roles, loss) -> Model:
+    """The model with what its trace says of it."""
+    for path in dims:
+        if path not in arguments:
+            raise unknown(f"path in dims of model '{bare.name}'", path, list(arguments))
+        if len(dims[path]) != len(arguments[path].shape):
+            raise RequestError(
+                f"model '{bare.name}': dims gives '{path}' {len(dims[path])} names, and its shape "
+                f"is {arguments[path].shape}: name every dim, with None for one to be found out"
+            )
+    fields = {path: leaf for path, leaf in arguments.items() if path.startswith(FIELD)}
+    weights = {p: a for p, a in arguments.items() if p in parts.parameters}
+    trace = relate(closed, arguments, list(weights))
+    judgement = judge(trace, weights, fields)
+    metadata = {
+        path: names
+        for path, leaf in (*parts.parameters.items(), *parts.state.items())
+        if (names := names_in_metadata(leaf)) and len(names) == len(arguments[path].shape)
+    }
+    names = christen(trace, judgement, fields=list(fields), given={**metadata, **dims}, told=roles)
+    for dim, role in roles.items():
+        check_role(role)
+        if dim not in names.roles:
+            raise unknown(f"dim in roles of model '{bare.name}'", dim, list(names.roles))
+    of_fields = {path[len(FIELD) :]: names.of[path] for path in fields}
+    below = {path[len(FIELD) :]: size for path, size in trace.below.items() if path in fields}
+    residual = frozenset(n for n, role in names.roles.items() if role == "residual")
+    return replace(
+        bare,
+        loss=SpokenLoss(
+            plain, names.of, residual, {path: a.dtype for path, a in arguments.items()}
+        ),
+        batch=example.fields(of_fields, below),
+        roles=names.roles,
+        dims={path: dims for path, dims in names.of.items() if path not in fields},
+        units=names.units,
+        named=names.dims,
+        notes=_notes(trace, loss),
+    )
+
+
+def _notes(trace, loss) -> tuple[str, ...]:
+    notes = []
+    if loss is _mean_square:
+        notes.append(
+            "the model came without a loss: the mean square of what it returns stands for one"
+        )
+    if trace.unknown:
+        notes.append(
+            f"no rule relates the dims of {', '.join(sorted(trace.unknown))}: they were taken for "
+            "unrelated, and stay whole"
+        )
+    return tuple(notes)
+
+
+def _build(called: str, module: Any, loss: Callable, example: Example, rngs: nnx.Rngs):
+    """Make the module anew; a module that was given keeps its values."""
+    made = module
+    if not isinstance(module, nnx.Module | linen.Module):
+        made = _call_factory(called, module, rngs)
+    if isinstance(made, linen.Module):
+        return from_linen(made, rngs, lambda m: loss(m, example.zeros()))
+    if isinstance(made, Model) or not isinstance(made, nnx.Module):
+        raise RequestError(
+            f"model '{called}': expected a Flax module or a factory of one, and got "
+            f"{type(made).__name__}: give an nnx.Module, a linen.Module, or a function that "
+            "returns one"
+        )
+    graph, state = nnx.split(made)
+    if made is module and any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(state)):
+        raise RequestError(
+            f"model '{called}': its arrays are only shapes, so it cannot be initialised: give the "
+            "factory that makes it"
+        )
+    return nnx.merge(graph, jax.tree.map(jnp.asarray, state))
+
+
+def _call_factory(called: str, factory: Any, rngs: nnx.Rngs) -> Any:
+    if not callable(factory):
+        raise RequestError(
+            f"model '{called}': expected a Flax module or a factory of one, and got "
+            f"{type(factory).__name__}"
+        )
+    try:
+        parameters = signature(factory).parameters
+    except (TypeError, ValueError):
+        return factory()
+    if "rngs" in parameters:
+        return factory(rngs=rngs)
+    required = [
+        p
+        for p in parameters.values()
+        if p.default is Parameter.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return factory(rngs) if len(required) == 1 else factory()
+
+
+def _mean_square(module: Any, batch: Any) -> jax.Array:
+    """What stands for the loss of a model that owns none."""
+    if isinstance(batch, dict):
+        made = module(**batch)
+    elif isinstance(batch, tuple | list):
+        made = module(*batch)
+    else:
+        made = module(batch)
+    floats = [x for x in jax.tree.leaves(made) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return sum(jnp.mean(jnp.square(x)) for x in floats)
+
+
+def _name_of(module: Any) -> str:
+    named = isinstance(getattr(module, "__name__", None), str)
+    return (module.__name__ if named else type(module).__name__).strip("<>").lower()
+
+
+def _trying(called: str, doing: str, function: Callable[[], Any]) -> Any:
+    """Call a person's code; what it raises becomes one sentence with the line that raised it."""
+    try:
+        return function()
+    except RequestError:
+        raise
+    except Exception as error:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_theirs(f.filename)]
+        at = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RequestError(
+            f"model '{called}': {doing} raised {type(error).__name__}{at}: {first}"
+        ) from error
+
+
+def _is_theirs(filename: str) -> bool:
+    ours = ("/jaxpar/", "/site-packages/", "/jax/", "/flax/", "<")
+    return not any(part in filename for part in ours)
