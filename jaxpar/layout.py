@@ -256,6 +256,7 @@ def _check_roles(model: Model, groups) -> None:
     """Refuse a role given to a dim that no array has: a misspelt name would split nothing."""
     dims = {dim for arrays in groups for a in arrays.values() for dim in a.dims}
     dims |= {dim for f in model.batch.values() for dim in f.dims}
+    dims |= {factor for dim in dims for factor in dim.split("*")}
     for dim in model.roles:
         if dim not in dims:
             raise unknown(f"dim in the roles of model '{model.name}'", dim, sorted(dims))

@@ -90,7 +90,8 @@ class SpokenLoss:
         parts = take_apart(module, self.plain.trainable)
         values = (values_of(parts.parameters), values_of(parts.state), dict(batch))
         closed, tree, arguments = trace_loss(self.plain, parts, *values)
-        trace = relate(closed, arguments, list(values[0]))
+        frozen = [path for path, leaf in parts.state.items() if isinstance(leaf, nnx.Param)]
+        trace = relate(closed, arguments, [*values[0], *frozen])
         names = {}
         for path, dims in trace.arguments.items():
             for dim, name in zip(dims, self.dims.get(path, ()), strict=False):

@@ -110,7 +110,8 @@ def _named(bare, plain, example, parts, closed, arguments, dims, roles, loss) ->
                 f"is {arguments[path].shape}: name every dim, with None for one to be found out"
             )
     fields = {path: leaf for path, leaf in arguments.items() if path.startswith(FIELD)}
-    weights = {p: a for p, a in arguments.items() if p in parts.parameters}
+    frozen = [path for path, leaf in parts.state.items() if isinstance(leaf, nnx.Param)]
+    weights = {p: a for p, a in arguments.items() if p in parts.parameters or p in frozen}
     trace = relate(closed, arguments, list(weights))
     judgement = judge(trace, weights, fields)
     metadata = {
@@ -183,14 +184,16 @@ def _call_factory(called: str, factory: Any, rngs: nnx.Rngs) -> Any:
             f"{type(factory).__name__}"
         )
     try:
-        parameters = signature(factory).parameters
+        # Flax's classes are called by their metaclass, which takes anything.
+        called_with = signature(factory.__init__ if isinstance(factory, type) else factory)
     except (TypeError, ValueError):
         return factory()
+    parameters = called_with.parameters
     if "rngs" in parameters:
         return factory(rngs=rngs)
     required = [
         p
-        for p in parameters.values()
+        for p in [*parameters.values()][isinstance(factory, type) :]
         if p.default is Parameter.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     return factory(rngs) if len(required) == 1 else factory()

@@ -111,6 +111,14 @@ def _concatenate(ids, ins, outs, params):
     return operands, [shared]
 
 
+def _tile(ids, ins, outs, params):
+    operand = ids.dims(ins[0])
+    reps = params["reps"]
+    own = [() if n == 1 else (ids.new(n),) for n in reps]
+    # A dim laid out n times over is n times itself, n outermost.
+    return [operand], [[(*times, *dim) for times, dim in zip(own, operand, strict=True)]]
+
+
 def _stack(ids, ins, outs, params):
     shared = ids.dims(ins[0])
     at = params["axis"]
@@ -138,5 +146,6 @@ RULES = {
     "pad": _pad,
     "concatenate": _concatenate,
     "stack": _stack,
+    "tile": _tile,
     "split": _split,
 }

@@ -123,12 +123,14 @@ def _float_dtypes(jaxpr, moved: list[bool]):
         flags = [not isinstance(a, Literal) and a in depends for a in equation.invars]
         if not any(flags):
             continue
-        depends.update(equation.outvars)
+        # A comparison is right or wrong, not rounded, and so is all that is made of it.
+        depends.update(v for v in equation.outvars if _is_float(v))
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
             inner = getattr(inner, "jaxpr", inner)
             alike = len(inner.invars) == len(flags) and equation.primitive.name != "scan"
             yield from _float_dtypes(inner, flags if alike else [True] * len(inner.invars))
-        for out in equation.outvars:
-            dtype = getattr(out.aval, "dtype", None)
-            if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
-                yield np.dtype(dtype)
+        yield from (np.dtype(v.aval.dtype) for v in equation.outvars if _is_float(v))
+
+
+def _is_float(var) -> bool:
+    return hasattr(var.aval, "dtype") and jnp.issubdtype(var.aval.dtype, jnp.floating)

@@ -33,10 +33,12 @@ class Account:
         made, spent: whether a weight makes it, and whether one contracts it away.
         looked_up, picked: whether ids index it in a weight, or are compared with it.
         paired: whether two activations are multiplied for each of it, as attention heads are.
+        pairings: in how many such products it is free.
         chosen_by: whether a weight has it beside an activation that has it, as experts do.
         stands: whether it is a dim of rows that weights are applied to one by one.
         windowed, convolved: whether a window slides along it; whether it is a filter's channels.
         placed: whether numbers other than ids of the batch choose a place along it.
+        carried: whether a lookup makes it.
         companion: role of the split class that activations never have it without, or "".
         obstacle: why it cannot be split, or None.
     """
@@ -51,11 +53,13 @@ class Account:
     looked_up: bool = False
     picked: bool = False
     paired: bool = False
+    pairings: int = 0
     chosen_by: bool = False
     stands: bool = False
     windowed: bool = False
     convolved: bool = False
     placed: bool = False
+    carried: bool = False
     companion: str = ""
     obstacle: tuple[str, Any] | None = None
 
@@ -117,7 +121,7 @@ def judge(trace: Trace, weights: Mapping[str, Any], fields: Mapping[str, Any]) -
             continue
         elif found.stands and not (found.made or found.spent):
             roles[node] = "sequence"
-        elif found.made or found.spent:
+        elif found.spent and (found.made or found.carried):
             roles[node] = "residual"
         else:
             roles[node] = "feature"
@@ -146,6 +150,8 @@ def _reckon(use: Use, resolve, account, read: set) -> None:
             if use.operands[0].is_weight:
                 found.looked_up = True
                 found.summed_bytes += use.result.bytes * use.times
+                for other in inside[0] & result:
+                    account(other).carried = True
             else:
                 found.picked = True
                 found.other_bytes += use.result.bytes * use.times
@@ -169,6 +175,9 @@ def _contraction(use, about, inside, result, account, read) -> None:
         shared = inside[0] & inside[1] & result
         for node in shared:
             account(node).paired = True
+        if shared:
+            for node in (inside[0] ^ inside[1]) & result:
+                account(node).pairings += 1
         for node in about:
             account(node).other_bytes += use.result.bytes * use.times
         return
@@ -230,6 +239,11 @@ def _split(accounts, never, trace, resolve) -> tuple[dict[int, str], dict[int, t
         else:
             roles[node] = "inner"
     for node, found in accounts.items():
+        if found.paired and found.spent and not found.made and node not in never:
+            kept[node] = found.obstacle or (
+                "no matrix makes it by itself, it is cut out of what a wider one makes",
+                None,
+            )
         if found.chosen_by and found.weights and node not in never and not found.paired:
             roles[node] = "experts"
     return roles, kept
@@ -238,6 +252,11 @@ def _split(accounts, never, trace, resolve) -> tuple[dict[int, str], dict[int, t
 def _tell_widths_apart(accounts, roles, trace, resolve) -> None:
     """A width that activations have only beside a split one, such as a head's, is no residual."""
     split = {n: role for n, role in roles.items() if role in ("inner", "heads", "experts")}
+    split |= {
+        n: "heads"
+        for n, a in accounts.items()
+        if a.paired and a.weights and roles[n] in ("residual", "feature")
+    }
     beside: dict[int, set[int]] = {}
     for use in trace.uses:
         for operand in (*use.operands, use.result):

@@ -136,16 +136,16 @@ def _base(node, judgement: Judgement, where, trace, fields) -> str:
         return role
     if role == "vocabulary" or found.looked_up:
         return "vocab" if found.looked_up else "classes"
-    if found.convolved:
+    if found.convolved and found.made:
         return "channels"
     if role == "inner":
         return "ffn"
     if role == "residual":
         return "embed"
     if found.paired:
-        return "group"
+        return "heads"
     if found.companion == "heads":
-        return "head_dim"
+        return "group" if found.pairings > 1 else "head_dim"
     if found.companion == "experts":
         return "expert_ffn"
     if found.windowed:
