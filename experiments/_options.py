@@ -32,6 +32,13 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "mode", "auto", "who places collectives: auto (XLA) or manual (shard_map)", flag_values=VALUES
 )
+flags.DEFINE_enum(
+    "lint",
+    "error",
+    ["error", "warn"],
+    "what it is if the program is not what the layout asked for: error or warn",
+    flag_values=VALUES,
+)
 flags.DEFINE_string(
     "data", None, "what to train on: digits, text, or a .bin token file", flag_values=VALUES
 )

@@ -16,7 +16,9 @@ from rich.table import Table
 
 from jaxpar.hardware._record import Hardware
 from jaxpar.layout import Layout
+from jaxpar.measures._dims import dims_of_layout
 from jaxpar.measures.inspect import Inspection
+from jaxpar.measures.lint import Finding
 from jaxpar.measures.verify import Verdict
 from jaxpar.mesh import axes_of
 from jaxpar.train import Outcome
@@ -106,6 +108,27 @@ class Screen:
             )
         for fault in inspection.faults:
             self.say(f"broken promise: {fault}", style="red")
+
+    def dims(self, layout: Layout) -> None:
+        """Show what the dims of a model that nobody annotated were found to be."""
+        if not layout.model.named:
+            return
+        rows = [
+            [
+                row["name"],
+                row["role"],
+                f"{row['size']:,}",
+                " x ".join(row["axes"]) or "whole",
+                _places(row["places"]),
+            ]
+            for row in dims_of_layout(layout)
+        ]
+        self.console.print(_table(["dim", "role", "size", "over", "in"], rows))
+
+    def lint(self, findings: tuple[Finding, ...], *, strict: bool) -> None:
+        """Show where a program is not what was asked for."""
+        for finding in findings:
+            self.say(f"{finding.kind}: {finding}", style="red" if strict else "yellow")
 
     def schedule(self, inspection: Inspection) -> None:
         """Show what every stage does at every tick, where layers run in stages."""
@@ -272,6 +295,11 @@ def _placed(array) -> str:
     ]
     whole = "whole" if not cuts else ", ".join(cuts)
     return whole + (" *" if array.stored != array.computed else "")
+
+
+def _places(places: list[str]) -> str:
+    more = f" and {len(places) - 2} more" if len(places) > 2 else ""
+    return ", ".join(places[:2]) + more
 
 
 def _bytes(count: int) -> str:

@@ -92,11 +92,11 @@ class Times:
 
 def parse(text: str) -> Module:
     """Return the module that `compiled.as_text()` describes; ValueError if there is no entry."""
-    tables: dict[str, dict[int, str | dict[str, int]]] = {}
+    tables = _tables(text)
     frames: dict[int, tuple[Frame, ...]] = {0: ()}
     bodies: dict[str, list[Instruction]] = {}
     entry = None
-    table = body = None
+    body = None
     for line in text.splitlines():
         if body is not None:
             if line.startswith("}"):
@@ -108,16 +108,31 @@ def parse(text: str) -> Module:
         elif match := _COMPUTATION.match(line):
             body = bodies[match[2]] = []
             entry = match[2] if match[1] else entry
-        elif line in ("FileNames", "FunctionNames", "FileLocations", "StackFrames"):
-            table = tables.setdefault(line, {})
-        elif table is not None and (match := _TABLE_ROW.match(line)):
-            fields = {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", match[3] or "")}
-            table[int(match[1])] = fields or match[2]
     if entry is None:
         raise ValueError("no ENTRY computation: pass the text of a compiled module, as_text()")
     header = text[: text.find("\n")]
     count = [int(n) for n in re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", header)]
     return Module({n: Computation(n, tuple(b)) for n, b in bodies.items()}, entry, prod(count))
+
+
+def frames_of(text: str, frame_id: int) -> tuple[Frame, ...]:
+    """Return the lines, innermost first, that a module's text knows by this number."""
+    return _frames(frame_id, _tables(text))
+
+
+def _tables(text: str) -> dict[str, dict[int, str | dict[str, int]]]:
+    """Read the tables of files, functions and frames, which stand before the computations."""
+    tables: dict[str, dict[int, str | dict[str, int]]] = {}
+    table = None
+    for line in text.splitlines():
+        if line in ("FileNames", "FunctionNames", "FileLocations", "StackFrames"):
+            table = tables.setdefault(line, {})
+        elif table is not None and (match := _TABLE_ROW.match(line)):
+            fields = {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", match[3] or "")}
+            table[int(match[1])] = fields or match[2]
+        elif line.startswith(("%", "ENTRY ")):
+            break
+    return tables
 
 
 def _instruction(match: re.Match, tables: dict, frames: dict) -> Instruction:

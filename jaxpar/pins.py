@@ -1,16 +1,65 @@
 """Pins: arrays told where to lie while XLA's partitioner decides about everything else."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import jax
+from jax.extend.source_info_util import current, summarize
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxpar.layout import Layout
+from jaxpar.mesh import axes_of
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A pin that could not hold: one dim of an array does not divide by the devices it asked for.
+
+    Attributes:
+        shape: of the array.
+        dim: which of its dims.
+        axes: the mesh axes that should have cut it.
+        source: the line that made the array.
+    """
+
+    shape: tuple[int, ...]
+    dim: int
+    axes: tuple[str, ...]
+    source: str
+
+
+_dropped: ContextVar[list[Dropped] | None] = ContextVar("dropped", default=None)
+
+
+@contextmanager
+def watching() -> Iterator[list[Dropped]]:
+    """While a step is traced: collects the pins that could not hold."""
+    found: list[Dropped] = []
+    token = _dropped.set(found)
+    try:
+        yield found
+    finally:
+        _dropped.reset(token)
 
 
 def pinned(layout: Layout, x: jax.Array, spec: PartitionSpec) -> jax.Array:
-    """`x`, to lie as `spec` says on the layout's mesh."""
+    """`x`, to lie as `spec` says on the layout's mesh; a dim that does not divide stays whole.
+
+    JAX would leave such a dim whole without a word; here it is told to whoever is `watching`.
+    """
+    entries = []
+    for dim, (size, entry) in enumerate(zip(x.shape, spec, strict=False)):
+        axes = () if entry is PartitionSpec.UNCONSTRAINED else axes_of(entry)
+        if size % prod(layout.mesh.size(axis) for axis in axes):
+            if (found := _dropped.get()) is not None:
+                found.append(Dropped(tuple(x.shape), dim, axes, summarize(current())))
+            entry = None
+        entries.append(entry)
+    spec = PartitionSpec(*entries)
     return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh.abstract, spec))
 
 

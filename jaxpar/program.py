@@ -16,8 +16,10 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 
+from jaxpar.complaints import Complaint, compile_listening
 from jaxpar.hardware._record import Hardware
 from jaxpar.mesh import MeshShape
+from jaxpar.pins import Dropped, watching
 from jaxpar.refusal import RequestError
 from jaxpar.step import State, Step
 
@@ -46,16 +48,33 @@ class Program:
     mesh: Mesh
     for_speed: bool = True
 
-    @cached_property
+    @property
     def update(self) -> Any:
         """The compiled update: (State, batch) -> (State, metrics); the given State is used up."""
+        return self._update[0]
+
+    @property
+    def complaints(self) -> tuple[Complaint, ...]:
+        """What XLA complained of while it compiled the update."""
+        return self._update[1]
+
+    @property
+    def dropped(self) -> tuple[Dropped, ...]:
+        """What the step asked to lie in pieces and could not."""
+        return self._update[2]
+
+    @cached_property
+    def _update(self) -> tuple[Any, tuple[Complaint, ...], tuple[Dropped, ...]]:
         update = jax.jit(
             self.step.update,
             in_shardings=(self.state_shardings, self.batch_shardings),
             out_shardings=(self.state_shardings, None),
             donate_argnums=0,
         )
-        return self._compiled(update.lower(self.step.state, self.step.batch))
+        with watching() as dropped:
+            lowered = update.lower(self.step.state, self.step.batch)
+        compiled, said = compile_listening(lowered, lambda: self._compiled(lowered))
+        return compiled, said, tuple(dict.fromkeys(dropped))
 
     @cached_property
     def average(self) -> Any:

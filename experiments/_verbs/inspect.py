@@ -11,9 +11,11 @@ def verb(options: Options, screen: Screen) -> int:
     """Inspect; exit status 1 when the program breaks what its strategy states."""
     started = time.perf_counter()
     asked = options.case.resolve()
-    inspection = inspect(asked.compile())
+    inspection = inspect(asked.compile(), is_strict=options.lint == "error")
     screen.layout(asked.layout, asked.hardware.name)
+    screen.dims(asked.layout)
     screen.traffic(inspection)
+    screen.lint(inspection.lint, strict=inspection.is_strict)
     screen.schedule(inspection)
     screen.memory(inspection, asked.hardware)
     screen.finish({**inspection.record(), "seconds": time.perf_counter() - started})

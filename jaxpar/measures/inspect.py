@@ -4,10 +4,12 @@ Read from the program that XLA made for the hardware asked for, loops counted as
 No array is allocated.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from jaxpar.layout import Layout
+from jaxpar.measures._dims import dims_of_layout
 from jaxpar.measures._traffic import TrafficRow, as_records, traffic
+from jaxpar.measures.lint import Finding, lint
 from jaxpar.mesh import axes_of, sizes_of
 from jaxpar.pipeline.timetable import timetable
 from jaxpar.program import Program
@@ -27,6 +29,8 @@ class Inspection:
         averaging: as `collectives`, of one averaging of copies that train apart; else empty.
         memory: XLA's own totals for one device, by name, in bytes.
         faults: collectives that the strategy promised and did not cause, or caused and forbids.
+        lint: where the program is not what the layout asked for.
+        is_strict: whether what lint finds is an error, or else a warning.
         schedule: which stage does what when, where layers run in stages.
     """
 
@@ -36,6 +40,8 @@ class Inspection:
     collectives: tuple[TrafficRow, ...]
     memory: dict[str, int]
     faults: tuple[str, ...]
+    lint: tuple[Finding, ...] = ()
+    is_strict: bool = True
     averaging: tuple[TrafficRow, ...] = ()
     schedule: Schedule | None = None
 
@@ -52,8 +58,8 @@ class Inspection:
 
     @property
     def ok(self) -> bool:
-        """Whether the program says on the wire what its strategy states."""
-        return not self.faults
+        """Whether the program says on the wire what its strategy states, and is what was asked."""
+        return not self.faults and not (self.lint and self.is_strict)
 
     def record(self) -> dict:
         """The inspection as one JSON-ready dict."""
@@ -88,13 +94,20 @@ class Inspection:
                 for group in (layout.parameters, layout.state)
                 for a in group.values()
             ],
+            "dims": dims_of_layout(layout),
             "notes": list(layout.notes),
+            "lint": [asdict(finding) for finding in self.lint],
             "faults": list(self.faults),
         }
 
 
-def inspect(program: Program) -> Inspection:
-    """Read a compiled program; nothing is run."""
+def inspect(program: Program, *, is_strict: bool = True) -> Inspection:
+    """Read a compiled program; nothing is run.
+
+    Args:
+        program: compiled for anything.
+        is_strict: whether what `lint` finds makes the inspection not ok, or is a warning.
+    """
     layout = program.step.layout
     sizes = sizes_of(layout.mesh)
     rows = traffic(program.text, sizes)
@@ -106,6 +119,8 @@ def inspect(program: Program) -> Inspection:
         collectives=rows,
         memory=_memory(program),
         faults=traffic_faults(layout, rows + averaging) + _between_meetings(layout, rows),
+        lint=lint(program),
+        is_strict=is_strict,
         averaging=averaging,
         schedule=schedule_for(layout.strategy, layout.mesh, program.step.microbatches)
         if runs_in_stages(layout.strategy, layout.mesh)

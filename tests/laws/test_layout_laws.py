@@ -263,6 +263,7 @@ ROOMS = (
     ("by_hand", "averaging"),
     ("pipeline",),
     ("step",),
+    ("complaints",),
     ("program",),
     ("hlo",),
     ("collectives",),

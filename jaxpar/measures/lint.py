@@ -1,0 +1,157 @@
+"""Lint: is what a layout asked for what the compiled program does; said as faults with repairs.
+
+JAX and XLA make do in silence: a dim that does not divide is left whole, an array that cannot be
+moved cheaply is replicated, a buffer that was given up is not reused. A layout asked for none of
+these, so each is a finding.
+"""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxpar import hlo
+from jaxpar.layout import itemsize
+from jaxpar.mesh import axes_of
+from jaxpar.program import Program
+
+REUSED = 0.95
+"""Share of the state's bytes whose buffers an update has to use again."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One way in which the program is not what was asked for.
+
+    Attributes:
+        kind: "sharding", "indivisible", "rematerialization", "donation" or "forbidden".
+        where: the array, or the line of code.
+        says: what was asked and what came.
+        repair: what to do.
+    """
+
+    kind: str
+    where: str
+    says: str
+    repair: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.says}: {self.repair}"
+
+
+def lint(program: Program) -> tuple[Finding, ...]:
+    """Compare a compiled update with what its layout asked for; nothing is run."""
+    return (
+        *_shardings(program),
+        *_indivisible(program),
+        *_rematerialized(program),
+        *_donated(program),
+    )
+
+
+def _shardings(program: Program) -> list[Finding]:
+    """Arrays of the state and the batch that do not lie, before or after, as was asked."""
+    step = program.step
+    asked = (program.state_shardings, program.batch_shardings)
+    shapes = (step.state, dict(step.batch))
+    arguments, _ = program.update.input_shardings
+    results, _ = program.update.output_shardings
+    findings = []
+    for when, got, want, like in (
+        ("as it is handed in", tuple(arguments), asked, shapes),
+        ("as it is handed on", results, asked[0], shapes[0]),
+    ):
+        leaves = jax.tree_util.tree_leaves_with_path(want)
+        pairs = zip(leaves, jax.tree.leaves(got), jax.tree.leaves(like), strict=True)
+        for (path, wanted), held, leaf in pairs:
+            if not held.is_equivalent_to(wanted, len(leaf.shape)):
+                findings.append(
+                    Finding(
+                        "sharding",
+                        _name(path),
+                        f"{when} it should lie as {_spec(wanted)} and lies as {_spec(held)}",
+                        "this is a fault of jaxpar or of XLA, and the run would be slower or "
+                        "larger than its layout says; report it",
+                    )
+                )
+    return findings
+
+
+def _indivisible(program: Program) -> list[Finding]:
+    return [
+        Finding(
+            "indivisible",
+            found.source or "an activation",
+            f"dim {found.dim} of an array of shape {found.shape} should be cut over mesh axis "
+            f"{' x '.join(found.axes)}, and {_ways(program, found.axes)} does not divide "
+            f"{found.shape[found.dim]}, so it stays whole",
+            "change the size, or the axis",
+        )
+        for found in program.dropped
+    ]
+
+
+def _ways(program: Program, axes: tuple[str, ...]) -> int:
+    return prod(program.step.layout.mesh.size(axis) for axis in axes)
+
+
+def _rematerialized(program: Program) -> list[Finding]:
+    findings = []
+    for said in program.complaints:
+        frames = hlo.frames_of(program.text, said.frame_id) if said.frame_id else ()
+        line = f"{frames[0].file}:{frames[0].line}" if frames else said.source
+        findings.append(
+            Finding(
+                "rematerialization",
+                line or said.op_name or "somewhere in the step",
+                f"XLA knows no way for {said.array} from {said.held} to {said.wanted} but to make "
+                f"it whole on every device (in {said.op_name.rpartition('/')[2] or 'the step'})",
+                "let both sides split the same dim, or go there in two steps, one axis at a time",
+            )
+        )
+    return findings
+
+
+def _donated(program: Program) -> list[Finding]:
+    """Whether the update writes its new state where the old one was."""
+    memory = program.update.memory_analysis()
+    if memory is None or not memory.argument_size_in_bytes:
+        return []
+    given = sum(
+        _device_bytes(leaf, sharding)
+        for leaf, sharding in zip(
+            jax.tree.leaves(program.step.state),
+            jax.tree.leaves(program.state_shardings),
+            strict=True,
+        )
+    )
+    reused = memory.alias_size_in_bytes
+    if reused >= REUSED * given:
+        return []
+    return [
+        Finding(
+            "donation",
+            "the state",
+            f"an update gives up {given:,} bytes a device and {reused:,} of them are used again, "
+            "so the old and the new state are held at once",
+            "keep every array's shape, dtype and sharding from one update to the next",
+        )
+    ]
+
+
+def _device_bytes(leaf: Any, sharding: NamedSharding) -> int:
+    return prod(sharding.shard_shape(leaf.shape)) * itemsize(leaf.dtype)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    keys = [str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path]
+    return "/".join(keys)
+
+
+def _spec(sharding: Any) -> str:
+    spec = getattr(sharding, "spec", None)
+    if not isinstance(spec, PartitionSpec):
+        return str(sharding)
+    return "(" + ", ".join(" x ".join(axes_of(e)) or "whole" for e in spec) + ")"
