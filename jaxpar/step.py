@@ -1,7 +1,8 @@
 """A training step as a pure function: loss, gradient, update; nothing compiled, no device touched.
 
-`auto` leaves the collectives to XLA's partitioner, which is told where every array lies; `manual`
-writes them out under shard_map. Both compute the same numbers from the same model.
+`auto` leaves the collectives to XLA's partitioner, which is told where every array lies; `explicit`
+lets JAX check where, as a part of types; `manual` writes the collectives out under shard_map. All
+compute the same numbers from the same model.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from jaxpar import seams
 from jaxpar.averaging import averaged
 from jaxpar.by_hand import differentiate_by_hand
 from jaxpar.exchanges._fit import dealt
+from jaxpar.explicit import differentiate_explicitly
 from jaxpar.layout import Layout
 from jaxpar.models._record import Mean
 from jaxpar.modules import build, take_apart, values_of
@@ -28,7 +30,7 @@ from jaxpar.refusal import LayoutError, RequestError, unknown
 from jaxpar.scaling import check_scale, means_of
 from jaxpar.stages import runs_in_stages, schedule_for
 
-MODES = ("auto", "manual")
+MODES = ("auto", "explicit", "manual")
 
 
 @jax.tree_util.register_dataclass
@@ -102,7 +104,7 @@ def make_step(
     Args:
         layout: from `lay_out`.
         optimizer: any optax transformation; AdamW at 1e-3 when None.
-        mode: "auto" or "manual".
+        mode: "auto", "explicit" or "manual".
         microbatches: into how many parts the batch is cut; their gradients are summed (gradient
             accumulation), weighted as the whole batch would be.
         loss_scale: a power of two to differentiate the loss times that, for compute in float16;
@@ -149,6 +151,8 @@ def _make_plain(layout: Layout, *, optimizer, mode, microbatches, factor) -> Ste
         differentiate = staged(layout, partial(_staged_loss, layout), schedule, factor)
     elif mode == "auto":
         differentiate = partial(_differentiate, layout, partial(_placed_loss, layout), factor)
+    elif mode == "explicit":
+        differentiate = differentiate_explicitly(layout, partial(_typed_loss, layout), factor)
     else:
         differentiate = differentiate_by_hand(layout, partial(_named_loss, layout), factor)
 
@@ -312,6 +316,16 @@ def _named_loss(layout, parameters, model_state, batch, key, *, chosen=None, **h
 
     with seams.placing(place):
         return plain_loss(layout, parameters, model_state, batch, key, chosen=chosen, **how)
+
+
+def _typed_loss(layout, parameters, model_state, batch, key):
+    """The model's own loss, where every array's sharding is a matter of its type."""
+    if layout.exchange is not None:
+        raise LayoutError(
+            f"strategy '{layout.strategy.name}' exchanges pieces of the sequence in attention by a "
+            "shard_map of its own, which explicit mode does not type: use --mode auto or manual"
+        )
+    return plain_loss(layout, parameters, model_state, batch, key)
 
 
 def _staged_loss(layout, parameters, batch, key, through, *, train=True):

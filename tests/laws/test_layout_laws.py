@@ -260,7 +260,7 @@ ROOMS = (
     ("door",),
     ("layout",),
     ("pins",),
-    ("by_hand", "averaging"),
+    ("by_hand", "explicit", "averaging"),
     ("pipeline",),
     ("step",),
     ("complaints",),
