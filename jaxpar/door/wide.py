@@ -2,8 +2,8 @@
 
 Attention in JAX's own library casts its scores to float32, layers remember the dtype that they were
 made with, and a person's code says `astype`. Told to hold more digits, such code does not listen;
-its jaxpr does. What depends on a value that came in as float64 stays so; what does not, such as a
-random draw, is left alone, and widened where the two meet.
+its jaxpr does. Floats are wide from where they begin: an argument, a constant, a whole number or
+the bits of a random draw.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def evaluate_wide(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> lis
     ...     print(evaluate_wide(closed.jaxpr, closed.consts, [jnp.ones((), "float64")])[0].dtype)
     float64
     """
-    env = dict(zip(jaxpr.constvars, consts, strict=True))
-    env |= dict(zip(jaxpr.invars, args, strict=True))
+    env = dict(zip(jaxpr.constvars, map(_widened, consts), strict=True))
+    env |= dict(zip(jaxpr.invars, map(_widened, args), strict=True))
 
     def read(atom):
         return atom.val if isinstance(atom, Literal) else env[atom]
@@ -59,15 +59,14 @@ def evaluate_wide(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> lis
         info = eqn.source_info
         stack = current_name_stack() + info.name_stack
         with user_context(info.traceback, name_stack=stack):
-            results = _equation(eqn, [read(a) for a in eqn.invars])
+            results = map(_widened, _equation(eqn, [read(a) for a in eqn.invars]))
         env |= dict(zip(eqn.outvars, results, strict=True))
-    return [read(a) for a in jaxpr.outvars]
+    return [_widened(read(a)) for a in jaxpr.outvars]
 
 
 def _equation(eqn, operands) -> list:
     name, p = eqn.primitive.name, eqn.params
-    wide = any(_is_wider(x, a) for x, a in zip(operands, eqn.invars, strict=True))
-    if not wide or name in _NARROW:
+    if name in _NARROW:
         return _as_written(eqn, operands)
     if name in _CALLS:
         inner = p.get("call_jaxpr", p.get("jaxpr", p.get("fun_jaxpr")))
@@ -78,10 +77,12 @@ def _equation(eqn, operands) -> list:
         return _while(p, operands)
     if name == "cond":
         index, *rest = operands
-        branches = [lambda *xs, b=b: [*map(_widened, _inside(b, xs))] for b in p["branches"]]
+        branches = [lambda *xs, b=b: _inside(b, xs) for b in p["branches"]]
         return list(lax.switch(index, branches, *rest))
     if name == "reduce_precision":
         return operands
+    if not any(_is_wider(x, a) for x, a in zip(operands, eqn.invars, strict=True)):
+        return _as_written(eqn, operands)
     operands = [_widened(x) for x in operands]
     if name in _SCATTERS:
         return [_SCATTERS[name](*operands, **{k: p[k] for k in _SCATTER_PARAMS})]
@@ -117,7 +118,7 @@ def _scan(p, operands) -> list:
     fixed = operands[:consts]
 
     def body(carry, slices):
-        results = [*map(_widened, _inside(p["jaxpr"], [*fixed, *carry, *slices]))]
+        results = _inside(p["jaxpr"], [*fixed, *carry, *slices])
         return results[:carries], results[carries:]
 
     last, stacked = lax.scan(
@@ -137,9 +138,7 @@ def _while(p, operands) -> list:
     return list(
         lax.while_loop(
             lambda held: _inside(p["cond_jaxpr"], [*operands[:first], *held])[0],
-            lambda held: [
-                *map(_widened, _inside(p["body_jaxpr"], [*operands[first:second], *held]))
-            ],
+            lambda held: _inside(p["body_jaxpr"], [*operands[first:second], *held]),
             operands[second:],
         )
     )
