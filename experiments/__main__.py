@@ -18,6 +18,8 @@ from jaxpar.refusal import RequestError, unknown
 VERBS = Catalogue("experiments._verbs", "verb")
 TAKES = {"train": "MODEL", "inspect": "MODEL", "verify": "MODEL", "run": "NAME", "bench": "NAME"}
 """What a verb wants after it."""
+MAY_TAKE = {"doctor": "MODEL"}
+"""What a verb can do with, and without."""
 
 
 def main(argv: list[str]) -> int:
@@ -31,14 +33,15 @@ def main(argv: list[str]) -> int:
         if name not in VERBS.names():
             raise unknown("verb", name, VERBS.names())
         wanted = TAKES.get(name)
+        most = 1 if wanted or name in MAY_TAKE else 0
         if wanted and not words:
             raise RequestError(
                 f"'{name}' needs a {wanted}: python -m experiments {name} {wanted} ..."
             )
-        if len(words) > (1 if wanted else 0):
+        if len(words) > most:
+            takes = f"one {wanted or MAY_TAKE[name]}" if most else "no name"
             raise RequestError(
-                f"'{name}' takes {'one ' + wanted if wanted else 'no name'}, and got "
-                f"{' '.join(words)}: options start with --"
+                f"'{name}' takes {takes}, and got {' '.join(words)}: options start with --"
             )
         _keep_compiled_programs()
         return _run(name, _options.Options(tuple(words), options.values))
@@ -51,7 +54,7 @@ def _run(name: str, options: _options.Options) -> int:
     from experiments._screen import Screen  # after the words are known to make sense: it is slow
     from jaxpar.program import prefer_cpu
 
-    if options.hardware != "local" and name != "doctor":
+    if options.hardware != "local" and (name != "doctor" or options.words):
         prefer_cpu()
     screen = Screen(options.json, pictured=options.picture is not None)
     status = VERBS.load(name)(options, screen)
@@ -64,7 +67,8 @@ def _run(name: str, options: _options.Options) -> int:
 def _help() -> int:
     print("python -m experiments VERB ... [options]\n")
     for name in VERBS.names():
-        print(f"  {name + ' ' + TAKES.get(name, ''):<16} {VERBS.summary(name)}")
+        takes = TAKES.get(name) or (f"[{MAY_TAKE[name]}]" if name in MAY_TAKE else "")
+        print(f"  {name + ' ' + takes:<16} {VERBS.summary(name)}")
     print("\noptions")
     for typed, text in _options.help_lines():
         print(f"  {typed:<26} {text}")

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from jaxpar.explicit import Island
 from jaxpar.hardware._record import Hardware
 from jaxpar.layout import Layout
 from jaxpar.measures._dims import dims_of_layout
@@ -129,6 +130,11 @@ class Screen:
         """Show where a program is not what was asked for."""
         for finding in findings:
             self.say(f"{finding.kind}: {finding}", style="red" if strict else "yellow")
+
+    def islands(self, islands: tuple[Island, ...]) -> None:
+        """Show what explicit mode left to XLA, a line a primitive and place."""
+        for primitive, source in dict.fromkeys((i.primitive, i.source) for i in islands):
+            self.say(f"island: {primitive} at {_short(source)} has no typed rule, left to XLA")
 
     def schedule(self, inspection: Inspection) -> None:
         """Show what every stage does at every tick, where layers run in stages."""

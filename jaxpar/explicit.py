@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Literal
-from jax.extend.source_info_util import current, summarize
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxpar.layout import Layout
@@ -145,6 +144,7 @@ class _Typist(Evaluator):
     """Evaluates a jaxpr so that every array lies where the classes of its dims say."""
 
     def __init__(self, layout: Layout, trace: Any, names: Mapping[int, str]):
+        super().__init__()
         self.layout, self.trace, self.names = layout, trace, names
 
     def spec(self, scope, var) -> PartitionSpec:
@@ -263,7 +263,7 @@ class _Typist(Evaluator):
         found = _islands.get()
         if found is not None:
             first = (str(refusal).strip() or type(refusal).__name__).splitlines()[0]
-            found.append(Island(name, summarize(current()), first[:200]))
+            found.append(Island(name, self.source, first[:200]))
 
 
 def _lying(x, spec):

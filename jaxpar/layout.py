@@ -56,6 +56,11 @@ class Array:
         return prod(self.shape)
 
     @property
+    def specs(self) -> tuple[PartitionSpec, ...]:
+        """All the ways in which it lies."""
+        return (self.stored, self.computed, self.gradient, self.moment)
+
+    @property
     def whole_bytes(self) -> int:
         """Bytes of the whole array."""
         return self.size * itemsize(self.dtype)
@@ -184,6 +189,7 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
         faults.setdefault(f"batch {name}", []).extend(fault)
     _check_needs(model, strategy, groups)
     refuse_faults(faults)
+    _check_help(model, strategy, mesh, groups, batch)
     _check_roles(model, groups)
     _check_between(model, strategy)
     exchange = exchange_of(model, strategy, mesh)
@@ -270,6 +276,32 @@ def _check_needs(model: Model, strategy: Strategy, groups) -> None:
             f"model '{model.name}' has no dim in role '{missing[0]}', which strategy "
             f"'{strategy.name}' splits: choose a model with {missing[0]}, or another strategy"
         )
+
+
+def _check_help(model: Model, strategy: Strategy, mesh: MeshShape, groups, batch) -> None:
+    """Refuse a strategy that splits nothing at all of a model that nobody annotated."""
+    asked = [axis for axis in strategy.axes if mesh.size(axis) > 1]
+    if not (model.units and asked) or runs_in_stages(strategy, mesh):
+        return
+    specs = [*batch.values(), *(s for arrays in groups for a in arrays.values() for s in a.specs)]
+    if any(axis in asked for spec in specs for entry in spec for axis in axes_of(entry)):
+        return
+    wanted = sorted({role for axis in asked for role in strategy.roles_on(axis)})
+    why = [
+        f"'{d.name}' ({d.size}) stays whole because {d.whole_because}"
+        for d in model.named
+        if d.whole_because
+    ]
+    indivisible = [
+        f"'{dim}' ({units}) does not divide"
+        for dim, units in model.units.items()
+        if role_of(model, dim) in wanted
+    ]
+    reasons = "; ".join((*why, *indivisible)) or "no two of its matrices make a width and use it up"
+    raise LayoutError(
+        f"strategy '{strategy.name}' can split nothing of model '{model.name}' over mesh axis "
+        f"'{asked[0]}': {reasons}: use {asked[0]}=1, or a strategy such as data or fsdp"
+    )
 
 
 def _check_between(model: Model, strategy: Strategy) -> None:

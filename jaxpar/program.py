@@ -17,6 +17,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from jaxpar.complaints import Complaint, compile_listening
+from jaxpar.explicit import Island, mapping
 from jaxpar.hardware._record import Hardware
 from jaxpar.mesh import MeshShape
 from jaxpar.pins import Dropped, watching
@@ -63,18 +64,25 @@ class Program:
         """What the step asked to lie in pieces and could not."""
         return self._update[2]
 
+    @property
+    def islands(self) -> tuple[Island, ...]:
+        """Operations that explicit mode left to XLA."""
+        return self._update[3]
+
     @cached_property
-    def _update(self) -> tuple[Any, tuple[Complaint, ...], tuple[Dropped, ...]]:
+    def _update(
+        self,
+    ) -> tuple[Any, tuple[Complaint, ...], tuple[Dropped, ...], tuple[Island, ...]]:
         update = jax.jit(
             self.step.update,
             in_shardings=(self.state_shardings, self.batch_shardings),
             out_shardings=(self.state_shardings, None),
             donate_argnums=0,
         )
-        with watching() as dropped:
+        with watching() as dropped, mapping() as islands:
             lowered = update.lower(self.step.state, self.step.batch)
         compiled, said = compile_listening(lowered, lambda: self._compiled(lowered))
-        return compiled, said, tuple(dict.fromkeys(dropped))
+        return compiled, said, tuple(dict.fromkeys(dropped)), tuple(dict.fromkeys(islands))
 
     @cached_property
     def average(self) -> Any:
@@ -115,6 +123,11 @@ class Program:
     def init(self, seed: int = 0) -> State:
         """A fresh state, created where it will lie: no array is ever whole on one device."""
         return self._create(np.uint32(seed))
+
+    @property
+    def init_memory(self) -> Any:
+        """XLA's account of one device's memory while the state is created."""
+        return self._create.memory_analysis()
 
     @cached_property
     def _create(self) -> Any:

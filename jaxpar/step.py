@@ -116,6 +116,8 @@ def make_step(
     """
     if mode not in MODES:
         raise unknown("mode", mode, MODES)
+    if mode == "explicit":
+        _check_typable(layout)
     optimizer = optax.adamw(1e-3) if optimizer is None else optimizer
     make = partial(
         _make_plain,
@@ -125,6 +127,22 @@ def make_step(
         factor=check_scale(loss_scale),
     )
     return averaged(layout, make) if layout.strategy.averaging else make(layout)
+
+
+def _check_typable(layout: Layout) -> None:
+    """Refuse in explicit mode what maps devices by hand."""
+    strategy = layout.strategy
+    by_hand = {
+        "exchanges pieces of the sequence in attention": layout.exchange is not None,
+        "runs layers in stages": runs_in_stages(strategy, layout.mesh),
+        "trains copies apart": strategy.averaging is not None,
+    }
+    for what, is_so in by_hand.items():
+        if is_so:
+            raise LayoutError(
+                f"strategy '{strategy.name}' {what}, which is a shard_map of its own, and explicit "
+                "mode types whole arrays: use --mode auto or --mode manual"
+            )
 
 
 def _make_plain(layout: Layout, *, optimizer, mode, microbatches, factor) -> Step:
@@ -152,7 +170,7 @@ def _make_plain(layout: Layout, *, optimizer, mode, microbatches, factor) -> Ste
     elif mode == "auto":
         differentiate = partial(_differentiate, layout, partial(_placed_loss, layout), factor)
     elif mode == "explicit":
-        differentiate = differentiate_explicitly(layout, partial(_typed_loss, layout), factor)
+        differentiate = differentiate_explicitly(layout, partial(plain_loss, layout), factor)
     else:
         differentiate = differentiate_by_hand(layout, partial(_named_loss, layout), factor)
 
@@ -316,16 +334,6 @@ def _named_loss(layout, parameters, model_state, batch, key, *, chosen=None, **h
 
     with seams.placing(place):
         return plain_loss(layout, parameters, model_state, batch, key, chosen=chosen, **how)
-
-
-def _typed_loss(layout, parameters, model_state, batch, key):
-    """The model's own loss, where every array's sharding is a matter of its type."""
-    if layout.exchange is not None:
-        raise LayoutError(
-            f"strategy '{layout.strategy.name}' exchanges pieces of the sequence in attention by a "
-            "shard_map of its own, which explicit mode does not type: use --mode auto or manual"
-        )
-    return plain_loss(layout, parameters, model_state, batch, key)
 
 
 def _staged_loss(layout, parameters, batch, key, through, *, train=True):

@@ -1,21 +1,78 @@
-"""Say what works on this machine: versions, devices, the described-GPU compiler."""
+"""Say what works on this machine, or what a model was understood to be: doctor my.module:factory"""
 
 import importlib.metadata
 import platform
 
 from experiments._options import Options
 from experiments._screen import Screen
+from jaxpar.case import load_model
 from jaxpar.catalogue import HARDWARE, MODELS, STRATEGIES
 from jaxpar.layout import lay_out
+from jaxpar.measures._dims import dims_of_layout
 from jaxpar.mesh import MeshShape
+from jaxpar.models._record import Model
 from jaxpar.program import compile_step, device_mesh
 from jaxpar.refusal import RequestError
 from jaxpar.step import make_step
 
 
 def verb(options: Options, screen: Screen) -> int:
+    """Look at a model, if one is named, else at this machine."""
+    return _model(options, screen) if options.words else _machine(screen)
+
+
+def _model(options: Options, screen: Screen) -> int:
+    """Say what a model was understood to be, and which strategies split it; nothing is compiled."""
+    model = load_model(options.words[0])
+    alone = lay_out(model, strategy=STRATEGIES.load("single")(), mesh=MeshShape())
+    started = {
+        "model": model.name,
+        "parameters": sum(a.size for a in alone.parameters.values()),
+        "parameter_bytes": alone.parameter_bytes,
+        "state": {path: list(a.shape) for path, a in alone.state.items()},
+        "batch": {
+            name: {"shape": list(f.shape), "dtype": f.dtype, "dims": list(f.dims), "below": f.below}
+            for name, f in model.batch.items()
+        },
+        "dims": dims_of_layout(alone),
+        "notes": list(model.notes),
+    }
+    screen.say(
+        f"{model.name}: {started['parameters']:,} parameters in {len(alone.parameters)} arrays, "
+        f"{len(alone.state)} arrays of other state"
+    )
+    for name, field in started["batch"].items():
+        ids = f", ids below {field['below']}" if field["below"] else ""
+        screen.say(f"  batch {name}: {field['dtype']} {' x '.join(map(str, field['shape']))}{ids}")
+    screen.dims(alone)
+    for note in model.notes:
+        screen.say(f"note: {note}")
+    started["strategies"] = {name: _fit(model, name) for name in STRATEGIES.names()}
+    for name, fit in started["strategies"].items():
+        says = fit["mesh"] if fit["ok"] else fit["says"]
+        screen.say(f"  {name:<10} {says}", style="green" if fit["ok"] else "yellow")
+    screen.finish(started)
+    return 0
+
+
+def _fit(model: Model, name: str) -> dict:
+    """Whether a strategy can split a model two ways."""
+    strategy = STRATEGIES.load(name)()
+    axes = set(strategy.axes) | {a for a in _AXES if getattr(strategy, _AXES[a])}
+    mesh = MeshShape(**{axis: 2 for axis in sorted(axes)})
+    try:
+        lay_out(model, strategy=strategy, mesh=mesh)
+    except RequestError as error:
+        return {"ok": False, "mesh": str(mesh), "says": str(error)}
+    return {"ok": True, "mesh": str(mesh), "says": ""}
+
+
+_AXES = {"pipe": "stages", "replica": "averaging"}
+"""Mesh axes that a strategy uses by other means than a table."""
+
+
+def _machine(screen: Screen) -> int:
     """Try each kind of hardware with a small step; exit status 1 only if fake devices fail."""
-    del options
     record = {"python": platform.python_version(), "hardware": {}}
     for package in ("jax", "jaxlib", "flax", "optax", "numpy", "jax-cuda13-plugin"):
         try:

@@ -15,6 +15,7 @@ def verb(options: Options, screen: Screen) -> int:
     screen.layout(asked.layout, asked.hardware.name)
     screen.dims(asked.layout)
     screen.traffic(inspection)
+    screen.islands(inspection.islands)
     screen.lint(inspection.lint, strict=inspection.is_strict)
     screen.schedule(inspection)
     screen.memory(inspection, asked.hardware)

@@ -11,12 +11,15 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from inspect import Parameter, signature
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen, nnx
+from jax.extend.source_info_util import register_exclusion
 
 from jaxpar.door.example import Example, read_example
 from jaxpar.door.linen import from_linen
@@ -28,6 +31,10 @@ from jaxpar.naming.names import christen
 from jaxpar.naming.walk import relate
 from jaxpar.refusal import RequestError, unknown
 from jaxpar.roles import check_role
+
+# A line in Flax's Linear is true and of no use: lines are to be those of the person's own module.
+for _library in ("flax", "optax"):
+    register_exclusion(str(Path(find_spec(_library).origin).parent))
 
 
 def model(

@@ -6,6 +6,7 @@ No array is allocated.
 
 from dataclasses import asdict, dataclass
 
+from jaxpar.explicit import Island
 from jaxpar.layout import Layout
 from jaxpar.measures._dims import dims_of_layout
 from jaxpar.measures._traffic import TrafficRow, as_records, traffic
@@ -30,6 +31,7 @@ class Inspection:
         memory: XLA's own totals for one device, by name, in bytes.
         faults: collectives that the strategy promised and did not cause, or caused and forbids.
         lint: where the program is not what the layout asked for.
+        islands: operations that explicit mode left to XLA.
         is_strict: whether what lint finds is an error, or else a warning.
         schedule: which stage does what when, where layers run in stages.
     """
@@ -42,6 +44,7 @@ class Inspection:
     faults: tuple[str, ...]
     lint: tuple[Finding, ...] = ()
     is_strict: bool = True
+    islands: tuple[Island, ...] = ()
     averaging: tuple[TrafficRow, ...] = ()
     schedule: Schedule | None = None
 
@@ -96,6 +99,7 @@ class Inspection:
             ],
             "dims": dims_of_layout(layout),
             "notes": list(layout.notes),
+            "islands": [asdict(island) for island in self.islands],
             "lint": [asdict(finding) for finding in self.lint],
             "faults": list(self.faults),
         }
@@ -106,6 +110,7 @@ def inspect(program: Program, *, is_strict: bool = True) -> Inspection:
 
     Args:
         program: compiled for anything.
+        islands: operations that explicit mode left to XLA.
         is_strict: whether what `lint` finds makes the inspection not ok, or is a warning.
     """
     layout = program.step.layout
@@ -121,6 +126,7 @@ def inspect(program: Program, *, is_strict: bool = True) -> Inspection:
         faults=traffic_faults(layout, rows + averaging) + _between_meetings(layout, rows),
         lint=lint(program),
         is_strict=is_strict,
+        islands=program.islands,
         averaging=averaging,
         schedule=schedule_for(layout.strategy, layout.mesh, program.step.microbatches)
         if runs_in_stages(layout.strategy, layout.mesh)
@@ -206,4 +212,8 @@ def _memory(program: Program) -> dict[str, int]:
         "temporary_bytes": stats.temp_size_in_bytes,
     }
     held = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-    return memory | {"total_bytes": held + stats.temp_size_in_bytes}
+    memory["total_bytes"] = held + stats.temp_size_in_bytes
+    if program.hardware.kind != "described":
+        init = program.init_memory
+        memory["init_peak_bytes"] = init.output_size_in_bytes + init.temp_size_in_bytes
+    return memory

@@ -19,6 +19,10 @@ from jaxpar.program import Program
 
 REUSED = 0.95
 """Share of the state's bytes whose buffers an update has to use again."""
+INIT_PEAK = 2.0
+"""Times the state's bytes that a device may hold while the state is created."""
+SMALL_INIT_BYTES = 16 * 2**20
+"""Bytes above the state's that are no matter, however small the state is."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Finding:
     """One way in which the program is not what was asked for.
 
     Attributes:
-        kind: "sharding", "indivisible", "rematerialization", "donation" or "forbidden".
+        kind: "sharding", "indivisible", "rematerialization", "donation" or "init".
         where: the array, or the line of code.
         says: what was asked and what came.
         repair: what to do.
@@ -48,6 +52,7 @@ def lint(program: Program) -> tuple[Finding, ...]:
         *_indivisible(program),
         *_rematerialized(program),
         *_donated(program),
+        *_created(program),
     )
 
 
@@ -137,6 +142,28 @@ def _donated(program: Program) -> list[Finding]:
             f"an update gives up {given:,} bytes a device and {reused:,} of them are used again, "
             "so the old and the new state are held at once",
             "keep every array's shape, dtype and sharding from one update to the next",
+        )
+    ]
+
+
+def _created(program: Program) -> list[Finding]:
+    """Whether the state is created where it will lie, without an array being whole on the way."""
+    if program.hardware.kind == "described":
+        return []  # nothing is created there, and compiling what would is slow
+    memory = program.init_memory
+    if memory is None:
+        return []
+    state = memory.output_size_in_bytes
+    peak = state + memory.temp_size_in_bytes
+    if peak <= max(INIT_PEAK * state, state + SMALL_INIT_BYTES):
+        return []
+    return [
+        Finding(
+            "init",
+            "the initial state",
+            f"creating it holds {peak:,} bytes a device, for {state:,} that stay",
+            "draw each parameter with one jax.random call of its own shape, so that XLA can draw "
+            "it in pieces",
         )
     ]
 

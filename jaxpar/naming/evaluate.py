@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 from jax.extend.core import Literal
-from jax.extend.source_info_util import current_name_stack, user_context
+from jax.extend.source_info_util import current_name_stack, summarize, user_context
 
 from jaxpar.factors.alone import alone
 from jaxpar.naming.record import Scope
@@ -20,6 +20,15 @@ REMATS = frozenset({"remat", "checkpoint", "remat2"})
 
 class Evaluator:
     """Evaluates every equation as it is; a subclass says what else is to be done."""
+
+    def __init__(self):
+        """Start outside any equation."""
+        self.trail: list[Any] = []
+
+    @property
+    def source(self) -> str:
+        """Where the user's code asked for it; the call, where a cached inner jit has no lines."""
+        return next((line for info in reversed(self.trail) if (line := _line(info))), "")
 
     def run(self, jaxpr: Any, consts, scope: Scope, args) -> list:
         """Evaluate a jaxpr on one value an argument."""
@@ -34,8 +43,10 @@ class Evaluator:
             info = eqn.source_info
             stack = current_name_stack() + info.name_stack
             with user_context(info.traceback, name_stack=stack):
+                self.trail.append(info)
                 operands = [read(a) for a in eqn.invars]
                 results = self.equation(eqn, operands, scope.inner.get(index, []), scope, memo)
+                self.trail.pop()
             env |= dict(zip(eqn.outvars, results, strict=True))
         return [read(a) for a in jaxpr.outvars]
 
@@ -96,6 +107,10 @@ class Evaluator:
             return lambda *args: self.run(closed.jaxpr, closed.consts, scope, args)
 
         return jax.lax.switch(index, [*map(branch, eqn.params["branches"], inner)], *rest)
+
+
+def _line(info) -> str:
+    return summarize(info) if info.traceback else ""
 
 
 def as_it_is(eqn: Any, operands) -> list:

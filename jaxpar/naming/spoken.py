@@ -46,6 +46,7 @@ def spell(classes: Classes, names: Mapping[int, str], scope: Scope, var: Any) ->
 
 class _Speaker(Evaluator):
     def __init__(self, classes: Classes, names: Mapping[int, str], residual: frozenset[str]):
+        super().__init__()
         self.classes, self.names, self.residual = classes, names, residual
 
     def plain(self, eqn, operands, scope, memo):
