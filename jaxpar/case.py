@@ -6,7 +6,7 @@ a RequestError and comes before anything is compiled.
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from inspect import signature
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 from jaxpar.catalogue import DATA, HARDWARE, MODELS, STRATEGIES
 from jaxpar.data._record import Dataset
+from jaxpar.door.trying import trying
 from jaxpar.hardware._record import Hardware
 from jaxpar.layout import Layout, lay_out
 from jaxpar.mesh import MeshShape
@@ -118,20 +119,36 @@ def load_model(name: str) -> Model:
     sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise RequestError(f"model '{name}': cannot import '{module_name}' ({error})") from error
+    except Exception as error:  # whatever a person's file raises while it is read
+        what = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        raise RequestError(f"model '{name}': cannot import '{module_name}' ({what})") from error
     finally:
         sys.path.pop(0)
     factory = getattr(module, factory_name, None)
     if not callable(factory):
         known = [n for n in vars(module) if callable(getattr(module, n)) and n[0] != "_"]
         raise unknown(f"factory in '{module_name}'", factory_name, known)
-    model = factory()
+    model = trying(name, "its factory", lambda: _without_arguments(name, factory))
     if not isinstance(model, Model):
         raise RequestError(
-            f"model '{name}': the factory returned {type(model).__name__}; return a jaxpar.Model"
+            f"model '{name}': the factory returned {type(model).__name__}; return what "
+            "jaxpar.model(module, loss, batch) makes"
         )
     return model
+
+
+def _without_arguments(name: str, factory: Callable) -> Any:
+    required = [
+        p.name
+        for p in signature(factory).parameters.values()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    if required:
+        raise RequestError(
+            f"model '{name}': its factory takes arguments ({', '.join(required)}), and is called "
+            "without any: give them defaults"
+        )
+    return factory()
 
 
 def load_strategy(text: str, **options: Any) -> Strategy:

@@ -12,8 +12,10 @@ from jaxpar.layout import Layout, lay_out
 from jaxpar.mesh import ALWAYS, MeshShape
 from jaxpar.models._record import Model
 from jaxpar.refusal import LayoutError
-from jaxpar.step import MODES as MODES
 from jaxpar.strategies._record import Strategy
+
+MODES = ("auto", "manual")
+"""The modes that every pair is tried in; `test_explicit` has the third."""
 
 STRATEGY_NAMES = (*STRATEGIES.names(), "fsdp+tensor")
 

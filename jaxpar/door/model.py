@@ -7,7 +7,6 @@ what is wrong with a model is found before anything is compiled.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -24,6 +23,7 @@ from jax.extend.source_info_util import register_exclusion
 from jaxpar.door.example import Example, read_example
 from jaxpar.door.linen import from_linen
 from jaxpar.door.losses import FIELD, PlainLoss, SpokenLoss, trace_loss
+from jaxpar.door.trying import trying
 from jaxpar.models._record import Model
 from jaxpar.modules import abstract, names_in_metadata, values_of
 from jaxpar.naming.judge import judge
@@ -93,14 +93,14 @@ def model(
         data=data,
         example=example.arrays,
     )
-    parts = _trying(called, "making it", lambda: abstract(bare))
+    parts = trying(called, "making it", lambda: abstract(bare))
     if not parts.parameters:
         raise RequestError(
             f"model '{called}' has nothing to learn: none of its variables is of the type that "
             "trainable= names (nnx.Param unless you say otherwise)"
         )
     values = (values_of(parts.parameters), values_of(parts.state), example.leaves)
-    closed, _, arguments = _trying(
+    closed, _, arguments = trying(
         called, "calling its loss", lambda: trace_loss(plain, parts, *values)
     )
     return _named(bare, plain, example, parts, closed, arguments, dims or {}, roles or {}, loss)
@@ -221,23 +221,3 @@ def _mean_square(module: Any, batch: Any) -> jax.Array:
 def _name_of(module: Any) -> str:
     named = isinstance(getattr(module, "__name__", None), str)
     return (module.__name__ if named else type(module).__name__).strip("<>").lower()
-
-
-def _trying(called: str, doing: str, function: Callable[[], Any]) -> Any:
-    """Call a person's code; what it raises becomes one sentence with the line that raised it."""
-    try:
-        return function()
-    except RequestError:
-        raise
-    except Exception as error:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_theirs(f.filename)]
-        at = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RequestError(
-            f"model '{called}': {doing} raised {type(error).__name__}{at}: {first}"
-        ) from error
-
-
-def _is_theirs(filename: str) -> bool:
-    ours = ("/jaxpar/", "/site-packages/", "/jax/", "/flax/", "<")
-    return not any(part in filename for part in ours)

@@ -132,6 +132,18 @@ def verify(
     return _verify(narrow, hardware, make, steps, seed, narrowest(narrow))
 
 
+def _check_finite(layout: Layout, metrics: Mapping[str, Any], gradients: Mapping[str, Any]) -> None:
+    """Refuse to compare what is no number: any two of those are equal, or none."""
+    broken = [name for name, value in metrics.items() if not np.isfinite(value).all()]
+    broken += [f"the gradient of {p}" for p, g in gradients.items() if not np.isfinite(g).all()]
+    if broken:
+        raise RequestError(
+            f"model '{layout.model.name}': {', '.join(broken[:3])} is not finite on one device, "
+            "before any update: nothing can be verified of it; look for a logarithm, a root or a "
+            "division at the values that the model starts with"
+        )
+
+
 def _relaid(layout: Layout, model, microbatches: int) -> Layout:
     """The layout of `model`, its batch made no larger than gives every part two rows.
 
@@ -169,6 +181,7 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
     start = replace(start, parameters=nudged(start.parameters, seed))
 
     right, right_state, right_metrics = _gradients(reference, start, batch)
+    _check_finite(layout, right_metrics, right)
     got, got_state, got_metrics = _gradients(candidate, start, batch)
     right = _arrays_to_host(right)
     gradient = compare("gradient", stored(right), got, bounds["gradient"])

@@ -1,4 +1,4 @@
-"""A decoder with grouped queries, one matrix for queries, keys and values, tied embeddings, dropout."""
+"""A decoder: grouped queries, one matrix for queries, keys and values, tied embeddings, dropout."""
 
 import jax
 import jax.numpy as jnp

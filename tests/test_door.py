@@ -1,0 +1,239 @@
+"""The door: what may be handed in, what is found out about it, what is said when it is broken."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxpar
+from jaxpar.case import load_model
+
+CPU = jaxpar.HARDWARE.load("cpu")()
+BATCH = {"x": jax.ShapeDtypeStruct((8, 6), "float32")}
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs):
+        self.up = nnx.Linear(6, 16, rngs=rngs)
+        self.down = nnx.Linear(16, 4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.down(nnx.relu(self.up(x)))
+
+
+def loss(net, batch):
+    return jnp.mean(net(batch["x"]) ** 2)
+
+
+def laid_out(model, strategy="hybrid", mesh=None):
+    return jaxpar.lay_out(
+        model,
+        strategy=jaxpar.STRATEGIES.load(strategy)(),
+        mesh=mesh or jaxpar.MeshShape(data=4, model=2),
+    )
+
+
+class LinenNet(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(4)(nn.relu(nn.Dense(16)(x)))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        Net,
+        lambda rngs: Net(rngs),
+        lambda r: Net(r),
+        lambda: Net(nnx.Rngs(0)),
+        Net(nnx.Rngs(0)),
+        LinenNet(),
+        LinenNet,
+        lambda: LinenNet(),
+    ],
+    ids=["class", "rngs", "one", "nothing", "module", "linen", "linen class", "linen factory"],
+)
+def test_a_module_may_be_handed_in_in_many_ways(module):
+    """All of them are the same network, with the same split."""
+    layout = laid_out(jaxpar.model(module, loss, BATCH))
+    assert sorted(a.shape for a in layout.parameters.values()) == [(4,), (6, 16), (16,), (16, 4)]
+    split = {a.shape: tuple(a.stored) for a in layout.parameters.values()}
+    assert split[6, 16] == (None, "model") and split[16, 4] == ("model", None)
+
+
+def test_a_module_that_was_handed_in_keeps_its_values():
+    """It may have been trained before; init places those values."""
+    net = Net(nnx.Rngs(3))
+    program = jaxpar.compile_step(
+        jaxpar.make_step(laid_out(jaxpar.model(net, loss, BATCH))), hardware=CPU, for_speed=False
+    )
+    held = program.init(0).parameters["up/kernel"]
+    np.testing.assert_array_equal(held, net.up.kernel[...])
+    assert held.sharding.shard_shape(held.shape) == (6, 8)
+
+
+@pytest.mark.parametrize(
+    ("batch", "call"),
+    [
+        (jnp.zeros((8, 6)), lambda net, x: net(x).mean()),
+        (
+            (jnp.zeros((8, 6)), {"y": jnp.zeros((8, 4))}),
+            lambda net, b: (net(b[0]) * b[1]["y"]).sum(),
+        ),
+        ({"deep": {"er": [jnp.zeros((8, 6))]}}, lambda net, b: net(b["deep"]["er"][0]).mean()),
+    ],
+    ids=["an array", "a pair", "a tree"],
+)
+def test_a_batch_may_be_any_tree(batch, call):
+    """Its leaves are known by their paths, and handed to the loss as they came."""
+    layout = laid_out(jaxpar.model(Net, call, batch), "data", jaxpar.MeshShape(data=4))
+    assert jaxpar.verify(layout, hardware=CPU, steps=1).ok
+    assert all(tuple(spec)[0] == "data" for spec in layout.batch.values())
+
+
+def test_a_model_without_a_loss_can_be_inspected():
+    """And a note says what stood for one."""
+    layout = laid_out(jaxpar.model(Net, batch={"x": BATCH["x"]}))
+    program = jaxpar.compile_step(jaxpar.make_step(layout), hardware=CPU, for_speed=False)
+    assert jaxpar.inspect(program).ok
+    assert any("came without a loss" in note for note in layout.notes)
+
+
+def test_integers_that_are_ids_get_their_range():
+    """From what they index, are compared with or scatter to, so that a probe is legal."""
+
+    class Ids(nnx.Module):
+        def __init__(self, rngs):
+            self.table = nnx.Embed(11, 4, rngs=rngs)
+
+        def __call__(self, batch):
+            x = self.table(batch["index"])
+            hot = jax.nn.one_hot(batch["hot"], 7) @ jnp.ones((7, 4))
+            sums = jax.vmap(lambda v, i: jnp.zeros((5, 4)).at[i].add(v))(x, batch["seg"])
+            return jnp.mean(x + hot) + jnp.mean(sums)
+
+    shape = jax.ShapeDtypeStruct((8, 3), "int32")
+    model = jaxpar.model(Ids, lambda m, b: m(b), dict.fromkeys(("index", "hot", "seg"), shape))
+    assert {n: f.below for n, f in model.batch.items()} == {"index": 11, "hot": 7, "seg": 5}
+
+
+def test_names_in_metadata_hold_and_names_from_the_user_come_next():
+    """Flax's spellings, NNX and Linen; roles follow from use all the same."""
+
+    def cut(*names):
+        return nnx.with_partitioning(nnx.initializers.lecun_normal(), names)
+
+    def named(rngs):
+        net = nnx.Sequential(
+            nnx.Linear(6, 16, kernel_init=cut("pixels", "mlp"), rngs=rngs),
+            nnx.Linear(16, 4, rngs=rngs),
+        )
+        return net
+
+    found = {d.name: d.role for d in jaxpar.model(named, loss, BATCH).named}
+    assert found["mlp"] == "inner" and "pixels" in found
+
+    class Logical(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            init = nn.initializers.lecun_normal()
+            y = nn.Dense(16, kernel_init=nn.with_partitioning(init, ("pixels", "mlp")))(x)
+            return nn.Dense(4, kernel_init=nn.with_logical_partitioning(init, ("mlp", "out")))(y)
+
+    found = {d.name: d.role for d in jaxpar.model(Logical, loss, BATCH).named}
+    assert found["mlp"] == "inner" and {"pixels", "out"} <= set(found)
+    told = jaxpar.model(Net, loss, BATCH, dims={"up/kernel": (None, "hidden")})
+    assert {d.name: d.role for d in told.named}["hidden"] == "inner"
+    moved = jaxpar.model(Net, loss, BATCH, roles={"ffn": "feature"})
+    assert "inner" not in {d.role for d in moved.named}
+
+
+def test_what_is_frozen_is_cut_and_not_learned():
+    """A Flax filter says what is learned; fsdp cuts the rest as well."""
+    model = jaxpar.model(
+        lambda rngs: nnx.LoRA(64, 4, 256, base_module=nnx.Linear(64, 256, rngs=rngs), rngs=rngs),
+        lambda net, b: jnp.mean(net(b["x"]) ** 2),
+        {"x": jax.ShapeDtypeStruct((8, 64), "float32")},
+        trainable=nnx.LoRAParam,
+    )
+    layout = laid_out(model, "fsdp", jaxpar.MeshShape(data=4))
+    assert set(layout.parameters) == {"lora_a", "lora_b"}
+    assert "data" in tuple(layout.state["base_module/kernel"].stored)
+
+
+class Growing(Net):
+    def __call__(self, x):
+        self.last = nnx.Variable(x)
+        return super().__call__(x)
+
+
+class Failing(Net):
+    def __call__(self, x):
+        return super().__call__(x) + jnp.zeros((3, 3))
+
+
+def nothing_here():
+    return 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((Net, lambda n, b: n(b["x"]), BATCH), r"loss returned an array of shape \(8, 4\)"),
+        ((Net, lambda n, b: None, BATCH), "loss returned a NoneType"),
+        ((Net, loss, {"x": np.zeros((8, 6)), "y": np.zeros((7,))}), r"first dim.*y \(7,\)"),
+        ((Net, loss, {"x": np.zeros((8, 6)), "n": np.float32(1)}), r"first dim.*n \(\)"),
+        ((Net, loss, None), "no example batch"),
+        ((Net, loss, {"x": np.array(["a"])}), "holds <U1, and a batch holds numbers"),
+        ((Growing, loss, BATCH), "calling it made last.*make it in __init__"),
+        ((Failing, loss, BATCH), r"calling its loss raised .*test_door.py:\d+\)"),
+        ((nothing_here, loss, BATCH), "expected a Flax module .*got int"),
+        ((lambda rngs: 1 / 0, loss, BATCH), "making it raised ZeroDivisionError"),
+        ((lambda: nnx.BatchNorm(3, rngs=nnx.Rngs(0)), loss, {"x": np.zeros((4, 5))}), "raised"),
+        ((lambda: nnx.Dropout(0.5), lambda m, b: m(b["x"]).mean(), BATCH), "nothing to learn"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_a_broken_model_gets_one_sentence(arguments, sentence):
+    """Where, what was met, and what to do; never a traceback."""
+    with pytest.raises(jaxpar.RequestError, match=f"(?s){sentence}") as caught:
+        jaxpar.model(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_for_what_is_not_there_are_refused():
+    """A rename must not make a layout silently another."""
+    with pytest.raises(jaxpar.RequestError, match="'up/kernal': did you mean 'up/kernel'"):
+        jaxpar.model(Net, loss, BATCH, dims={"up/kernal": (None, None)})
+    with pytest.raises(jaxpar.RequestError, match="2 names|3 names"):
+        jaxpar.model(Net, loss, BATCH, dims={"up/kernel": (None, None, None)})
+    with pytest.raises(jaxpar.RequestError, match="unknown dim in roles"):
+        jaxpar.model(Net, loss, BATCH, roles={"fnn": "inner"})
+
+
+def test_a_loss_that_is_not_finite_at_the_start_is_said():
+    """Two NaNs are equal on any number of devices, and prove nothing."""
+    model = jaxpar.model(Net, lambda n, b: jnp.log(-jnp.mean(n(b["x"]) ** 2)), BATCH)
+    with pytest.raises(jaxpar.RequestError, match="not finite.*before any update"):
+        jaxpar.verify(laid_out(model), hardware=CPU)
+
+
+def test_a_factory_that_cannot_be_imported_or_fails_is_one_sentence(tmp_path, monkeypatch):
+    """On the command line a model is package.module:factory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine_broken.py").write_text("import nosuchpackage\n")
+    (tmp_path / "mine_typo.py").write_text("def factory(:\n")
+    (tmp_path / "mine.py").write_text(
+        "def factory(size):\n    return size\n\ndef bad():\n    1 / 0\n"
+    )
+    for name, sentence in (
+        ("nosuch:factory", "cannot import 'nosuch'"),
+        ("mine_broken:factory", "nosuchpackage"),
+        ("mine_typo:factory", "SyntaxError"),
+        ("mine:factory", "takes arguments"),
+        ("mine:bad", r"ZeroDivisionError.*mine.py:5"),
+    ):
+        with pytest.raises(jaxpar.RequestError, match=sentence):
+            load_model(name)
