@@ -1,0 +1,127 @@
+"""Random small networks: names are stable, and what is laid out is what one device computes."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import jaxpar
+from jaxpar.case import load_strategy
+
+CPU = jaxpar.HARDWARE.load("cpu")()
+ROWS, LENGTH, WIDTH = 8, 4, 8
+
+# A network is a list of parts, each a change of x (rows, length, width) that keeps its shape.
+PARTS = {
+    "ffn": lambda n, r: [nnx.Linear(WIDTH, 4 * n, rngs=r), nnx.Linear(4 * n, WIDTH, rngs=r)],
+    "gated": lambda n, r: [
+        nnx.Linear(WIDTH, 4 * n, rngs=r),
+        nnx.Linear(WIDTH, 4 * n, rngs=r),
+        nnx.Linear(4 * n, WIDTH, rngs=r),
+    ],
+    "mix": lambda n, r: [nnx.Linear(LENGTH, 4 * n, rngs=r), nnx.Linear(4 * n, LENGTH, rngs=r)],
+    "heads": lambda n, r: [
+        nnx.MultiHeadAttention(4, WIDTH, qkv_features=4 * n, decode=False, rngs=r)
+    ],
+    "norm": lambda n, r: [nnx.LayerNorm(WIDTH, rngs=r)],
+    "conv": lambda n, r: [
+        nnx.Conv(WIDTH, 4 * n, (3,), rngs=r),
+        nnx.Conv(4 * n, WIDTH, (1,), rngs=r),
+    ],
+    "scan": lambda n, r: [nnx.RNN(nnx.SimpleCell(WIDTH, WIDTH, rngs=r), rngs=r)],
+    "scale": lambda n, r: [nnx.Param(jnp.ones((WIDTH,)))],
+}
+
+
+def applied(kind, layers, x):
+    if kind == "ffn":
+        return x + layers[1](nnx.relu(layers[0](x)))
+    if kind == "gated":
+        return x + layers[2](nnx.silu(layers[0](x)) * layers[1](x))
+    if kind == "mix":
+        return x + layers[1](nnx.tanh(layers[0](x.swapaxes(1, 2)))).swapaxes(1, 2)
+    if kind == "conv":
+        return x + layers[1](nnx.relu(layers[0](x)))
+    if kind == "scale":
+        return x * layers[0][...]
+    return layers[0](x)
+
+
+def network(parts, backwards=False):
+    """Build parts in either order; they are used in one order."""
+
+    class Network(nnx.Module):
+        def __init__(self, rngs):
+            names = [f"part_{k}" for k in range(len(parts))]
+            for k in reversed(range(len(parts))) if backwards else range(len(parts)):
+                kind, size = parts[k]
+                setattr(self, names[k], nnx.List(PARTS[kind](size, rngs)))
+
+        def __call__(self, x):
+            for k, (kind, _) in enumerate(parts):
+                x = applied(kind, getattr(self, f"part_{k}"), x)
+            return x
+
+    return Network
+
+
+def model_of(parts, backwards=False):
+    def loss(net, batch):
+        return jnp.mean((net(batch["x"]) - batch["y"]) ** 2)
+
+    x = jax.ShapeDtypeStruct((ROWS, LENGTH, WIDTH), "float32")
+    return jaxpar.model(network(parts, backwards), loss, {"x": x, "y": x})
+
+
+networks = st.lists(
+    st.tuples(st.sampled_from(sorted(PARTS)), st.integers(1, 3)), min_size=1, max_size=4
+)
+layouts = st.sampled_from(
+    [("tensor", "model=4"), ("fsdp", "data=4"), ("hybrid", "data=2,model=2"), ("data", "data=8")]
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(networks)
+def test_names_are_stable(parts):
+    """The same from trace to trace, and whichever layer was made first."""
+    model = model_of(parts)
+    assert model.named == model_of(parts).named
+    assert {d.name: (d.role, d.size) for d in model.named} == {
+        d.name: (d.role, d.size) for d in model_of(parts, backwards=True).named
+    }
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(networks)
+def test_no_array_has_two_dims_that_are_split_alike(parts):
+    """A choice of inner widths is one that every weight can bear."""
+    model = model_of(parts)
+    for dims in model.dims.values():
+        roles = [model.roles[d] for d in dims]
+        assert sum(role in ("inner", "heads", "vocabulary") for role in roles) <= 1
+
+
+@pytest.mark.parametrize("mode", ["auto", "manual"])
+@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(networks, layouts)
+def test_a_layout_accepted_is_a_layout_verified(mode, parts, how):
+    """Or refused in a sentence; there is no third."""
+    strategy, mesh = how
+    try:
+        layout = jaxpar.lay_out(
+            model_of(parts),
+            strategy=load_strategy(strategy),
+            mesh=jaxpar.MeshShape.parse(mesh),
+        )
+    except jaxpar.LayoutError as refusal:
+        assert "can split nothing" in str(refusal)
+        return
+
+    def make(layout):
+        return jaxpar.make_step(layout, mode=mode)
+
+    verdict = jaxpar.verify(layout, hardware=CPU, make=make, steps=1)
+    assert verdict.ok, (parts, how, verdict.decisive)
