@@ -99,8 +99,8 @@ def test_complaints_are_read_in_both_of_xlas_wordings():
     """And nothing else is taken for one."""
     now = (
         "W1 spmd_partitioner.cc:656] [SPMD] Involuntary full rematerialization. The compiler "
-        "W1 spmd_partitioner.cc:656] [SPMD] Involuntary full rematerialization. The "
-        'operation %a.1 = f32[8,16,4]{2,1,0} copy(%b), metadata={op_name="jit(f)/sin" '
+        "cannot go from sharding {devices=[2,1,4]<=[8]} to {devices=[1,8,1]<=[8]} efficiently for "
+        'HLO operation %a.1 = f32[8,16,4]{2,1,0} copy(%b), metadata={op_name="jit(f)/sin" '
         "stack_frame_id=7}. As the last resort"
     )
     before = now.replace("cannot go", "was not able to go").replace("efficiently", "without")
