@@ -20,7 +20,13 @@ from jaxpar.hardware._record import Hardware
 from jaxpar.layout import Layout, lay_out
 from jaxpar.mesh import MeshShape
 from jaxpar.models._record import Model
-from jaxpar.program import Program, compile_step
+from jaxpar.program import (
+    MOST_FAKE_DEVICES,
+    USUAL_FAKE_DEVICES,
+    Program,
+    ask_for_devices,
+    compile_step,
+)
 from jaxpar.refusal import RequestError, unknown
 from jaxpar.step import MODES, Step, make_step
 from jaxpar.strategies._record import Strategy, combine, parts
@@ -58,6 +64,12 @@ class Case:
         changes = dict(self.set)
         batch = changes.pop("batch", None)
         training, changes = set_fields(Training(), _typed(Training(), changes))
+        hardware = HARDWARE.load(self.hardware)()
+        usual = "data=1" if hardware.kind == "local" else "data=4,model=2"
+        mesh = MeshShape.parse(usual if self.mesh is None else self.mesh)
+        if hardware.kind == "fake":
+            # A factory may make arrays, and JAX starts with as many devices as it knows of then.
+            ask_for_devices(min(max(mesh.devices, USUAL_FAKE_DEVICES), MOST_FAKE_DEVICES))
         model = load_model(self.model)
         options = strategy_options(self.strategy)
         strategy = load_strategy(
@@ -67,11 +79,8 @@ class Case:
         model = model.with_fields(**_typed(model.config, changes))
         if batch is not None:
             model = model.with_batch_size(batch)
-        hardware = HARDWARE.load(self.hardware)()
         if self.mode not in MODES:
             raise unknown("mode", self.mode, MODES)
-        usual = "data=1" if hardware.kind == "local" else "data=4,model=2"
-        mesh = MeshShape.parse(usual if self.mesh is None else self.mesh)
         layout = lay_out(model, strategy=strategy, mesh=mesh)
         return Resolved(self, layout, hardware, training)
 

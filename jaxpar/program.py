@@ -4,6 +4,7 @@ This is the first place where devices exist. A described program can be read but
 """
 
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,26 @@ MOST_FAKE_DEVICES = 256
 
 
 @dataclass(frozen=True)
+class Made:
+    """A compiled update, and what was learned while it was made.
+
+    Attributes:
+        update: what JAX made of it.
+        complaints: what XLA complained of, now or when it compiled the same program before.
+        dropped: what the step asked to lie in pieces and could not.
+        islands: operations that explicit mode left to XLA.
+        trace_seconds, compile_seconds: wall clock; the latter is short if JAX had kept the program.
+    """
+
+    update: Any
+    complaints: tuple[Complaint, ...]
+    dropped: tuple[Dropped, ...]
+    islands: tuple[Island, ...]
+    trace_seconds: float
+    compile_seconds: float
+
+
+@dataclass(frozen=True)
 class Program:
     """A compiled step.
 
@@ -52,37 +73,30 @@ class Program:
     @property
     def update(self) -> Any:
         """The compiled update: (State, batch) -> (State, metrics); the given State is used up."""
-        return self._update[0]
-
-    @property
-    def complaints(self) -> tuple[Complaint, ...]:
-        """What XLA complained of while it compiled the update."""
-        return self._update[1]
-
-    @property
-    def dropped(self) -> tuple[Dropped, ...]:
-        """What the step asked to lie in pieces and could not."""
-        return self._update[2]
-
-    @property
-    def islands(self) -> tuple[Island, ...]:
-        """Operations that explicit mode left to XLA."""
-        return self._update[3]
+        return self.made.update
 
     @cached_property
-    def _update(
-        self,
-    ) -> tuple[Any, tuple[Complaint, ...], tuple[Dropped, ...], tuple[Island, ...]]:
+    def made(self) -> "Made":
+        """The compiled update and what is known of its making."""
         update = jax.jit(
             self.step.update,
             in_shardings=(self.state_shardings, self.batch_shardings),
             out_shardings=(self.state_shardings, None),
             donate_argnums=0,
         )
+        started = time.perf_counter()
         with watching() as dropped, mapping() as islands:
             lowered = update.lower(self.step.state, self.step.batch)
+        traced = time.perf_counter()
         compiled, said = compile_listening(lowered, lambda: self._compiled(lowered))
-        return compiled, said, tuple(dict.fromkeys(dropped)), tuple(dict.fromkeys(islands))
+        return Made(
+            update=compiled,
+            complaints=said,
+            dropped=tuple(dict.fromkeys(dropped)),
+            islands=tuple(dict.fromkeys(islands)),
+            trace_seconds=traced - started,
+            compile_seconds=time.perf_counter() - traced,
+        )
 
     @cached_property
     def average(self) -> Any:

@@ -54,7 +54,7 @@ def test_what_jax_has_no_typed_rule_for_becomes_an_island_with_its_line():
         return jnp.mean(net.down(nnx.relu(net.up(net.table(batch["ids"])))) ** 2)
 
     ids = jax.ShapeDtypeStruct((16, 4), "int32")
-    islands = program_of(loss, {"ids": ids}).islands
+    islands = program_of(loss, {"ids": ids}).made.islands
     assert {i.primitive for i in islands} == {"gather", "scatter-add"}
     assert all("test_explicit.py" in i.source for i in islands)
     assert all(i.why for i in islands)
@@ -67,7 +67,7 @@ def test_a_model_of_products_alone_needs_no_island():
         return jnp.mean(net.down(nnx.relu(net.up(batch["x"]))) ** 2)
 
     program = program_of(loss, {"x": jax.ShapeDtypeStruct((16, 8), "float32")})
-    assert program.islands == ()
+    assert program.made.islands == ()
     assert {row.kind for row in jaxpar.inspect(program).collectives} == {"all-reduce"}
 
 

@@ -89,10 +89,10 @@ def test_an_array_that_xla_replicates_to_move_it_is_found_with_its_line():
 
 def test_a_complaint_is_remembered_with_the_program(compiled_in):
     """A program from JAX's cache is not compiled, so XLA has nothing to say; the file has."""
-    first = program_of(across).complaints
+    first = program_of(across).made.complaints
     assert first and list(compiled_in.glob("complaints/*.json"))
     jax.clear_caches()
-    assert program_of(across).complaints == first
+    assert program_of(across).made.complaints == first
 
 
 def test_complaints_are_read_in_both_of_xlas_wordings():

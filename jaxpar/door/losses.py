@@ -32,6 +32,7 @@ class PlainLoss:
     def __init__(self, called: str, loss: Callable[..., Any], example: Example, trainable: Any):
         self.called, self.loss = called, loss
         self.example, self.trainable = example, trainable
+        self.x64 = jax.config.jax_enable_x64
 
     def __call__(self, module: nnx.Module, batch: Mapping[str, Any], *, key: Any = None):
         """Call it; `key` is not needed, as a Flax module keeps random streams of its own."""
@@ -109,7 +110,7 @@ class WideLoss(PlainLoss):
 
     def __init__(self, plain: PlainLoss, dtypes: Mapping[str, Any]):
         super().__init__(plain.called, plain.loss, plain.example, plain.trainable)
-        self.dtypes = dtypes
+        self.plain, self.dtypes = plain, dtypes
 
     def __call__(self, module: nnx.Module, batch: Mapping[str, Any], *, key: Any = None):
         """Trace the loss as it is written, and compute what was traced with more digits."""
@@ -122,9 +123,8 @@ class WideLoss(PlainLoss):
             }
             for label, g in zip(("", "", FIELD), values, strict=True)
         ]
-        with jax.enable_x64(False):
-            plain = PlainLoss(self.called, self.loss, self.example, self.trainable)
-            closed, tree, _ = trace_loss(plain, parts, *narrow)
+        with jax.enable_x64(self.plain.x64):
+            closed, tree, _ = trace_loss(self.plain, parts, *narrow)
         results = evaluate_wide(closed.jaxpr, closed.consts, jax.tree.leaves(values))
         loss, metrics, state = jax.tree.unflatten(tree, results)
         refill(module, parts.state, state)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import linen, nnx
 from jax.extend.source_info_util import register_exclusion
 
-from jaxpar.door.example import Example, read_example
+from jaxpar.door.example import read_example
 from jaxpar.door.linen import from_linen
 from jaxpar.door.losses import FIELD, PlainLoss, SpokenLoss, trace_loss
 from jaxpar.door.trying import trying
@@ -86,7 +86,7 @@ def model(
     plain = PlainLoss(called, loss, example, trainable)
     bare = Model(
         name=called,
-        build=partial(_build, called, module, loss, example),
+        build=partial(_build, module, plain),
         loss=plain,
         batch=example.fields({}, {}),
         trainable=trainable,
@@ -162,13 +162,18 @@ def _notes(trace, loss) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _build(called: str, module: Any, loss: Callable, example: Example, rngs: nnx.Rngs):
-    """Make the module anew; a module that was given keeps its values."""
-    made = module
+def _build(module: Any, plain: PlainLoss, rngs: nnx.Rngs) -> nnx.Module:
+    """Make the module anew, as it was made at first; a module that was given keeps its values."""
+    with jax.enable_x64(plain.x64):
+        return _made(module, plain, rngs)
+
+
+def _made(module: Any, plain: PlainLoss, rngs: nnx.Rngs) -> nnx.Module:
+    made, called, example = module, plain.called, plain.example
     if not isinstance(module, nnx.Module | linen.Module):
         made = _call_factory(called, module, rngs)
     if isinstance(made, linen.Module):
-        return from_linen(made, rngs, lambda m: loss(m, example.zeros()))
+        return from_linen(made, rngs, lambda m: plain.loss(m, example.zeros()))
     if isinstance(made, Model) or not isinstance(made, nnx.Module):
         raise RequestError(
             f"model '{called}': expected a Flax module or a factory of one, and got "

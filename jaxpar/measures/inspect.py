@@ -32,6 +32,7 @@ class Inspection:
         faults: collectives that the strategy promised and did not cause, or caused and forbids.
         lint: where the program is not what the layout asked for.
         islands: operations that explicit mode left to XLA.
+        trace_seconds, compile_seconds: how long it took to make; short if JAX had kept it.
         is_strict: whether what lint finds is an error, or else a warning.
         schedule: which stage does what when, where layers run in stages.
     """
@@ -45,6 +46,8 @@ class Inspection:
     lint: tuple[Finding, ...] = ()
     is_strict: bool = True
     islands: tuple[Island, ...] = ()
+    trace_seconds: float = 0.0
+    compile_seconds: float = 0.0
     averaging: tuple[TrafficRow, ...] = ()
     schedule: Schedule | None = None
 
@@ -99,6 +102,8 @@ class Inspection:
             ],
             "dims": dims_of_layout(layout),
             "notes": list(layout.notes),
+            "trace_seconds": self.trace_seconds,
+            "compile_seconds": self.compile_seconds,
             "islands": [asdict(island) for island in self.islands],
             "lint": [asdict(finding) for finding in self.lint],
             "faults": list(self.faults),
@@ -111,6 +116,7 @@ def inspect(program: Program, *, is_strict: bool = True) -> Inspection:
     Args:
         program: compiled for anything.
         islands: operations that explicit mode left to XLA.
+        trace_seconds, compile_seconds: how long it took to make; short if JAX had kept it.
         is_strict: whether what `lint` finds makes the inspection not ok, or is a warning.
     """
     layout = program.step.layout
@@ -126,7 +132,9 @@ def inspect(program: Program, *, is_strict: bool = True) -> Inspection:
         faults=traffic_faults(layout, rows + averaging) + _between_meetings(layout, rows),
         lint=lint(program),
         is_strict=is_strict,
-        islands=program.islands,
+        islands=program.made.islands,
+        trace_seconds=program.made.trace_seconds,
+        compile_seconds=program.made.compile_seconds,
         averaging=averaging,
         schedule=schedule_for(layout.strategy, layout.mesh, program.step.microbatches)
         if runs_in_stages(layout.strategy, layout.mesh)

@@ -94,7 +94,7 @@ def _indivisible(program: Program) -> list[Finding]:
             f"{found.shape[found.dim]}, so it stays whole",
             "change the size, or the axis",
         )
-        for found in program.dropped
+        for found in program.made.dropped
     ]
 
 
@@ -104,7 +104,7 @@ def _ways(program: Program, axes: tuple[str, ...]) -> int:
 
 def _rematerialized(program: Program) -> list[Finding]:
     findings = []
-    for said in program.complaints:
+    for said in program.made.complaints:
         frames = hlo.frames_of(program.text, said.frame_id) if said.frame_id else ()
         line = f"{frames[0].file}:{frames[0].line}" if frames else said.source
         findings.append(

@@ -111,7 +111,9 @@ def judge(trace: Trace, weights: Mapping[str, Any], fields: Mapping[str, Any]) -
         _reckon(use, resolve, account, read)
     batch = _firsts(trace, fields, resolve)
     layers = {n for dim in trace.stacked for n in resolve(dim)}
-    roles, kept = _split(accounts, batch | layers, trace, resolve)
+    # What the batch brings is whole on every device that has the row.
+    brought = {n for name in fields for dim in trace.arguments[name] for n in resolve(dim)}
+    roles, kept = _split(accounts, batch | layers | brought, trace, resolve)
     for node, found in accounts.items():
         if node in batch:
             roles[node] = "batch"
