@@ -184,6 +184,9 @@ def strategy_options(text: str) -> tuple[str, ...]:
 def load_data(model: Model, name: str | None) -> Dataset:
     """The data a model is to read: by catalogue name or token file, else its usual."""
     name = name or model.data
+    if isinstance(name, Dataset):
+        check_data(model, name)
+        return name
     if name is None:
         raise RequestError(f"model '{model.name}' names no usual data: say --data NAME")
     sizes = {"sequence": model.config.sequence} if hasattr(model.config, "sequence") else {}

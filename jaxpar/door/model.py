@@ -46,7 +46,7 @@ def model(
     dims: Mapping[str, tuple[str | None, ...]] | None = None,
     roles: Mapping[str, str] | None = None,
     trainable: Any = nnx.Param,
-    data: str | None = None,
+    data: Any = None,
 ) -> Model:
     """Make a Model of a Flax module that was not written for jaxpar.
 
@@ -64,7 +64,8 @@ def model(
             one that should be found out.
         roles: dim -> role, where you know better than what was found.
         trainable: Flax filter of the variables that are learned; the others are frozen.
-        data: catalogue name of the data it is usually trained on.
+        data: what it is usually trained on: a catalogue name, or a Dataset such as
+            `jaxpar.data.iterable.dataset` makes of your batches.
 
     Raises:
         RequestError: a loss that is no scalar, a batch without a common first dim, a module that

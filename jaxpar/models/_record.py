@@ -89,7 +89,7 @@ class Model:
             "positions" if it asks `seams.positions` where its rows stand, which may then be
             dealt out in another order.
         compute_dtype: what weights are cast to for use, or None to use them as they are.
-        data: catalogue name of the data the model is usually trained on.
+        data: what the model is usually trained on: a catalogue name, or a Dataset.
         config: the frozen record of sizes that `build` closes over, or None.
         remake: `remake(config) -> Model`, so that one field can be changed from outside.
         trainable: Flax filter of the variables that are learned.
@@ -108,7 +108,7 @@ class Model:
     roles: Mapping[str, str] = field(default_factory=dict)
     seams: tuple[str, ...] = ()
     compute_dtype: str | None = None
-    data: str | None = None
+    data: Any = None
     config: Any = None
     remake: Callable[[Any], "Model"] | None = None
     trainable: Any = nnx.Param
