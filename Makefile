@@ -23,6 +23,8 @@ $(VENV)/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "jaxpar needs Python 3.11 or newer: install one, or say make PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	-$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[strangers]" || \
+		echo "without public model packages: their tests are skipped"
 	@touch $@
 
 clean:
