@@ -69,6 +69,7 @@ def check_remat(remat: str, names: tuple[str, ...]) -> str:
 
 
 _place: ContextVar[Callable[..., jax.Array] | None] = ContextVar("place", default=None)
+_fetch: ContextVar[Callable[..., jax.Array] | None] = ContextVar("fetch", default=None)
 
 
 def is_placing() -> bool:
@@ -111,13 +112,27 @@ def _placed(x, dims, *, between):
 
 
 @contextmanager
-def placing(place: Callable[..., jax.Array]) -> Iterator[None]:
-    """While a loss is traced: what `named` does, as `place(x, dims, between=...)`."""
-    token = _place.set(place)
+def placing(
+    place: Callable[..., jax.Array], fetch: Callable[..., jax.Array] | None = None
+) -> Iterator[None]:
+    """While a loss is traced: what `named` does, as `place(x, dims, between=...)`.
+
+    Args:
+        place: lays an activation out.
+        fetch: brings one layer's weight, `fetch(x, dims)`, from where it is stored to where it is
+            used; None if weights are there before the loss begins.
+    """
+    tokens = _place.set(place), _fetch.set(fetch)
     try:
         yield
     finally:
-        _place.reset(token)
+        _place.reset(tokens[0])
+        _fetch.reset(tokens[1])
+
+
+def fetching() -> Callable[..., jax.Array] | None:
+    """What brings one layer's weight to where it is used, or None where it is there already."""
+    return _fetch.get()
 
 
 def positions(attend: Callable[..., jax.Array], length: int) -> jax.Array | None:

@@ -19,10 +19,11 @@ from jax.sharding import PartitionSpec
 from jaxpar import seams
 from jaxpar.averaging import averaged
 from jaxpar.by_hand import differentiate_by_hand
+from jaxpar.door.losses import SpokenLoss
 from jaxpar.exchanges._fit import dealt
 from jaxpar.explicit import differentiate_explicitly
 from jaxpar.layout import Layout
-from jaxpar.models._record import Mean
+from jaxpar.models._record import Mean, role_of
 from jaxpar.modules import build, take_apart, values_of
 from jaxpar.pins import landing_as, lying_as, pinned
 from jaxpar.pipeline import evaluate_in_stages, staged
@@ -320,7 +321,7 @@ def plain_loss(layout, parameters, model_state, batch, key, *, train=True, chose
     return loss, metrics, new
 
 
-def _named_loss(layout, parameters, model_state, batch, key, *, chosen=None, **how):
+def _named_loss(layout, parameters, model_state, batch, key, *, chosen=None, fetch=None, **how):
     """The model's own loss, what it names pinned as the layout wants, its attention exchanged."""
     if layout.mesh.devices == 1:
         return plain_loss(layout, parameters, model_state, batch, key, chosen=chosen, **how)
@@ -332,7 +333,7 @@ def _named_loss(layout, parameters, model_state, batch, key, *, chosen=None, **h
     def place(x, dims, *, between):
         return pinned(layout, x, layout.place_of(dims, between=between))
 
-    with seams.placing(place):
+    with seams.placing(place, fetch):
         return plain_loss(layout, parameters, model_state, batch, key, chosen=chosen, **how)
 
 
@@ -369,11 +370,15 @@ def _checked(layout, returned):
 def _placed_loss(layout, parameters, model_state, batch, key, *, train=True):
     """The loss with weights gathered for use and activations pinned between layers."""
     through_layers = "through" in layout.model.seams
+    # Layers of a model that nobody annotated are found, and fetched, by what speaks its loss.
+    spoken = isinstance(layout.model.loss, SpokenLoss)
     used = {}
     for path, array in layout.parameters.items():
-        in_layers = through_layers and array.dims[:1] == ("layers",)
+        is_stack = bool(array.dims) and role_of(layout.model, array.dims[0]) == "layers"
+        in_layers = (through_layers or spoken) and is_stack
         used[path] = parameters[path] if in_layers else _for_use(layout, array, parameters[path])
     chosen = {}
+    fetch = partial(_fetched, layout) if spoken else None
     if through_layers:
         gathers = any(a.stored != a.computed for a in layout.parameters.values())
         chosen["through"] = partial(
@@ -381,7 +386,9 @@ def _placed_loss(layout, parameters, model_state, batch, key, *, train=True):
             place_weights=partial(_place_layer, layout) if gathers else None,
             place_activation=lambda x, dims: pinned(layout, x, layout.place_of(dims, between=True)),
         )
-    return _named_loss(layout, used, model_state, batch, key, train=train, chosen=chosen)
+    return _named_loss(
+        layout, used, model_state, batch, key, train=train, chosen=chosen, fetch=fetch
+    )
 
 
 def _for_use(layout, array, value, *, drop=0):
@@ -397,6 +404,16 @@ def _for_use(layout, array, value, *, drop=0):
         # cut: an all-reduce and a slice, which XLA:GPU fuses into a reduce-scatter.
         value = pinned(layout, value, PartitionSpec(*array.stored[drop:]))
         return pinned(layout, value, PartitionSpec(*array.computed[drop:]))
+
+
+def _fetched(layout, value, dims):
+    """One layer's weight, known by the names of its dims, where it is used."""
+    for array in layout.parameters.values():
+        own = tuple(dim.partition("*")[0] for dim in array.dims)
+        if array.dims and (own[1:], array.shape[1:]) == (dims, value.shape):
+            if role_of(layout.model, array.dims[0]) == "layers":
+                return _for_use(layout, array, value, drop=1)
+    return value
 
 
 def _place_layer(layout, layer):

@@ -32,7 +32,9 @@ def test_the_readme_has_what_is_tested_here():
     assert {command.split()[0] for command in COMMANDS} == {*CHEAPER, *ELSEWHERE}
 
 
-@pytest.mark.parametrize("code", PYTHON, ids=["first screen", "a schedule", "your own model", "names of your own"])
+@pytest.mark.parametrize(
+    "code", PYTHON, ids=["first screen", "a schedule", "your own model", "names of your own"]
+)
 def test_every_snippet_runs(code):
     """A snippet is a program; its own asserts are the test."""
     assert "assert" in code

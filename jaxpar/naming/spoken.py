@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from jax.extend.core import Literal
 
 from jaxpar import seams
@@ -61,6 +62,37 @@ class _Speaker(Evaluator):
         if is_product or is_lookup:
             results = [self.leave(v, r, scope) for v, r in zip(eqn.outvars, results, strict=True)]
         return results
+
+    def scan(self, eqn, operands, inner, scope):
+        """A loop over layers fetches one layer's weights at a time, and again in backward."""
+        fetch = seams.fetching()
+        p = eqn.params
+        first = p["num_consts"] + p["num_carry"]
+        stacked = [v in scope.weights for v in eqn.invars[first:]]
+        if fetch is None or not any(stacked):
+            return super().scan(eqn, operands, inner, scope)
+        closed = p["jaxpr"]
+        fixed = operands[: p["num_consts"]]
+
+        def body(carry, slices):
+            fetched = [
+                fetch(x, spell(self.classes, self.names, inner, v)) if is_weight else x
+                for x, v, is_weight in zip(
+                    slices, closed.jaxpr.invars[first:], stacked, strict=True
+                )
+            ]
+            results = self.run(closed.jaxpr, closed.consts, inner, [*fixed, *carry, *fetched])
+            return results[: p["num_carry"]], results[p["num_carry"] :]
+
+        last, made = jax.lax.scan(
+            seams.rematerialized(body, "none", gathers=True),
+            operands[p["num_consts"] : first],
+            operands[first:],
+            length=p["length"],
+            reverse=p["reverse"],
+            unroll=p["unroll"],
+        )
+        return [*last, *made]
 
     def enter(self, atom, value, scope, memo):
         if isinstance(atom, Literal) or atom in scope.weights:

@@ -194,3 +194,16 @@ def test_without_the_walk_through_reshapes_the_twin_would_be_told_apart(monkeypa
     layout = laid_out(twin(), "tensor", "model=4")
     assert not any(d.role == "heads" for d in layout.model.named)
     assert layout.parameters["layers/0/q/kernel"].stored == jax.P(None, None)
+
+
+@pytest.mark.parametrize("name", ["scanned:in_nnx", "scanned:in_linen"])
+def test_scanned_layers_are_gathered_one_at_a_time(name):
+    """As an annotated stack is: twice a step inside the loop, gradients scattered there."""
+    layout = laid_out(made(name), "fsdp", "data=4")
+    stacked = sum(a.whole_bytes for a in layout.parameters.values() if a.dims[0] == "layers")
+    program = jaxpar.compile_step(jaxpar.make_step(layout), hardware=H100)
+    rows = {row.kind: row.bytes for row in jaxpar.inspect(program).collectives}
+    assert rows["reduce-scatter"] == layout.parameter_bytes
+    # A bias that is only added is not needed again.
+    twice = rows["all-gather"] - layout.parameter_bytes
+    assert 0.9 * stacked <= twice <= stacked
