@@ -17,9 +17,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from experiments._benchmarks._alternate import alternate
 from jaxpar.case import load_strategy
 from jaxpar.catalogue import HARDWARE, MODELS
-from jaxpar.layout import Layout, build, lay_out
+from jaxpar.layout import Layout, lay_out
 from jaxpar.measures._probe import probe_batch
 from jaxpar.mesh import MeshShape
+from jaxpar.modules import build
 from jaxpar.program import Program, compile_step
 from jaxpar.step import make_step
 
