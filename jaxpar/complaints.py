@@ -11,11 +11,13 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from jaxpar import hlo
 
 _REMATERIALIZED = re.compile(
     r"Involuntary full rematerialization\. The compiler (?:cannot|was not able to) go from "
@@ -36,8 +38,9 @@ class Complaint:
         array: its type and local shape, as XLA writes it.
         held, wanted: the shardings it went from and to, as XLA writes them.
         op_name: the JAX operation that it comes from.
-        frame_id: of the line that asked for it, in the program's table of frames; 0 for none.
-        source: that line, where XLA itself said it.
+        frame_id: of the line that asked for it, in the table of the program that was compiled then;
+            0 for none.
+        source: that line, or "" where it is not known.
     """
 
     array: str
@@ -89,11 +92,26 @@ def compile_listening(
     else:
         before = ()
     compiled, text = _overheard(compile_it)
-    said = tuple(dict.fromkeys((*before, *read_complaints(text))))
+    now = read_complaints(text)
+    if now:
+        # A program from the cache numbers its lines otherwise: look them up while it is new.
+        program = compiled.as_text()
+        now = tuple(replace(c, source=c.source or _line(program, c.frame_id)) for c in now)
+    said = tuple(dict.fromkeys((*before, *now)))
     if kept is not None and said != before:
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps([asdict(c) for c in said]), encoding="utf-8")
     return compiled, said
+
+
+def compile_quietly(compile_it: Callable[[], Any]) -> Any:
+    """Compile what is made beside an update, of which XLA would only say the same again."""
+    return _overheard(compile_it)[0]
+
+
+def _line(program: str, frame_id: int) -> str:
+    frames = hlo.frames_of(program, frame_id) if frame_id else ()
+    return f"{frames[0].file}:{frames[0].line}" if frames else ""
 
 
 def _kept(lowered: Any) -> Path | None:

@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from jaxpar.complaints import Complaint, compile_listening
+from jaxpar.complaints import Complaint, compile_listening, compile_quietly
 from jaxpar.explicit import Island, mapping
 from jaxpar.hardware._record import Hardware
 from jaxpar.mesh import MeshShape
@@ -156,7 +156,9 @@ class Program:
         """Compiled evaluation: (State, batch) -> {name: Mean}."""
         shardings = (self.state_shardings, self.batch_shardings)
         evaluate = jax.jit(self.step.evaluate, in_shardings=shardings)
-        return evaluate.lower(self.step.state, self.step.batch).compile()
+        lowered = evaluate.lower(self.step.state, self.step.batch)
+        # What XLA has to say of this it has said of the update.
+        return compile_quietly(lowered.compile)
 
     @cached_property
     def gradients(self) -> Any:
@@ -211,7 +213,9 @@ class Program:
 
     def _quickly(self, function, *arguments) -> Any:
         """Compile what runs only a few times."""
-        return function.lower(*arguments).compile(QUICK if self.hardware.kind == "fake" else None)
+        lowered = function.lower(*arguments)
+        options = QUICK if self.hardware.kind == "fake" else None
+        return compile_quietly(lambda: lowered.compile(options))
 
 
 def compile_step(step: Step, *, hardware: Hardware, for_speed: bool = True) -> Program:

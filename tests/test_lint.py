@@ -91,6 +91,7 @@ def test_a_complaint_is_remembered_with_the_program(compiled_in):
     """A program from JAX's cache is not compiled, so XLA has nothing to say; the file has."""
     first = program_of(across).made.complaints
     assert first and list(compiled_in.glob("complaints/*.json"))
+    assert any("test_lint.py" in c.source for c in first)
     jax.clear_caches()
     assert program_of(across).made.complaints == first
 

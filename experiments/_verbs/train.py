@@ -26,8 +26,14 @@ def verb(options: Options, screen: Screen) -> int:
     program = asked.compile()
     folder = options.folder(asked.name)
     screen.layout(asked.layout, asked.hardware.name)
-    inspection = inspect(program)
+    inspection = inspect(program, is_strict=options.lint == "error")
+    screen.dims(asked.layout)
     screen.traffic(inspection)
+    screen.lint(inspection.lint, strict=inspection.is_strict)
+    if inspection.lint and inspection.is_strict:
+        screen.say("not trained: repair this, or accept it with --lint warn", style="red")
+        screen.finish({"model": asked.layout.model.name, **inspection.record()})
+        return 1
     units = math.prod(data.fields["weight"][0]) * asked.layout.model.batch_size
     with screen.progress(asked.training.steps, data.unit, units) as watch:
         outcome = train(
@@ -46,6 +52,7 @@ def verb(options: Options, screen: Screen) -> int:
         **{f"first_{name}": value for name, value in bits(outcome.first["loss"], data).items()},
         **{name: value for name, value in outcome.test.items() if name.startswith("bits")},
         "collectives": inspection.record()["collectives"],
+        "lint": inspection.record()["lint"],
         "metrics": str(folder / "metrics.jsonl"),
     }
     ok = math.isfinite(outcome.test["loss"])

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxpar import hlo
 from jaxpar.layout import itemsize
 from jaxpar.mesh import axes_of
 from jaxpar.program import Program
@@ -105,12 +104,10 @@ def _ways(program: Program, axes: tuple[str, ...]) -> int:
 def _rematerialized(program: Program) -> list[Finding]:
     findings = []
     for said in program.made.complaints:
-        frames = hlo.frames_of(program.text, said.frame_id) if said.frame_id else ()
-        line = f"{frames[0].file}:{frames[0].line}" if frames else said.source
         findings.append(
             Finding(
                 "rematerialization",
-                line or said.op_name or "somewhere in the step",
+                said.source or said.op_name or "somewhere in the step",
                 f"XLA knows no way for {said.array} from {said.held} to {said.wanted} but to make "
                 f"it whole on every device (in {said.op_name.rpartition('/')[2] or 'the step'})",
                 "let both sides split the same dim, or go there in two steps, one axis at a time",

@@ -11,9 +11,9 @@ from small import MODES, cpu, small_layout, small_model
 from test_traffic import FLOAT, H100, inspected, said, scalars
 
 from jaxpar.case import load_strategy
-from jaxpar.layout import build
 from jaxpar.measures.verify import verify
 from jaxpar.models._routing import combined, dispatched, places_of, route, statistics
+from jaxpar.modules import build
 from jaxpar.refusal import LayoutError, RequestError
 from jaxpar.step import make_step
 
