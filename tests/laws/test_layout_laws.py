@@ -282,6 +282,7 @@ OWNERS = {
     "sklearn": ("jaxpar/data/digits.py",),
     # Step takes variables apart; a probe remakes a model's build in another dtype.
     "flax": (
+        "experiments/any_model.py",  # a model that nobody wrote for jaxpar
         "experiments/_benchmarks",  # sets jaxpar beside the same module under bare JAX
         "jaxpar/models",
         "jaxpar/modules.py",
@@ -290,7 +291,12 @@ OWNERS = {
         "jaxpar/step.py",
         "jaxpar/measures/_probe.py",
     ),
-    "optax": ("jaxpar/step.py", "jaxpar/train.py", "experiments/_benchmarks"),
+    "optax": (
+        "jaxpar/step.py",
+        "jaxpar/train.py",
+        "experiments/_benchmarks",
+        "experiments/any_model.py",
+    ),
 }
 
 
