@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxpar.layout import Layout
 from jaxpar.mesh import axes_of, entry_of
 from jaxpar.naming.evaluate import Evaluator, as_it_is
-from jaxpar.naming.spoken import spell
+from jaxpar.naming.spoken import is_grouped, spell
 from jaxpar.naming.walk import relate
 from jaxpar.roles import ONE, UNNAMED
 
@@ -241,6 +241,9 @@ class _Typist(Evaluator):
         operands = self.all_used(eqn, operands, scope, memo)
         specs = [self.spec(scope, v) for v in eqn.outvars]
         name = eqn.primitive.name
+        if is_grouped(eqn):
+            # XLA has the gradient of its filter wrong where rows are split: each device does all.
+            operands = [_lying(x, PartitionSpec(*[None] * jnp.ndim(x))) for x in operands]
         try:
             if name == "while":
                 raise NotImplementedError("a loop without a fixed number of turns")

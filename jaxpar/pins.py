@@ -1,6 +1,6 @@
 """Pins: arrays told where to lie while XLA's partitioner decides about everything else."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ from jax.extend.source_info_util import current, summarize
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxpar.layout import Layout
-from jaxpar.mesh import axes_of
+from jaxpar.manual.value import varying
+from jaxpar.mesh import axes_of, free_axes
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,43 @@ def pinned(layout: Layout, x: jax.Array, spec: PartitionSpec) -> jax.Array:
         entries.append(entry)
     spec = PartitionSpec(*entries)
     return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh.abstract, spec))
+
+
+def shared(
+    layout: Layout,
+    function: Callable[..., jax.Array],
+    operands: Sequence[jax.Array],
+    dims: Sequence[tuple[str, ...]],
+    result_dims: tuple[str, ...],
+) -> jax.Array:
+    """`function` of the operands, each device on the pieces that it holds.
+
+    Only for a function of whose operands and result no split dim is summed or needed whole.
+
+    Args:
+        layout: where arrays with such dims lie.
+        function: of arrays, to one array.
+        operands: its arguments.
+        dims: the names of the dims of each.
+        result_dims: those of the result.
+    """
+    mesh = layout.mesh.abstract
+    specs = tuple(map(layout.place_of, dims))
+    axes = {axis for spec in specs for entry in spec for axis in axes_of(entry)}
+
+    def here(*pieces):
+        # What every device has alike is used with what differs: its gradient is summed.
+        missing = [tuple(sorted(axes - varying(x))) for x in pieces]
+        pairs = zip(pieces, missing, strict=True)
+        return function(*(jax.lax.pcast(x, m, to="varying") if m else x for x, m in pairs))
+
+    return jax.shard_map(
+        here,
+        mesh=mesh,
+        axis_names=free_axes(mesh),
+        in_specs=specs,
+        out_specs=layout.place_of(result_dims),
+    )(*operands)
 
 
 def lying_as(layout: Layout, what: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,6 +70,7 @@ def check_remat(remat: str, names: tuple[str, ...]) -> str:
 
 _place: ContextVar[Callable[..., jax.Array] | None] = ContextVar("place", default=None)
 _fetch: ContextVar[Callable[..., jax.Array] | None] = ContextVar("fetch", default=None)
+_share: ContextVar[Callable[..., jax.Array] | None] = ContextVar("share", default=None)
 
 
 def is_placing() -> bool:
@@ -113,7 +114,9 @@ def _placed(x, dims, *, between):
 
 @contextmanager
 def placing(
-    place: Callable[..., jax.Array], fetch: Callable[..., jax.Array] | None = None
+    place: Callable[..., jax.Array],
+    fetch: Callable[..., jax.Array] | None = None,
+    share: Callable[..., jax.Array] | None = None,
 ) -> Iterator[None]:
     """While a loss is traced: what `named` does, as `place(x, dims, between=...)`.
 
@@ -121,13 +124,21 @@ def placing(
         place: lays an activation out.
         fetch: brings one layer's weight, `fetch(x, dims)`, from where it is stored to where it is
             used; None if weights are there before the loss begins.
+        share: computes a function where its operands lie, `share(function, operands, dims,
+            result_dims)`, a dims for each operand; None to leave that to XLA.
     """
-    tokens = _place.set(place), _fetch.set(fetch)
+    tokens = _place.set(place), _fetch.set(fetch), _share.set(share)
     try:
         yield
     finally:
         _place.reset(tokens[0])
         _fetch.reset(tokens[1])
+        _share.reset(tokens[2])
+
+
+def sharing() -> Callable[..., jax.Array] | None:
+    """What computes a function where its operands lie, or None to leave that to XLA."""
+    return _share.get()
 
 
 def fetching() -> Callable[..., jax.Array] | None:

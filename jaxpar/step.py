@@ -25,7 +25,7 @@ from jaxpar.explicit import differentiate_explicitly
 from jaxpar.layout import Layout
 from jaxpar.models._record import Mean, role_of
 from jaxpar.modules import build, take_apart, values_of
-from jaxpar.pins import landing_as, lying_as, pinned
+from jaxpar.pins import landing_as, lying_as, pinned, shared
 from jaxpar.pipeline import evaluate_in_stages, staged
 from jaxpar.refusal import LayoutError, RequestError, unknown
 from jaxpar.scaling import check_scale, means_of
@@ -321,7 +321,9 @@ def plain_loss(layout, parameters, model_state, batch, key, *, train=True, chose
     return loss, metrics, new
 
 
-def _named_loss(layout, parameters, model_state, batch, key, *, chosen=None, fetch=None, **how):
+def _named_loss(
+    layout, parameters, model_state, batch, key, *, chosen=None, fetch=None, share=None, **how
+):
     """The model's own loss, what it names pinned as the layout wants, its attention exchanged."""
     if layout.mesh.devices == 1:
         return plain_loss(layout, parameters, model_state, batch, key, chosen=chosen, **how)
@@ -333,7 +335,7 @@ def _named_loss(layout, parameters, model_state, batch, key, *, chosen=None, fet
     def place(x, dims, *, between):
         return pinned(layout, x, layout.place_of(dims, between=between))
 
-    with seams.placing(place, fetch):
+    with seams.placing(place, fetch, share):
         return plain_loss(layout, parameters, model_state, batch, key, chosen=chosen, **how)
 
 
@@ -379,6 +381,7 @@ def _placed_loss(layout, parameters, model_state, batch, key, *, train=True):
         used[path] = parameters[path] if in_layers else _for_use(layout, array, parameters[path])
     chosen = {}
     fetch = partial(_fetched, layout) if spoken else None
+    share = partial(shared, layout) if spoken else None
     if through_layers:
         gathers = any(a.stored != a.computed for a in layout.parameters.values())
         chosen["through"] = partial(
@@ -387,7 +390,15 @@ def _placed_loss(layout, parameters, model_state, batch, key, *, train=True):
             place_activation=lambda x, dims: pinned(layout, x, layout.place_of(dims, between=True)),
         )
     return _named_loss(
-        layout, used, model_state, batch, key, train=train, chosen=chosen, fetch=fetch
+        layout,
+        used,
+        model_state,
+        batch,
+        key,
+        train=train,
+        chosen=chosen,
+        fetch=fetch,
+        share=share,
     )
 
 

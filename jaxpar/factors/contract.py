@@ -24,6 +24,39 @@ def _dot_general(ids, ins, outs, params):
     return [lhs, rhs], [result]
 
 
+def _ragged_dot_general(ids, ins, outs, params):
+    """Products of groups of rows, each with a matrix of its own; sizes of groups come third.
+
+    Of the three kinds only the one that models write is related: ragged rows that stay.
+    """
+    numbers = params["ragged_dot_dimension_numbers"]
+    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = numbers.dot_dimension_numbers
+    ragged, groups = numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions
+    lhs, rhs = ids.dims(ins[0]), ids.dims(ins[1])
+    sizes = ids.whole_dims(ins[2])
+    ids.whole.update(lhs[ragged[0]])
+    if not groups or ragged[0] in (*lhs_contract, *lhs_batch):
+        for dims in (lhs, rhs):
+            ids.whole.update(f for dim in dims for f in dim)
+        return [lhs, rhs, sizes], [ids.whole_dims(outs[0])]
+    ids.whole.update(rhs[groups[0]])
+    for left, right in zip((*lhs_contract, *lhs_batch), (*rhs_contract, *rhs_batch), strict=True):
+        rhs[right] = lhs[left]
+    for d in lhs_contract:
+        ids.reduced[lhs[d][0]] = "sum"
+    result = [lhs[d] for d in lhs_batch]
+    result += [f for d, f in enumerate(lhs) if d not in (*lhs_contract, *lhs_batch)]
+    gone = (*rhs_contract, *rhs_batch, *groups)
+    result += [f for d, f in enumerate(rhs) if d not in gone]
+    return [lhs, rhs, sizes], [result]
+
+
+def _fft(ids, ins, outs, params):
+    first = len(ins[0]) - len(params["fft_lengths"])
+    operand, result = passing(ids, ins[0], outs[0], lambda d: d < first)
+    return [operand], [result]
+
+
 def _conv_general_dilated(ids, ins, outs, params):
     numbers = params["dimension_numbers"]
     (b, c, *space), (o, i, *kernel) = numbers.lhs_spec, numbers.rhs_spec
@@ -107,6 +140,8 @@ def _window(ids, ins, outs, params):
 
 RULES = {
     "dot_general": _dot_general,
+    "ragged_dot_general": _ragged_dot_general,
+    "fft": _fft,
     "conv_general_dilated": _conv_general_dilated,
     "reduce_sum": _reduce("sum"),
     "reduce_max": _reduce("max"),

@@ -36,6 +36,14 @@ def speak(closed: Any, trace: Trace, names: Mapping[int, str], residual: frozens
     return speaker.run(closed.jaxpr, closed.consts, trace.scope, args)
 
 
+def is_grouped(eqn: Any) -> bool:
+    """Whether an equation is a convolution of groups of channels."""
+    p = eqn.params
+    return eqn.primitive.name == "conv_general_dilated" and (
+        p["feature_group_count"] > 1 or p["batch_group_count"] > 1
+    )
+
+
 def spell(classes: Classes, names: Mapping[int, str], scope: Scope, var: Any) -> tuple[str, ...]:
     """The names of a variable's dims; of a dim with several factors, the outermost's."""
     spelled = []
@@ -57,11 +65,28 @@ class _Speaker(Evaluator):
                 self.enter(atom, value, scope, memo)
                 for atom, value in zip(eqn.invars, operands, strict=True)
             ]
-        results = as_it_is(eqn, operands)
+        results = self.shared(eqn, operands, scope) or as_it_is(eqn, operands)
         is_lookup = eqn.primitive.name == "gather" and eqn.invars[0] in scope.weights
         if is_product or is_lookup:
             results = [self.leave(v, r, scope) for v, r in zip(eqn.outvars, results, strict=True)]
         return results
+
+    def shared(self, eqn, operands, scope):
+        """A grouped convolution, each device its own rows.
+
+        Left to XLA the gradient of its filter is wrong where rows are split: only one device's
+        share of it (a plain depthwise convolution under data parallelism, jax 0.10.2).
+        """
+        share = seams.sharing()
+        if share is None or not is_grouped(eqn):
+            return None
+
+        def alone(*operands):
+            return as_it_is(eqn, operands)[0]
+
+        dims = [spell(self.classes, self.names, scope, a) for a in eqn.invars]
+        made = spell(self.classes, self.names, scope, eqn.outvars[0])
+        return [share(alone, operands, dims, made)]
 
     def scan(self, eqn, operands, inner, scope):
         """A loop over layers fetches one layer's weights at a time, and again in backward."""

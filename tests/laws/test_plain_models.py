@@ -207,3 +207,13 @@ def test_scanned_layers_are_gathered_one_at_a_time(name):
     # A bias that is only added is not needed again.
     twice = rows["all-gather"] - layout.parameter_bytes
     assert 0.9 * stacked <= twice <= stacked
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_gradient_of_a_depthwise_filter_is_the_whole_batchs(mode):
+    """In each mode; XLA alone gives one device's share."""
+    layout = laid_out(made("depthwise:in_nnx"), "data", "data=2")
+    verdict = jaxpar.verify(
+        layout, hardware=CPU, make=partial(jaxpar.make_step, mode=mode), steps=1
+    )
+    assert verdict.ok, verdict.decisive
