@@ -12,6 +12,7 @@ from jaxpar.experiment import Claim, walk
 
 SLOW = {
     "all_together",
+    "any_model",
     "experts",
     "first_transformer",
     "hybrid_parallel",

@@ -82,7 +82,7 @@ BAD = [
     ("train mlp --set width=abc", "width is a whole number .* 'abc' is not"),
     ("verify mlp --strategy data+", "a name is missing beside"),
     ("inspect no.such:model", "cannot import 'no.such'"),
-    ("inspect os:getcwd", "the factory returned str; return a jaxpar.Model"),
+    ("inspect os:getcwd", "the factory returned str; return what jaxpar.model"),
     # Sizes below what there can be.
     ("train mlp --mesh data=-4", "'data' has size -4"),
     ("train mlp --mesh data=0", "'data' has size 0"),

@@ -33,7 +33,7 @@ class Layer(nnx.Module):
 class Mixer(nnx.Module):
     def __init__(self, *, rngs):
         self.patches = nnx.Conv(3, 16, (2, 2), strides=(2, 2), rngs=rngs)
-        self.layers = nnx.List([Layer(rngs=rngs) for _ in range(2)])
+        self.layers = nnx.List([Layer(rngs=rngs)])
         self.head = nnx.Linear(16, 10, rngs=rngs)
 
     def __call__(self, image):
@@ -49,7 +49,7 @@ class LinenMixer(nn.Module):
     def __call__(self, image):
         x = nn.Conv(16, (2, 2), strides=(2, 2))(image)
         x = x.reshape(x.shape[0], -1, 16)
-        for _ in range(2):
+        for _ in range(1):
             y = jnp.swapaxes(nn.LayerNorm()(x), 1, 2)
             y = nn.Dense(y.shape[-1])(nn.gelu(nn.Dense(32)(y)))
             x = x + jnp.swapaxes(y, 1, 2)

@@ -31,9 +31,7 @@ class Block(nnx.Module):
 class ResNet(nnx.Module):
     def __init__(self, *, rngs):
         self.stem = nnx.Conv(3, 8, (3, 3), rngs=rngs)
-        self.blocks = nnx.List(
-            [Block(8, 8, 1, rngs=rngs), Block(8, 16, 2, rngs=rngs), Block(16, 16, 1, rngs=rngs)]
-        )
+        self.blocks = nnx.List([Block(8, 8, 1, rngs=rngs), Block(8, 16, 2, rngs=rngs)])
         self.head = nnx.Linear(16, 10, rngs=rngs)
 
     def __call__(self, x):
@@ -64,7 +62,7 @@ class LinenResNet(nn.Module):
     @nn.compact
     def __call__(self, x, train=True):
         x = jax.nn.relu(nn.Conv(8, (3, 3))(x))
-        for outs, stride in ((8, 1), (16, 2), (16, 1)):
+        for outs, stride in ((8, 1), (16, 2)):
             x = LinenBlock(outs, stride)(x, train)
         return nn.Dense(10)(jnp.mean(x, axis=(1, 2)))
 

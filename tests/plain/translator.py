@@ -33,8 +33,8 @@ class Translator(nnx.Module):
         source, target = vocabularies
         self.source = nnx.Embed(source, width, rngs=rngs)
         self.target = nnx.Embed(target, width, rngs=rngs)
-        self.encoder = nnx.List([Layer(width, 4, 32, cross=False, rngs=rngs) for _ in range(2)])
-        self.decoder = nnx.List([Layer(width, 4, 32, cross=True, rngs=rngs) for _ in range(2)])
+        self.encoder = nnx.List([Layer(width, 4, 32, cross=False, rngs=rngs)])
+        self.decoder = nnx.List([Layer(width, 4, 32, cross=True, rngs=rngs)])
         self.head = nnx.Linear(width, target, rngs=rngs)
 
     def __call__(self, source, target):

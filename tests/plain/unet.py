@@ -60,8 +60,8 @@ def loss(model, batch):
 
 
 def in_nnx():
-    return jaxpar.model(UNet, loss, {"image": images()["image"]})
+    return jaxpar.model(UNet, loss, {"image": images(side=4)["image"]})
 
 
 def in_linen():
-    return jaxpar.model(LinenUNet, loss, {"image": images()["image"]})
+    return jaxpar.model(LinenUNet, loss, {"image": images(side=4)["image"]})

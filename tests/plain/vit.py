@@ -30,7 +30,7 @@ class ViT(nnx.Module):
         self.position = nnx.Param(
             nnx.initializers.normal(0.02)(rngs.params(), (1, count + 1, width))
         )
-        self.layers = nnx.List([Layer(width, 4, 32, rngs=rngs) for _ in range(2)])
+        self.layers = nnx.List([Layer(width, 4, 32, rngs=rngs)])
         self.norm = nnx.LayerNorm(width, rngs=rngs)
         self.head = nnx.Linear(width, 10, rngs=rngs)
 
@@ -54,7 +54,7 @@ class LinenViT(nn.Module):
         token = self.param("token", nn.initializers.normal(0.02), (1, 1, self.width))
         x = jnp.concatenate([jnp.tile(token, (x.shape[0], 1, 1)), x], axis=1)
         x = x + self.param("position", nn.initializers.normal(0.02), (1, x.shape[1], self.width))
-        for _ in range(2):
+        for _ in range(1):
             y = nn.LayerNorm()(x)
             x = x + nn.MultiHeadDotProductAttention(num_heads=4)(y, y)
             y = nn.Dense(32)(nn.LayerNorm()(x))
