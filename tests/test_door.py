@@ -223,17 +223,17 @@ def test_a_loss_that_is_not_finite_at_the_start_is_said():
 def test_a_factory_that_cannot_be_imported_or_fails_is_one_sentence(tmp_path, monkeypatch):
     """On the command line a model is package.module:factory."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine_broken.py").write_text("import nosuchpackage\n")
-    (tmp_path / "mine_typo.py").write_text("def factory(:\n")
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "stranger_broken.py").write_text("import nosuchpackage\n")
+    (tmp_path / "stranger_typo.py").write_text("def factory(:\n")
+    (tmp_path / "stranger.py").write_text(
         "def factory(size):\n    return size\n\ndef bad():\n    1 / 0\n"
     )
     for name, sentence in (
         ("nosuch:factory", "cannot import 'nosuch'"),
-        ("mine_broken:factory", "nosuchpackage"),
-        ("mine_typo:factory", "SyntaxError"),
-        ("mine:factory", "takes arguments"),
-        ("mine:bad", r"ZeroDivisionError.*mine.py:5"),
+        ("stranger_broken:factory", "nosuchpackage"),
+        ("stranger_typo:factory", "SyntaxError"),
+        ("stranger:factory", "takes arguments"),
+        ("stranger:bad", r"ZeroDivisionError.*stranger.py:5"),
     ):
         with pytest.raises(jaxpar.RequestError, match=sentence):
             load_model(name)

@@ -165,3 +165,25 @@ def test_the_record_holds_what_lint_finds_and_warn_makes_it_a_warning():
         found = replace(honest, lint=(finding,), is_strict=is_strict)
         assert found.ok is not is_strict
         assert json.loads(json.dumps(found.record()))["lint"][0]["repair"] == "keep it"
+
+
+def test_state_that_a_step_does_not_read_is_passed_over():
+    """It is no argument of the compiled program, and those after it keep their places."""
+
+    class Writing(Net):
+        def __init__(self, rngs):
+            super().__init__(rngs)
+            self.last = nnx.Variable(jnp.zeros(()))
+
+        def __call__(self, x):
+            y = super().__call__(x)
+            self.last[...] = jax.lax.stop_gradient(jnp.max(y))
+            return y
+
+    layout = jaxpar.lay_out(
+        jaxpar.model(Writing, plain, {"x": jax.ShapeDtypeStruct((16, 16), "float32")}),
+        strategy=jaxpar.STRATEGIES.load("hybrid")(),
+        mesh=MESH,
+    )
+    program = jaxpar.compile_step(jaxpar.make_step(layout), hardware=CPU, for_speed=False)
+    assert not [f for f in lint(program) if f.kind == "sharding"]

@@ -17,7 +17,8 @@ from flax import nnx
 import jaxpar
 from experiments import any_model
 
-LAYERS = (2, 6, 12)
+LAYOUTS = (2, 6, 12)
+"""Depths: layers written out one after another."""
 SIZES = {"WIDTH": 768, "HEADS": 12, "HIDDEN": 3072, "VOCABULARY": 16_000}
 IDS = jax.ShapeDtypeStruct((8, 128), "int32")
 
@@ -28,7 +29,7 @@ def benchmark(rounds: int) -> Iterator[dict[str, Any]]:
     try:
         for name, value in SIZES.items():
             setattr(any_model, name, value)
-        for layers in LAYERS:
+        for layers in LAYOUTS:
             any_model.LAYERS = layers
             pairs = [(_traced(), _named()) for _ in range(rounds)]
             ratios = [named[0] / traced[0] for traced, named in pairs]

@@ -68,9 +68,11 @@ def _shardings(program: Program) -> list[Finding]:
         ("as it is handed on", results, asked[0], shapes[0]),
     ):
         leaves = jax.tree_util.tree_leaves_with_path(want)
-        pairs = zip(leaves, jax.tree.leaves(got), jax.tree.leaves(like), strict=True)
+        # What a step does not read is no argument of the program, and has no sharding.
+        held_all = jax.tree.leaves(got, is_leaf=lambda leaf: leaf is None)
+        pairs = zip(leaves, held_all, jax.tree.leaves(like), strict=True)
         for (path, wanted), held, leaf in pairs:
-            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+            if held is None or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
                 continue  # a random key lies whole, and JAX speaks of the words that it is made of
             if not held.is_equivalent_to(wanted, len(leaf.shape)):
                 findings.append(
