@@ -17,17 +17,18 @@ from jaxpar.models._record import Model
 
 @dataclass(frozen=True)
 class Parts:
-    """A module taken apart: its graph, and its variables by path."""
+    """A module taken apart: its graph, its variables by path, and Flax's own keys of a path."""
 
     graph: Any
     parameters: Mapping[str, nnx.Variable]
     state: Mapping[str, nnx.Variable]
+    keys: Mapping[str, tuple[Any, ...]]
 
     def put_together(self, parameters: Mapping[str, Any], state: Mapping[str, Any]) -> nnx.Module:
         """The module holding these values, given by path."""
         filled = [
             nnx.from_flat_state(
-                [(_keys(path), _holding(v, values[path])) for path, v in variables.items()]
+                [(self.keys[path], _holding(v, values[path])) for path, v in variables.items()]
             )
             for variables, values in ((self.parameters, parameters), (self.state, state))
         ]
@@ -42,7 +43,10 @@ def take_apart(module: nnx.Module, trainable: Any = nnx.Param) -> Parts:
         trainable: a Flax filter of what is learned.
     """
     graph, parameters, state = nnx.split(module, trainable, ...)
-    return Parts(graph, _by_path(parameters), _by_path(state))
+    keys = {
+        _path(keys): keys for part in (parameters, state) for keys, _ in nnx.to_flat_state(part)
+    }
+    return Parts(graph, _by_path(parameters), _by_path(state), MappingProxyType(keys))
 
 
 def values_of(variables: Mapping[str, nnx.Variable]) -> dict[str, jax.Array]:
@@ -55,12 +59,16 @@ def value_of(leaf: Any) -> jax.Array:
     return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
 
 
-def refill(module: nnx.Module, variables: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Give variables of a module, by path, other values, in place."""
-    nnx.update(
-        module,
-        nnx.from_flat_state([(_keys(p), _holding(v, values[p])) for p, v in variables.items()]),
-    )
+def refill(module: nnx.Module, parts: Parts, values: Mapping[str, Any]) -> None:
+    """Give the state of a module other values, by path, in place.
+
+    Args:
+        module: as it was taken apart.
+        parts: what it was taken apart into.
+        values: path -> array, for all of `parts.state`.
+    """
+    pairs = [(parts.keys[path], _holding(v, values[path])) for path, v in parts.state.items()]
+    nnx.update(module, nnx.from_flat_state(pairs))
 
 
 def build(model: Model, seed: Any) -> nnx.Module:
@@ -84,13 +92,11 @@ def names_in_metadata(leaf: Any) -> tuple[str | None, ...] | None:
 
 
 def _by_path(state: nnx.State) -> Mapping[str, nnx.Variable]:
-    return MappingProxyType(
-        {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
-    )
+    return MappingProxyType({_path(keys): variable for keys, variable in nnx.to_flat_state(state)})
 
 
-def _keys(path: str) -> tuple:
-    return tuple(int(part) if part.isdigit() else part for part in path.split("/"))
+def _path(keys: tuple[Any, ...]) -> str:
+    return "/".join("/".join(map(str, k)) if isinstance(k, tuple) else str(k) for k in keys)
 
 
 def _holding(variable: Any, value: Any) -> Any:

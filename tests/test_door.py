@@ -237,3 +237,32 @@ def test_a_factory_that_cannot_be_imported_or_fails_is_one_sentence(tmp_path, mo
     ):
         with pytest.raises(jaxpar.RequestError, match=sentence):
             load_model(name)
+
+
+class Tabled(Net):
+    """With a table that is a plain attribute, and a norm whose variables have keys in pairs."""
+
+    def __init__(self, rngs):
+        super().__init__(rngs)
+        self.table = jnp.sin(jnp.arange(6.0))
+        self.normed = nnx.SpectralNorm(nnx.Linear(6, 6, rngs=rngs), rngs=rngs)
+
+    def __call__(self, x):
+        return super().__call__(self.normed(x) + self.table)
+
+
+def test_bare_arrays_and_keys_of_any_kind_are_kept():
+    """Flax lets a module hold an array as it is, and a variable's key be a pair."""
+    layout = laid_out(jaxpar.model(Tabled, loss, BATCH))
+    assert "table" in layout.state and "normed/batch_stats/kernel/u" in layout.state
+    assert jaxpar.verify(layout, hardware=CPU, steps=1).ok
+
+
+def test_a_number_that_jax_keeps_with_its_dtype_is_widened_too():
+    """As in a quantile: else a literal of float32 would meet a float64."""
+
+    def robust(net, batch):
+        return jnp.quantile(jnp.sum(net(batch["x"]) ** 2, axis=-1), 0.3)
+
+    verdict = jaxpar.verify(laid_out(jaxpar.model(Net, robust, BATCH)), hardware=CPU, steps=1)
+    assert verdict.ok and verdict.dtype == "float64"

@@ -101,7 +101,7 @@ class SpokenLoss:
                     names |= dict(zip(nodes, said, strict=True))
         results = speak(closed, trace, names, self.residual, jax.tree.leaves(values))
         loss, metrics, state = jax.tree.unflatten(tree, results)
-        refill(module, parts.state, state)
+        refill(module, parts, state)
         return loss, metrics
 
 
@@ -127,7 +127,7 @@ class WideLoss(PlainLoss):
             closed, tree, _ = trace_loss(self.plain, parts, *narrow)
         results = evaluate_wide(closed.jaxpr, closed.consts, jax.tree.leaves(values))
         loss, metrics, state = jax.tree.unflatten(tree, results)
-        refill(module, parts.state, state)
+        refill(module, parts, state)
         return loss, metrics
 
     def _dtype(self, path, x):

@@ -181,6 +181,7 @@ def _made(module: Any, plain: PlainLoss, rngs: nnx.Rngs) -> nnx.Module:
             f"{type(made).__name__}: give an nnx.Module, a linen.Module, or a function that "
             "returns one"
         )
+    _keep_arrays(made)
     graph, state = nnx.split(made)
     if made is module and any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(state)):
         raise RequestError(
@@ -188,6 +189,17 @@ def _made(module: Any, plain: PlainLoss, rngs: nnx.Rngs) -> nnx.Module:
             "factory that makes it"
         )
     return nnx.merge(graph, jax.tree.map(jnp.asarray, state))
+
+
+def _keep_arrays(module: nnx.Module) -> None:
+    """Let Flax know of arrays that are attributes as they are, such as a table of positions.
+
+    While a module is traced Flax takes them for structure, and they would escape the trace.
+    """
+    for _, node in list(nnx.iter_modules(module)):
+        for name, value in list(vars(node).items()):
+            if isinstance(value, jax.Array):
+                setattr(node, name, nnx.data(value))
 
 
 def _call_factory(called: str, factory: Any, rngs: nnx.Rngs) -> Any:

@@ -53,7 +53,8 @@ def evaluate_wide(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> lis
     env |= dict(zip(jaxpr.invars, map(_widened, args), strict=True))
 
     def read(atom):
-        return atom.val if isinstance(atom, Literal) else env[atom]
+        # JAX keeps a literal as a number that knows its dtype, and will not take another.
+        return np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, Literal) else env[atom]
 
     for eqn in jaxpr.eqns:
         info = eqn.source_info

@@ -51,6 +51,18 @@ def _ragged_dot_general(ids, ins, outs, params):
     return [lhs, rhs, sizes], [result]
 
 
+def _matrices(ids, ins, outs, params):
+    """Decompositions and solutions of matrices: the dims before the last two are a batch."""
+    lead = ids.dims(ins[0][:-2])
+
+    def dims(shape):
+        if tuple(shape[: len(lead)]) != tuple(ins[0][:-2]):
+            return ids.whole_dims(shape)
+        return [*lead, *ids.whole_dims(shape[len(lead) :])]
+
+    return [dims(shape) for shape in ins], [dims(shape) for shape in outs]
+
+
 def _fft(ids, ins, outs, params):
     first = len(ins[0]) - len(params["fft_lengths"])
     operand, result = passing(ids, ins[0], outs[0], lambda d: d < first)
@@ -142,6 +154,9 @@ RULES = {
     "dot_general": _dot_general,
     "ragged_dot_general": _ragged_dot_general,
     "fft": _fft,
+    **dict.fromkeys(
+        "cholesky triangular_solve lu qr geqrf svd eigh eig householder_product".split(), _matrices
+    ),
     "conv_general_dilated": _conv_general_dilated,
     "reduce_sum": _reduce("sum"),
     "reduce_max": _reduce("max"),

@@ -47,7 +47,7 @@ def relative(got, right) -> float:
 def compare(name, right, got, bound, *, norms=None) -> Check:
     """Worst relative error of any array, looking at every device's own piece."""
     norms = right if norms is None else norms
-    size = {p: float(np.linalg.norm(np.asarray(norms[p], np.float64).ravel())) for p in right}
+    size = {p: float(np.linalg.norm(_wide(norms[p]).ravel())) for p in right}
     # Moments and parameters differ in size by orders: the floor is taken within each family.
     families: dict[str, float] = {}
     for p, s in size.items():
@@ -74,17 +74,24 @@ def _family(path: str) -> str:
     )
 
 
+def _wide(x) -> np.ndarray:
+    """An array with digits to spare, real or complex."""
+    return np.asarray(x, np.complex128 if np.iscomplexobj(x) else np.float64)
+
+
 def _gap(right: np.ndarray, got: jax.Array | np.ndarray) -> tuple[float, float]:
     """Norm of the error in the worst replica, and the largest distance between two replicas."""
     if not isinstance(got, jax.Array):
-        return float(np.linalg.norm((np.asarray(got, np.float64) - right).ravel())), 0.0
+        return float(np.linalg.norm((_wide(got) - right).ravel())), 0.0
     squares: dict[int, float] = {}
     pieces: dict[tuple, np.ndarray] = {}
     spread = 0.0
     for shard in got.addressable_shards:
-        piece = np.asarray(shard.data, np.float64)
+        piece = _wide(shard.data)
         gap = piece - right[shard.index]
-        squares[shard.replica_id] = squares.get(shard.replica_id, 0.0) + float(np.sum(gap * gap))
+        squares[shard.replica_id] = squares.get(shard.replica_id, 0.0) + float(
+            np.sum(np.abs(gap) ** 2)
+        )
         place = tuple((s.start, s.stop) for s in shard.index)
         first = pieces.setdefault(place, piece)
         spread = max(spread, float(np.linalg.norm((piece - first).ravel())))

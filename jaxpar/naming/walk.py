@@ -26,7 +26,7 @@ _PLACE = frozenset({"dynamic_slice", "dynamic_update_slice"})
 _UNRELATED = frozenset(
     "random_bits random_seed random_wrap random_unwrap random_fold_in random_split random_clone "
     "threefry2x32 rng_bit_generator rng_uniform create_token axis_index pvary pcast "
-    "debug_callback debug_print empty empty2".split()
+    "debug_callback debug_print empty empty2 platform_index".split()
 )
 
 
