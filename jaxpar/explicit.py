@@ -21,6 +21,7 @@ from jax import lax
 from jax.extend.core import Literal
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxpar.factors.scan import scan_parts
 from jaxpar.layout import Layout
 from jaxpar.mesh import axes_of, entry_of
 from jaxpar.naming.evaluate import Evaluator, as_it_is
@@ -199,7 +200,8 @@ class _Typist(Evaluator):
     def scan(self, eqn, operands, inner, scope):
         """A carry is typed alike before and after; stored weights are used inside."""
         p = eqn.params
-        consts, carries = p["num_consts"], p["num_carry"]
+        consts, end = scan_parts(p)
+        carries = end - consts
         closed = p["jaxpr"]
         held = slice(consts, consts + carries)
 

@@ -19,6 +19,7 @@ from jax.extend.core import Literal, jaxprs_in_params
 from jax.extend.source_info_util import current_name_stack, user_context
 
 from jaxpar.factors.alone import alone
+from jaxpar.factors.scan import scan_parts
 
 _CALLS = frozenset(
     "jit pjit closed_call core_call call remat checkpoint remat2 custom_jvp_call custom_vjp_call "
@@ -114,7 +115,8 @@ def _inside(jaxpr, operands) -> list:
 
 
 def _scan(p, operands) -> list:
-    consts, carries = p["num_consts"], p["num_carry"]
+    consts, end = scan_parts(p)
+    carries = end - consts
     operands = [_widened(x) for x in operands]
     fixed = operands[:consts]
 

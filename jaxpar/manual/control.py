@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax import lax
 
+from jaxpar.factors.scan import scan_parts
 from jaxpar.manual.carry import Carry
 from jaxpar.manual.frame import Frame
 from jaxpar.manual.value import Deferred, Value, unsplit
@@ -88,19 +89,11 @@ def _lift(frame, child, roots):
     return memo
 
 
-def _scan_parts(params) -> tuple[int, int]:
-    """Where a scan's operands change from constants to carry, and from carry to slices."""
-    if "num_carry" in params:
-        return params["num_consts"], params["num_consts"] + params["num_carry"]
-    consts, carry, _ = params["ft_in"].unpack()  # JAX 0.12 says it as a tree
-    return len(consts), len(consts) + len(carry)
-
-
 def scan(frame, eqn, operands, live):
     """Scan over local slices; the carry's placement lasts, weights are gathered turn by turn."""
     p, run = eqn.params, frame.run
     inner = p["jaxpr"]
-    first, second = _scan_parts(p)
+    first, second = scan_parts(p)
     consts, init = operands[:first], operands[first:second]
     xs = [_whole_front(frame, v) for v in operands[second:]]
     carry = Carry(init)

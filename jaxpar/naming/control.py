@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from jaxpar.factors.scan import scan_parts
 from jaxpar.mesh import axes_of
 from jaxpar.naming.record import Facts
 
@@ -32,7 +33,8 @@ def call(walk, eqn, index, scope, times, where):
 def scan(walk, eqn, index, scope, times, where):
     """A loop: what is carried has the same dims before and after, what is scanned loses one."""
     p = eqn.params
-    consts, carries = p["num_consts"], p["num_consts"] + p["num_carry"]
+    consts, carries = scan_parts(p)
+    held = carries - consts
     dims = [walk.dims(scope, a) for a in eqn.invars]
     facts = [walk.fact(a) for a in eqn.invars]
     turns = () if p["length"] == 1 else (walk.classes.new(p["length"]),)
@@ -41,12 +43,12 @@ def scan(walk, eqn, index, scope, times, where):
         (walk.stacked if fact.is_weight else walk.turned).append(turns)
     # What a turn hands on may have been made from anything that goes in.
     mixed = Facts.mixed(facts)
-    inside = [*facts[:consts], *[mixed] * p["num_carry"], *facts[carries:]]
+    inside = [*facts[:consts], *[mixed] * held, *facts[carries:]]
     operands = [*dims[:carries], *(d[1:] for d in dims[carries:])]
     results = walk.inner(p["jaxpr"], operands, inside, scope, index, times * p["length"], where)
     for k, var in enumerate(eqn.outvars):
         made, fact = results[k]
-        if k < p["num_carry"]:
+        if k < held:
             walk.join(dims[consts + k], made)
             scope.dims[var], walk.facts[var] = list(dims[consts + k]), mixed
         else:

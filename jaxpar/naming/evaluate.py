@@ -12,6 +12,7 @@ from jax.extend.core import Literal
 from jax.extend.source_info_util import current_name_stack, summarize, user_context
 
 from jaxpar.factors.alone import alone
+from jaxpar.factors.scan import scan_parts
 from jaxpar.naming.record import Scope
 
 INLINE = frozenset({"jit", "pjit", "closed_call", "core_call", "call"})
@@ -82,7 +83,8 @@ class Evaluator:
     def scan(self, eqn: Any, operands, inner: Scope, scope: Scope) -> list:
         """Make the same loop around what is inside."""
         p = eqn.params
-        consts, carries = p["num_consts"], p["num_carry"]
+        consts, end = scan_parts(p)
+        carries = end - consts
         fixed, closed = operands[:consts], p["jaxpr"]
 
         def body(carry, slices):

@@ -14,6 +14,7 @@ import jax
 from jax.extend.core import Literal
 
 from jaxpar import seams
+from jaxpar.factors.scan import scan_parts
 from jaxpar.naming.classes import Classes
 from jaxpar.naming.evaluate import Evaluator, as_it_is
 from jaxpar.naming.record import Scope, Trace
@@ -92,12 +93,13 @@ class _Speaker(Evaluator):
         """A loop over layers fetches one layer's weights at a time, and again in backward."""
         fetch = seams.fetching()
         p = eqn.params
-        first = p["num_consts"] + p["num_carry"]
+        consts, first = scan_parts(p)
+        carries = first - consts
         stacked = [v in scope.weights for v in eqn.invars[first:]]
         if fetch is None or not any(stacked):
             return super().scan(eqn, operands, inner, scope)
         closed = p["jaxpr"]
-        fixed = operands[: p["num_consts"]]
+        fixed = operands[:consts]
 
         def body(carry, slices):
             fetched = [
@@ -107,11 +109,11 @@ class _Speaker(Evaluator):
                 )
             ]
             results = self.run(closed.jaxpr, closed.consts, inner, [*fixed, *carry, *fetched])
-            return results[: p["num_carry"]], results[p["num_carry"] :]
+            return results[:carries], results[carries:]
 
         last, made = jax.lax.scan(
             seams.rematerialized(body, "none", gathers=True),
-            operands[p["num_consts"] : first],
+            operands[consts:first],
             operands[first:],
             length=p["length"],
             reverse=p["reverse"],
