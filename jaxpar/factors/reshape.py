@@ -125,6 +125,13 @@ def _stack(ids, ins, outs, params):
     return [shared for _ in ins], [[*shared[:at], (ids.new(len(ins), whole=True),), *shared[at:]]]
 
 
+def _unstack(ids, ins, outs, params):
+    operand = ids.dims(ins[0])
+    at = params["axis"]
+    ids.whole.update(operand[at])
+    return [operand], [[f for d, f in enumerate(operand) if d != at] for _ in outs]
+
+
 def _split(ids, ins, outs, params):
     at = params["axis"]
     shared = ids.dims(ins[0])
@@ -146,6 +153,7 @@ RULES = {
     "pad": _pad,
     "concatenate": _concatenate,
     "stack": _stack,
+    "unstack": _unstack,
     "tile": _tile,
     "split": _split,
 }
