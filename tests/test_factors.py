@@ -109,9 +109,15 @@ def test_convolution_contracts_channels_and_keeps_space_whole():
     assert {w[0], kw[0], f.results[0][1][0]} == f.whole
 
 
+def test_a_decomposition_of_matrices_passes_their_batch():
+    f = only(jnp.linalg.cholesky, (5, 3, 3), name="cholesky")
+    assert f.operands[0][0] == f.results[0][0]
+    assert {i for dims in (*f.operands, *f.results) for fs in dims[1:] for i in fs} == f.whole
+
+
 def test_unknown_primitive_shares_nothing_and_is_whole():
-    f = only(jnp.linalg.cholesky, (3, 3), name="cholesky")
-    assert not is_known("cholesky")
+    f = only(lax.linalg.hessenberg, (3, 3), name="hessenberg")
+    assert not is_known("hessenberg")
     assert {i for dims in (*f.operands, *f.results) for fs in dims for i in fs} == f.whole
     assert set(f.operands[0]).isdisjoint(f.results[0])
 
