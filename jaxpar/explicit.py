@@ -246,16 +246,18 @@ class _Typist(Evaluator):
         if is_grouped(eqn):
             # XLA has the gradient of its filter wrong where rows are split: each device does all.
             operands = [_lying(x, PartitionSpec(*[None] * jnp.ndim(x))) for x in operands]
+        if name == "while":
+            self.note(name, "how often it turns is not known, so what it carries is not typed")
+            return self.island(eqn, operands, specs)
         try:
-            if name == "while":
-                raise NotImplementedError("a loop without a fixed number of turns")
             if name in _SAYS_WHERE:
                 mesh = jax.sharding.get_abstract_mesh()
                 params = {**eqn.params, _SAYS_WHERE[name]: NamedSharding(mesh, specs[0])}
                 return [eqn.primitive.bind(*operands, **params)]
             return as_it_is(eqn, operands)
         except Exception as refusal:  # whatever JAX will not type, XLA may still compute
-            self.note(name, refusal)
+            first = (str(refusal).strip() or type(refusal).__name__).splitlines()[0]
+            self.note(name, first[:200])
             return self.island(eqn, operands, specs)
 
     def island(self, eqn, operands, specs):
@@ -264,11 +266,10 @@ class _Typist(Evaluator):
 
         return list(jax.sharding.auto_axes(alone, out_sharding=tuple(specs))(*operands))
 
-    def note(self, name, refusal):
+    def note(self, name, why):
         found = _islands.get()
         if found is not None:
-            first = (str(refusal).strip() or type(refusal).__name__).splitlines()[0]
-            found.append(Island(name, self.source, first[:200]))
+            found.append(Island(name, self.source, why))
 
 
 def _lying(x, spec):

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import Literal, jaxprs_in_params
+from jax.extend.core import Literal
 from jax.extend.source_info_util import current_name_stack, user_context
 
-from jaxpar.factors.alone import alone
 from jaxpar.factors.scan import scan_parts
+from jaxpar.naming.evaluate import as_it_is
 
 _CALLS = frozenset(
     "jit pjit closed_call core_call call remat checkpoint remat2 custom_jvp_call custom_vjp_call "
@@ -99,13 +99,7 @@ def _as_written(eqn, operands) -> list:
         x.astype(a.aval.dtype) if _is_wider(x, a) else x
         for x, a in zip(operands, eqn.invars, strict=True)
     ]
-    if next(iter(jaxprs_in_params(eqn.params)), None) is not None:
-        variables, function = alone(eqn)
-        pairs = zip(eqn.invars, operands, strict=True)
-        values = {v: x for v, x in pairs if not isinstance(v, Literal)}
-        return list(function(*(values[v] for v in variables)))
-    results = eqn.primitive.bind(*operands, **eqn.params)
-    return list(results) if eqn.primitive.multiple_results else [results]
+    return as_it_is(eqn, operands)
 
 
 def _inside(jaxpr, operands) -> list:
