@@ -15,7 +15,7 @@ from jax.extend.core import Literal
 
 from jaxpar.layout import Layout
 from jaxpar.models._record import Field, Model
-from jaxpar.step import plain_loss
+from jaxpar.placing import plain_loss
 
 WIDE = "float64"
 

@@ -261,7 +261,7 @@ ROOMS = (
     ("layout",),
     ("pins",),
     ("by_hand", "explicit", "averaging"),
-    ("pipeline",),
+    ("pipeline", "placing"),
     ("step",),
     ("hlo",),
     ("complaints",),
@@ -280,7 +280,7 @@ OWNERS = {
     "rich": ("experiments",),
     "absl": ("experiments",),
     "sklearn": ("jaxpar/data/digits.py",),
-    # Step takes variables apart; a probe remakes a model's build in another dtype.
+    # Placing takes layers apart; a probe remakes a model's build in another dtype.
     "flax": (
         "experiments/any_model.py",  # a model that nobody wrote for jaxpar
         "experiments/_benchmarks",  # sets jaxpar beside the same module under bare JAX
@@ -288,7 +288,7 @@ OWNERS = {
         "jaxpar/modules.py",
         "jaxpar/door",
         "jaxpar/layout.py",
-        "jaxpar/step.py",
+        "jaxpar/placing.py",
         "jaxpar/measures/_probe.py",
     ),
     "optax": (

@@ -17,10 +17,11 @@ from jaxpar.measures.verify import verify
 from jaxpar.mesh import MeshShape
 from jaxpar.pipeline import staged
 from jaxpar.pipeline.timetable import timetable
+from jaxpar.placing import staged_loss
 from jaxpar.program import QUICK, compile_step
 from jaxpar.refusal import LayoutError
 from jaxpar.stages import schedule_for
-from jaxpar.step import _staged_loss, make_step
+from jaxpar.step import make_step
 
 FLOAT = 4
 
@@ -102,7 +103,7 @@ def gradients(fill: float):
     program = compile_step(step, hardware=cpu(), for_speed=False)
     state, batch = program.init(0), program.place(probe_batch(layout.model, 0))
     schedule = schedule_for(layout.strategy, layout.mesh, 4)
-    run = staged(layout, partial(_staged_loss, layout), schedule, fill=fill)
+    run = staged(layout, partial(staged_loss, layout), schedule, fill=fill)
     arguments = (state.parameters, state.model_state, batch, state.key)
     compiled = jax.jit(partial(run, "gradient")).lower(*arguments).compile(QUICK)
     totals, _, means = compiled(*arguments)
