@@ -1,8 +1,8 @@
 """A model's loss on a layout: weights brought to where they are used, what is named pinned.
 
 `plain_loss` is the model's own and knows of no device; the others are the same loss as XLA's
-partitioner (`placed_loss`), the stages of a pipeline (`staged_loss`) and manual mode (`named_loss`)
-want it.
+partitioner (`placed_loss`), the stages of a pipeline (`staged_loss`), manual mode (`named_loss`)
+and explicit mode (`typed_loss`) want it.
 """
 
 from functools import partial
@@ -45,6 +45,12 @@ def named_loss(
 
     with seams.placing(place, fetch, share):
         return plain_loss(layout, parameters, model_state, batch, key, chosen=chosen, **how)
+
+
+def typed_loss(layout, parameters, model_state, batch, key):
+    """The model's own loss as it is spoken, for one who finds out himself where its arrays lie."""
+    with seams.placing(lambda x, dims, *, between: x):
+        return plain_loss(layout, parameters, model_state, batch, key)
 
 
 def staged_loss(layout, parameters, batch, key, through, *, train=True):

@@ -22,7 +22,7 @@ from jaxpar.layout import Layout
 from jaxpar.modules import build, take_apart, values_of
 from jaxpar.pins import landing_as, lying_as
 from jaxpar.pipeline import evaluate_in_stages, staged
-from jaxpar.placing import named_loss, placed_loss, plain_loss, staged_loss
+from jaxpar.placing import named_loss, placed_loss, staged_loss, typed_loss
 from jaxpar.refusal import LayoutError, RequestError, unknown
 from jaxpar.scaling import check_scale, means_of
 from jaxpar.stages import runs_in_stages, schedule_for
@@ -167,7 +167,7 @@ def _make_plain(layout: Layout, *, optimizer, mode, microbatches, factor) -> Ste
     elif mode == "auto":
         differentiate = partial(_differentiate, layout, partial(placed_loss, layout), factor)
     elif mode == "explicit":
-        differentiate = differentiate_explicitly(layout, partial(plain_loss, layout), factor)
+        differentiate = differentiate_explicitly(layout, partial(typed_loss, layout), factor)
     else:
         differentiate = differentiate_by_hand(layout, partial(named_loss, layout), factor)
 

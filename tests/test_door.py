@@ -1,5 +1,7 @@
 """The door: what may be handed in, what is found out about it, what is said when it is broken."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import pytest
 from flax import nnx
 
 import jaxpar
-from jaxpar.case import load_model
+from jaxpar.case import load_model, load_strategy
 
 CPU = jaxpar.HARDWARE.load("cpu")()
 BATCH = {"x": jax.ShapeDtypeStruct((8, 6), "float32")}
@@ -45,6 +47,7 @@ class LinenNet(nn.Module):
     "module",
     [
         Net,
+        partial(Net),
         lambda rngs: Net(rngs),
         lambda r: Net(r),
         lambda: Net(nnx.Rngs(0)),
@@ -53,7 +56,17 @@ class LinenNet(nn.Module):
         LinenNet,
         lambda: LinenNet(),
     ],
-    ids=["class", "rngs", "one", "nothing", "module", "linen", "linen class", "linen factory"],
+    ids=[
+        "class",
+        "partial",
+        "rngs",
+        "one",
+        "nothing",
+        "module",
+        "linen",
+        "linen class",
+        "linen factory",
+    ],
 )
 def test_a_module_may_be_handed_in_in_many_ways(module):
     """All of them are the same network, with the same split."""
@@ -266,3 +279,26 @@ def test_a_number_that_jax_keeps_with_its_dtype_is_widened_too():
 
     verdict = jaxpar.verify(laid_out(jaxpar.model(Net, robust, BATCH)), hardware=CPU, steps=1)
     assert verdict.ok and verdict.dtype == "float64"
+
+
+def test_what_is_evaluated_on_devices_draws_nothing():
+    """Dropout is off there as it is on one device."""
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.up, self.down = nnx.Linear(8, 32, rngs=rngs), nnx.Linear(32, 4, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, x):
+            return self.down(self.dropout(nnx.relu(self.up(x))))
+
+    batch = {"x": np.random.default_rng(0).standard_normal((8, 8)).astype("float32")}
+    model = jaxpar.model(Net, lambda net, batch: jnp.mean(net(batch["x"]) ** 2), batch)
+    losses = []
+    for strategy, mesh in (("single", "data=1"), ("hybrid", "data=2,model=2")):
+        layout = jaxpar.lay_out(
+            model, strategy=load_strategy(strategy), mesh=jaxpar.MeshShape.parse(mesh)
+        )
+        program = jaxpar.compile_step(jaxpar.make_step(layout), hardware=CPU)
+        losses.append(float(program.evaluate(program.init(0), program.place(batch))["loss"].value))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

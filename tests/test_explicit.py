@@ -56,7 +56,7 @@ def test_what_jax_has_no_typed_rule_for_becomes_an_island_with_its_line():
     ids = jax.ShapeDtypeStruct((16, 4), "int32")
     islands = program_of(loss, {"ids": ids}).made.islands
     assert {i.primitive for i in islands} == {"gather", "scatter-add"}
-    assert all("test_explicit.py" in i.source for i in islands)
+    assert all("test_explicit.py" in i.source for i in islands), islands
     assert all(i.why for i in islands)
 
 

@@ -21,6 +21,14 @@ PARTS = {
         nnx.Linear(WIDTH, 4 * n, rngs=r),
         nnx.Linear(4 * n, WIDTH, rngs=r),
     ],
+    "fused": lambda n, r: [
+        nnx.Linear(WIDTH, 8 * n, rngs=r),
+        nnx.Linear(4 * n, WIDTH, rngs=r),
+    ],
+    "qkv": lambda n, r: [
+        nnx.Linear(WIDTH, 12 * n, rngs=r),
+        nnx.Linear(4 * n, WIDTH, rngs=r),
+    ],
     "mix": lambda n, r: [nnx.Linear(LENGTH, 4 * n, rngs=r), nnx.Linear(4 * n, LENGTH, rngs=r)],
     "heads": lambda n, r: [
         nnx.MultiHeadAttention(4, WIDTH, qkv_features=4 * n, decode=False, rngs=r)
@@ -40,6 +48,13 @@ def applied(kind, layers, x):
         return x + layers[1](nnx.relu(layers[0](x)))
     if kind == "gated":
         return x + layers[2](nnx.silu(layers[0](x)) * layers[1](x))
+    if kind == "fused":
+        gate, up = jnp.split(layers[0](x), 2, axis=-1)
+        return x + layers[1](nnx.silu(gate) * up)
+    if kind == "qkv":
+        q, k, v = layers[0](x).reshape(*x.shape[:2], 3, 4, -1).transpose(2, 0, 1, 3, 4)
+        made = jax.nn.dot_product_attention(q, k, v)
+        return x + layers[1](made.reshape(*x.shape[:2], -1))
     if kind == "mix":
         return x + layers[1](nnx.tanh(layers[0](x.swapaxes(1, 2)))).swapaxes(1, 2)
     if kind == "conv":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -12,9 +13,11 @@ from flax import nnx
 
 from jaxpar import seams
 from jaxpar.door.example import Example
+from jaxpar.door.pieces import Cut, whole
 from jaxpar.door.wide import evaluate_wide
 from jaxpar.models._record import Mean
 from jaxpar.modules import Parts, refill, take_apart, values_of
+from jaxpar.naming.piecewise import piecewise
 from jaxpar.naming.spoken import speak
 from jaxpar.naming.walk import relate
 from jaxpar.refusal import RequestError
@@ -29,15 +32,27 @@ class PlainLoss:
     A scalar is the mean over the rows of the batch: its weight is their number.
     """
 
-    def __init__(self, called: str, loss: Callable[..., Any], example: Example, trainable: Any):
+    def __init__(
+        self,
+        called: str,
+        loss: Callable[..., Any],
+        example: Example,
+        trainable: Any,
+        cuts: Mapping[str, Cut] = MappingProxyType({}),
+    ):
         self.called, self.loss = called, loss
-        self.example, self.trainable = example, trainable
+        self.example, self.trainable, self.cuts = example, trainable, cuts
         self.x64 = jax.config.jax_enable_x64
+
+    def of_pieces(self, cuts: Mapping[str, Cut]) -> PlainLoss:
+        """The same loss of a module that holds some weights in pieces."""
+        return PlainLoss(self.called, self.loss, self.example, self.trainable, cuts)
 
     def __call__(self, module: nnx.Module, batch: Mapping[str, Any], *, key: Any = None):
         """Call it; `key` is not needed, as a Flax module keeps random streams of its own."""
         rows = next(iter(batch.values())).shape[0]
-        returned = self.loss(module, self.example.assembled(batch))
+        with whole(module, self.cuts):
+            returned = self.loss(module, self.example.assembled(batch))
         nnx.pop(module, nnx.Intermediate)
         value, metrics = returned if isinstance(returned, tuple) and returned else (returned, {})
         metrics = metrics if isinstance(metrics, dict) else {}
@@ -91,6 +106,7 @@ class SpokenLoss:
         parts = take_apart(module, self.plain.trainable)
         values = (values_of(parts.parameters), values_of(parts.state), dict(batch))
         closed, tree, arguments = trace_loss(self.plain, parts, *values)
+        closed = piecewise(closed)
         frozen = [path for path, leaf in parts.state.items() if isinstance(leaf, nnx.Param)]
         trace = relate(closed, arguments, [*values[0], *frozen])
         names = {}
@@ -109,7 +125,7 @@ class WideLoss(PlainLoss):
     """The same loss in float64, whatever it casts to; for float64 arguments."""
 
     def __init__(self, plain: PlainLoss, dtypes: Mapping[str, Any]):
-        super().__init__(plain.called, plain.loss, plain.example, plain.trainable)
+        super().__init__(plain.called, plain.loss, plain.example, plain.trainable, plain.cuts)
         self.plain, self.dtypes = plain, dtypes
 
     def __call__(self, module: nnx.Module, batch: Mapping[str, Any], *, key: Any = None):
@@ -135,7 +151,7 @@ class WideLoss(PlainLoss):
 
 
 def trace_loss(plain: PlainLoss, parts: Parts, parameters, state, batch):
-    """Trace a loss on shapes alone.
+    """Trace a loss on shapes alone, training or not as the module was when it was taken apart.
 
     Returns:
         Its ClosedJaxpr, whose results are (Mean, metrics, state by path); the tree of these; and
@@ -147,7 +163,6 @@ def trace_loss(plain: PlainLoss, parts: Parts, parameters, state, batch):
 
     def function(parameters, state, batch):
         module = parts.put_together(parameters, state)
-        module.train()
         loss, metrics = plain(module, batch)
         after = take_apart(module, plain.trainable)
         _check_variables(plain.called, parts, after)

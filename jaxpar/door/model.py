@@ -7,6 +7,7 @@ what is wrong with a model is found before anything is compiled.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -23,9 +24,10 @@ from jax.extend.source_info_util import register_exclusion
 from jaxpar.door.example import read_example
 from jaxpar.door.linen import from_linen
 from jaxpar.door.losses import FIELD, PlainLoss, SpokenLoss, trace_loss
+from jaxpar.door.pieces import cut_in, held, pieces_of, worth_cutting
 from jaxpar.door.trying import trying
 from jaxpar.models._record import Model
-from jaxpar.modules import abstract, names_in_metadata, values_of
+from jaxpar.modules import Parts, abstract, names_in_metadata, values_of
 from jaxpar.naming.judge import judge
 from jaxpar.naming.names import christen
 from jaxpar.naming.walk import relate
@@ -104,22 +106,41 @@ def model(
     closed, _, arguments = trying(
         called, "calling its loss", lambda: trace_loss(plain, parts, *values)
     )
-    return _named(bare, plain, example, parts, closed, arguments, dims or {}, roles or {}, loss)
+    dims = _checked(called, dims or {}, arguments)
+    fields = {path: leaf for path, leaf in arguments.items() if path.startswith(FIELD)}
+    cuts = worth_cutting(closed, arguments, _weights(parts), fields)
+    if cuts:
+        closed, arguments = held(closed, arguments, cuts)
+        plain = plain.of_pieces(cuts)
+        bare = replace(bare, loss=plain, build=partial(_build, module, plain))
+        parts = abstract(bare)
+        dims = {piece: dims[path] for path in dims for piece in pieces_of(path, cuts)}
+    return _named(bare, plain, example, parts, closed, arguments, dims, roles or {}, loss)
+
+
+def _weights(parts: Parts) -> list[str]:
+    """Paths of what is learned, and of what would be if it were not frozen."""
+    frozen = [path for path, leaf in parts.state.items() if isinstance(leaf, nnx.Param)]
+    return [*parts.parameters, *frozen]
+
+
+def _checked(called: str, dims: Mapping[str, Any], arguments: Mapping[str, Any]):
+    """The names that were given, if they are as many as there are dims."""
+    for path in dims:
+        if path not in arguments:
+            raise unknown(f"path in dims of model '{called}'", path, list(arguments))
+        if len(dims[path]) != len(arguments[path].shape):
+            raise RequestError(
+                f"model '{called}': dims gives '{path}' {len(dims[path])} names, and its shape "
+                f"is {arguments[path].shape}: name every dim, with None for one to be found out"
+            )
+    return dims
 
 
 def _named(bare, plain, example, parts, closed, arguments, dims, roles, loss) -> Model:
     """The model with what its trace says of it."""
-    for path in dims:
-        if path not in arguments:
-            raise unknown(f"path in dims of model '{bare.name}'", path, list(arguments))
-        if len(dims[path]) != len(arguments[path].shape):
-            raise RequestError(
-                f"model '{bare.name}': dims gives '{path}' {len(dims[path])} names, and its shape "
-                f"is {arguments[path].shape}: name every dim, with None for one to be found out"
-            )
     fields = {path: leaf for path, leaf in arguments.items() if path.startswith(FIELD)}
-    frozen = [path for path, leaf in parts.state.items() if isinstance(leaf, nnx.Param)]
-    weights = {p: a for p, a in arguments.items() if p in parts.parameters or p in frozen}
+    weights = {path: arguments[path] for path in _weights(parts)}
     trace = relate(closed, arguments, list(weights))
     judgement = judge(trace, weights, fields)
     metadata = {
@@ -145,11 +166,11 @@ def _named(bare, plain, example, parts, closed, arguments, dims, roles, loss) ->
         dims={path: dims for path, dims in names.of.items() if path not in fields},
         units=names.units,
         named=names.dims,
-        notes=_notes(trace, loss),
+        notes=_notes(trace, loss, plain.cuts),
     )
 
 
-def _notes(trace, loss) -> tuple[str, ...]:
+def _notes(trace, loss, cuts) -> tuple[str, ...]:
     notes = []
     if loss is _mean_square:
         notes.append(
@@ -160,13 +181,22 @@ def _notes(trace, loss) -> tuple[str, ...]:
             f"no rule relates the dims of {', '.join(sorted(trace.unknown))}: they were taken for "
             "unrelated, and stay whole"
         )
+    if cuts:
+        alike = dict.fromkeys(re.sub(r"\b\d+\b", "*", path) for path in cuts)
+        notes.append(
+            f"held in pieces, as the loss cuts what it makes: {', '.join(alike)}; so each piece "
+            "can lie over devices by the same heads or columns"
+        )
     return tuple(notes)
 
 
 def _build(module: Any, plain: PlainLoss, rngs: nnx.Rngs) -> nnx.Module:
     """Make the module anew, as it was made at first; a module that was given keeps its values."""
     with jax.enable_x64(plain.x64):
-        return _made(module, plain, rngs)
+        made = _made(module, plain, rngs)
+    made.train()
+    cut_in(made, plain.trainable, plain.cuts)
+    return made
 
 
 def _made(module: Any, plain: PlainLoss, rngs: nnx.Rngs) -> nnx.Module:
@@ -209,19 +239,27 @@ def _call_factory(called: str, factory: Any, rngs: nnx.Rngs) -> Any:
             f"{type(factory).__name__}"
         )
     try:
-        # Flax's classes are called by their metaclass, which takes anything.
-        called_with = signature(factory.__init__ if isinstance(factory, type) else factory)
+        parameters = _parameters(factory)
     except (TypeError, ValueError):
         return factory()
-    parameters = called_with.parameters
     if "rngs" in parameters:
         return factory(rngs=rngs)
     required = [
         p
-        for p in [*parameters.values()][isinstance(factory, type) :]
+        for p in parameters.values()
         if p.default is Parameter.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     return factory(rngs) if len(required) == 1 else factory()
+
+
+def _parameters(factory: Any) -> Mapping[str, Parameter]:
+    """What a factory can still be given."""
+    if isinstance(factory, partial):
+        left = [*_parameters(factory.func).values()][len(factory.args) :]
+        return {p.name: p for p in left if p.name not in factory.keywords}
+    if isinstance(factory, type):  # Flax's classes are called by their metaclass, taking anything
+        return dict([*signature(factory.__init__).parameters.items()][1:])
+    return signature(factory).parameters
 
 
 def _mean_square(module: Any, batch: Any) -> jax.Array:

@@ -6,7 +6,7 @@ shape, and are not elementwise.
 
 from __future__ import annotations
 
-_NAMES = """
+ELEMENTWISE = """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp
 clz complex conj convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp
 exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le lgamma log log1p
@@ -44,7 +44,7 @@ def _bitcast(ids, ins, outs, params):
 
 
 RULES = {
-    **dict.fromkeys(_NAMES, _elementwise),
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
     "optimization_barrier": _side_by_side,
     "device_put": _side_by_side,
     "bitcast_convert_type": _bitcast,

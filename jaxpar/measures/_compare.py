@@ -66,6 +66,13 @@ def compare(name, right, got, bound, *, norms=None) -> Check:
     return Check(name, len(right), worst, error, bound, agree)
 
 
+def rounding_only(gradients, share: float) -> frozenset[str]:
+    """Paths of gradients that are no more than `share` of the norm of all together."""
+    size = {p: float(np.linalg.norm(_wide(g).ravel())) for p, g in gradients.items()}
+    whole = float(np.linalg.norm(list(size.values())))
+    return frozenset(p for p, s in size.items() if s <= share * whole)
+
+
 def _family(path: str) -> str:
     return (
         path.split("/layers/")[0].rsplit("/", 1)[0]

@@ -27,9 +27,14 @@ class Evaluator:
         self.trail: list[Any] = []
 
     @property
+    def said(self) -> Any:
+        """What is known of where it was asked for; of the call, where a cached jit has no lines."""
+        return next((info for info in reversed(self.trail) if _line(info)), self.trail[-1])
+
+    @property
     def source(self) -> str:
-        """Where the user's code asked for it; the call, where a cached inner jit has no lines."""
-        return next((line for info in reversed(self.trail) if (line := _line(info))), "")
+        """The line of the user's code that asked for it."""
+        return _line(self.said)
 
     def run(self, jaxpr: Any, consts, scope: Scope, args) -> list:
         """Evaluate a jaxpr on one value an argument."""
@@ -43,11 +48,11 @@ class Evaluator:
         for index, eqn in enumerate(jaxpr.eqns):
             info = eqn.source_info
             stack = current_name_stack() + info.name_stack
-            with user_context(info.traceback, name_stack=stack):
-                self.trail.append(info)
+            self.trail.append(info)
+            with user_context(self.said.traceback, name_stack=stack):
                 operands = [read(a) for a in eqn.invars]
                 results = self.equation(eqn, operands, scope.inner.get(index, []), scope, memo)
-                self.trail.pop()
+            self.trail.pop()
             env |= dict(zip(eqn.outvars, results, strict=True))
         return [read(a) for a in jaxpr.outvars]
 

@@ -248,6 +248,10 @@ def _split(accounts, never, trace, resolve) -> tuple[dict[int, str], dict[int, t
             )
         if found.chosen_by and found.weights and node not in never and not found.paired:
             roles[node] = "experts"
+    for node in list(kept):
+        outer = {resolve(trace.arguments[path][at])[0] for path, at in accounts[node].weights}
+        if outer <= roles.keys():  # inside a dim that is split, as a head's width is
+            del kept[node]
     return roles, kept
 
 

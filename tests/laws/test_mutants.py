@@ -9,14 +9,16 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 from small import cpu, small_layout, small_strategy
 
 from jaxpar.layout import lay_out
+from jaxpar.measures._compare import rounding_only
 from jaxpar.measures.inspect import inspect
-from jaxpar.measures.verify import verify
+from jaxpar.measures.verify import BOUNDS, ROUNDING, verify
 from jaxpar.mesh import MeshShape
 from jaxpar.program import compile_step, device_mesh
 from jaxpar.step import make_step
@@ -215,6 +217,12 @@ def test_a_norms_doubled_gradient_is_caught():
     verdict = convicted(layout, scaled(path, lambda g: 2 * g))
     assert verdict.decisive.worst == path
     assert_says(verdict, f"{path} alone is 2 times what it should be.*already held the whole")
+
+
+def test_an_array_whose_gradient_is_rounding_is_told_from_one_that_is_small():
+    """What a softmax cancels is judged by its gradient; Adam would make steps of its rounding."""
+    gradients = {"bias": 1e-16 * np.ones(4), "small": 1e-9 * np.ones(4), "kernel": np.ones(4)}
+    assert rounding_only(gradients, ROUNDING * BOUNDS["float64"]["gradient"]) == {"bias"}
 
 
 def test_an_array_with_its_dims_swapped_is_caught_by_name():

@@ -128,11 +128,30 @@ class Layer(nnx.Module):
         return x + self.down(nnx.gelu(self.up(self.norm2(x))))
 
 
-class Twin(nnx.Module):
+class Fused(Layer):
+    """The same with one matrix for queries, keys and values."""
+
     def __init__(self, rngs):
+        super().__init__(rngs)
+        width = SIZES["width"]
+        self.qkv = nnx.Linear(width, 3 * width, use_bias=False, rngs=rngs)
+        del self.q, self.k, self.v
+
+    def q(self, x):
+        return jnp.split(self.qkv(x), 3, axis=-1)[0]
+
+    def k(self, x):
+        return jnp.split(self.qkv(x), 3, axis=-1)[1]
+
+    def v(self, x):
+        return self.qkv(x).reshape(*x.shape[:2], 3, -1)[:, :, 2]
+
+
+class Twin(nnx.Module):
+    def __init__(self, rngs, layer=Layer):
         width, vocabulary = SIZES["width"], SIZES["vocabulary"]
         self.embed = nnx.Embed(vocabulary, width, rngs=rngs)
-        self.layers = nnx.List([Layer(rngs) for _ in range(SIZES["layers"])])
+        self.layers = nnx.List([layer(rngs) for _ in range(SIZES["layers"])])
         self.norm = nnx.RMSNorm(width, rngs=rngs)
         self.head = nnx.Linear(width, vocabulary, use_bias=False, rngs=rngs)
 
@@ -151,9 +170,11 @@ def twin_loss(model, batch):
     return loss, {"accuracy": (own >= logits.max(axis=-1)).mean()}
 
 
-def twin():
+def twin(layer=Layer):
     ids = jax.ShapeDtypeStruct((ROWS, SIZES["sequence"]), "int32")
-    return jaxpar.model(Twin, twin_loss, {"ids": ids, "next": ids})
+    return jaxpar.model(
+        partial(Twin, layer=layer), twin_loss, {"ids": ids, "next": ids}, name="twin"
+    )
 
 
 def said_under_tensor(model, mode):
@@ -177,6 +198,7 @@ def test_a_plain_decoder_says_what_its_annotated_twin_says():
     textbook = (4 * SIZES["layers"] + 2) * residual
     assert textbook <= total <= textbook + 8 * ROWS * SIZES["sequence"] * 4
     assert said_under_tensor(twin(), "auto") == expected
+    assert said_under_tensor(twin(Fused), "auto") == expected
 
 
 def test_without_the_walk_through_reshapes_the_twin_would_be_told_apart(monkeypatch):

@@ -1,0 +1,153 @@
+"""Weights held as the pieces that the loss cuts their products into.
+
+One matrix for queries, keys and values, or for a gate and what it gates, is stored as one matrix
+for each, so that all of them can lie over devices by the same heads or columns. While the module is
+called it has the whole one, as it was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from jaxpar.modules import take_apart, value_of
+from jaxpar.naming.cuts import MOST, find_cuts
+from jaxpar.naming.judge import judge
+from jaxpar.naming.piecewise import Pieces, in_pieces
+from jaxpar.naming.walk import relate
+
+_SPLIT = frozenset({"inner", "heads", "experts", "vocabulary"})
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Along which dim a weight is held in pieces, and their sizes."""
+
+    dim: int
+    sizes: tuple[int, ...]
+
+    def of(self, array: Any) -> tuple[Any, ...]:
+        """The pieces of an array, or of its shape."""
+        if isinstance(array, jax.ShapeDtypeStruct):
+            return tuple(
+                jax.ShapeDtypeStruct(
+                    (*array.shape[: self.dim], size, *array.shape[self.dim + 1 :]), array.dtype
+                )
+                for size in self.sizes
+            )
+        runs = pairwise((0, *accumulate(self.sizes)))
+        return tuple(lax.slice_in_dim(array, *run, axis=self.dim) for run in runs)
+
+
+def worth_cutting(
+    closed: Any, arguments: Mapping[str, Any], weights: Sequence[str], fields: Mapping[str, Any]
+) -> dict[str, Cut]:
+    """Path -> cut, of every weight that can lie over devices in pieces and could not in one.
+
+    Args:
+        closed: the loss's ClosedJaxpr.
+        arguments: path -> abstract array, in the order of its arguments.
+        weights: paths of what is learned or frozen.
+        fields: path -> abstract array of the batch.
+    """
+    asked = find_cuts(closed.jaxpr)
+    offered = {}
+    for var, (path, array) in zip(closed.jaxpr.invars, arguments.items(), strict=True):
+        dims = {d: sorted(p) for d, p in asked.at(var).items() if len(p) < MOST}
+        if path in weights and len(dims) == 1:
+            [(dim, points)] = dims.items()
+            ends = pairwise((0, *points, array.shape[dim]))
+            offered[path] = Cut(dim, tuple(end - start for start, end in ends))
+    if not offered:
+        return {}
+    closed, pieces = held(closed, arguments, offered)
+    learned = {piece: pieces[piece] for path in weights for piece in pieces_of(path, offered)}
+    trace = relate(closed, pieces, list(learned))
+    roles = judge(trace, learned, fields).roles
+
+    def is_split(path: str, cut: Cut) -> bool:
+        along = [trace.arguments[piece][cut.dim] for piece in pieces_of(path, offered)]
+        firsts = [trace.classes.resolve(dim)[:1] for dim in along]
+        return any(roles.get(node) in _SPLIT for nodes in firsts for node in nodes)
+
+    return {path: cut for path, cut in offered.items() if is_split(path, cut)}
+
+
+def held(closed: Any, arguments: Mapping[str, Any], cuts: Mapping[str, Cut]):
+    """A loss as a function of pieces: its ClosedJaxpr, and its abstract arguments by path."""
+    flat, values = {}, []
+    for path, array in arguments.items():
+        if path not in cuts:
+            values.append(array)
+            flat[path] = array
+            continue
+        parts = cuts[path].of(array)
+        values.append(Pieces(parts, cuts[path].dim))
+        flat |= dict(zip(pieces_of(path, cuts), parts, strict=True))
+    return in_pieces(closed, values), flat
+
+
+def pieces_of(path: str, cuts: Mapping[str, Cut]) -> list[str]:
+    """The paths of a weight's pieces; of one that is not cut, its own."""
+    return [f"{path}/{k}" for k in range(len(cuts[path].sizes))] if path in cuts else [path]
+
+
+def cut_in(module: nnx.Module, trainable: Any, cuts: Mapping[str, Cut]) -> None:
+    """Hold some variables of a module in pieces, in place: `path/0`, `path/1`, ..."""
+    for path, variable in _variables(module, trainable).items():
+        if path not in cuts:
+            continue
+        parts = [variable.replace(part) for part in cuts[path].of(value_of(variable))]
+        _exchange(module, variable, nnx.List(parts))
+
+
+@contextmanager
+def whole(module: nnx.Module, cuts: Mapping[str, Cut]) -> Iterator[None]:
+    """While it lasts, the module has whole variables where it holds pieces."""
+    exchanged = []
+    for path, node in list(nnx.iter_graph(module)) if cuts else ():
+        name = "/".join(map(str, path))
+        if name in cuts and isinstance(node, nnx.List):
+            parts = [part.get_value() for part in node]
+            one = node[0].replace(jnp.concatenate(parts, cuts[name].dim))
+            _exchange(module, node, one)
+            exchanged.append((one, node))
+    try:
+        yield
+    finally:
+        for one, node in exchanged:
+            _exchange(module, one, node)
+
+
+def _variables(module, trainable) -> dict[str, nnx.Variable]:
+    """Path -> the variable itself, by the paths that a module taken apart has."""
+    parts = take_apart(module, trainable)
+    found = {}
+    for path in (*parts.parameters, *parts.state):
+        node = module
+        for key in parts.keys[path]:
+            node = getattr(node, key) if isinstance(key, str) and hasattr(node, key) else node[key]
+        found[path] = node
+    return found
+
+
+def _exchange(module: nnx.Module, old: Any, new: Any) -> None:
+    """Put one node in another's place, wherever it is shared."""
+    for _, holder in list(nnx.iter_graph(module)):
+        if isinstance(holder, dict):
+            for key in [k for k, value in holder.items() if value is old]:
+                holder[key] = new
+        elif isinstance(holder, list | nnx.List):
+            for at in [k for k, value in enumerate(holder) if value is old]:
+                holder[at] = new
+        elif isinstance(holder, nnx.Module):
+            for name in [n for n, value in vars(holder).items() if value is old]:
+                setattr(holder, name, new)
