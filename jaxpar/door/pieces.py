@@ -102,52 +102,51 @@ def pieces_of(path: str, cuts: Mapping[str, Cut]) -> list[str]:
 
 def cut_in(module: nnx.Module, trainable: Any, cuts: Mapping[str, Cut]) -> None:
     """Hold some variables of a module in pieces, in place: `path/0`, `path/1`, ..."""
-    for path, variable in _variables(module, trainable).items():
-        if path not in cuts:
-            continue
-        parts = [variable.replace(part) for part in cuts[path].of(value_of(variable))]
-        _exchange(module, variable, nnx.List(parts))
+    if not cuts:
+        return
+    parts = take_apart(module, trainable)
+    pairs = []
+    for path, cut in cuts.items():
+        variable = _at(module, parts.keys[path])
+        pieces = [variable.replace(piece) for piece in cut.of(value_of(variable))]
+        pairs.append((variable, nnx.List(pieces)))
+    _exchange(module, pairs)
 
 
 @contextmanager
 def whole(module: nnx.Module, cuts: Mapping[str, Cut]) -> Iterator[None]:
     """While it lasts, the module has whole variables where it holds pieces."""
-    exchanged = []
-    for path, node in list(nnx.iter_graph(module)) if cuts else ():
-        name = "/".join(map(str, path))
-        if name in cuts and isinstance(node, nnx.List):
-            parts = [part.get_value() for part in node]
-            one = node[0].replace(jnp.concatenate(parts, cuts[name].dim))
-            _exchange(module, node, one)
-            exchanged.append((one, node))
+    pairs = []
+    for path, node in nnx.iter_graph(module) if cuts else ():
+        cut = cuts.get("/".join(map(str, path)))
+        if cut is not None and isinstance(node, nnx.List):
+            pieces = [piece.get_value() for piece in node]
+            pairs.append((node, node[0].replace(jnp.concatenate(pieces, cut.dim))))
+    _exchange(module, pairs)
     try:
         yield
     finally:
-        for one, node in exchanged:
-            _exchange(module, one, node)
+        _exchange(module, [(one, node) for node, one in pairs])
 
 
-def _variables(module, trainable) -> dict[str, nnx.Variable]:
-    """Path -> the variable itself, by the paths that a module taken apart has."""
-    parts = take_apart(module, trainable)
-    found = {}
-    for path in (*parts.parameters, *parts.state):
-        node = module
-        for key in parts.keys[path]:
-            node = getattr(node, key) if isinstance(key, str) and hasattr(node, key) else node[key]
-        found[path] = node
-    return found
+def _at(module: Any, keys: Sequence[Any]) -> Any:
+    """What a module holds under Flax's keys of a path."""
+    node = module
+    for key in keys:
+        node = getattr(node, key) if isinstance(key, str) and hasattr(node, key) else node[key]
+    return node
 
 
-def _exchange(module: nnx.Module, old: Any, new: Any) -> None:
-    """Put one node in another's place, wherever it is shared."""
-    for _, holder in list(nnx.iter_graph(module)):
+def _exchange(module: nnx.Module, pairs: Sequence[tuple[Any, Any]]) -> None:
+    """Put nodes in the places of others, wherever these are shared."""
+    news = {id(old): new for old, new in pairs}
+    for _, holder in list(nnx.iter_graph(module)) if news else ():
         if isinstance(holder, dict):
-            for key in [k for k, value in holder.items() if value is old]:
-                holder[key] = new
+            for key in [k for k, value in holder.items() if id(value) in news]:
+                holder[key] = news[id(holder[key])]
         elif isinstance(holder, list | nnx.List):
-            for at in [k for k, value in enumerate(holder) if value is old]:
-                holder[at] = new
+            for at in [k for k, value in enumerate(holder) if id(value) in news]:
+                holder[at] = news[id(holder[at])]
         elif isinstance(holder, nnx.Module):
-            for name in [n for n, value in vars(holder).items() if value is old]:
-                setattr(holder, name, new)
+            for name in [n for n, value in vars(holder).items() if id(value) in news]:
+                setattr(holder, name, news[id(getattr(holder, name))])
