@@ -25,6 +25,7 @@ from jaxpar.factors.scan import scan_parts
 from jaxpar.layout import Layout
 from jaxpar.mesh import axes_of, entry_of
 from jaxpar.naming.evaluate import Evaluator, as_it_is
+from jaxpar.naming.record import FIELD
 from jaxpar.naming.spoken import is_grouped, spell
 from jaxpar.naming.walk import relate
 from jaxpar.roles import ONE, UNNAMED
@@ -93,7 +94,7 @@ def differentiate_explicitly(layout: Layout, loss_of: Callable, factor: float = 
         )(*abstract)
         paths = {
             label + path: x
-            for label, group in zip(("", "", "batch/", "random/"), abstract, strict=True)
+            for label, group in zip(("", "", FIELD, "random/"), abstract, strict=True)
             for path, x in sorted(group.items())
         }
         trace = relate(closed, paths, list(parameters))

@@ -217,10 +217,18 @@ def train(
 
 
 def evaluate(program: Program, state: State, data: Dataset) -> dict[str, float]:
-    """Means over the whole test split, each example counted once."""
-    size = program.step.layout.model.batch_size
+    """Means over the whole test split, each example counted once.
+
+    A loss that takes no weights cannot leave padding out: of its batches whole ones count.
+    """
+    model, here = program.step.layout.model, program.local_rows
+    weighs = "weight" in model.batch
     totals: dict[str, list[float]] = {}
-    for rows in data.evaluation(size=size, rows=program.local_rows):
+    for rows in data.evaluation(size=model.batch_size, rows=here if weighs else slice(None)):
+        if not weighs:
+            if totals and not rows["weight"].all():
+                continue  # as every process sees
+            rows = {name: value[here] for name, value in rows.items()}
         means = jax.device_get(program.evaluate(state, program.place(rows)))
         for name, mean in means.items():
             sums = totals.setdefault(name, [0.0, 0.0])

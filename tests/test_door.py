@@ -302,3 +302,40 @@ def test_what_is_evaluated_on_devices_draws_nothing():
         program = jaxpar.compile_step(jaxpar.make_step(layout), hardware=CPU)
         losses.append(float(program.evaluate(program.init(0), program.place(batch))["loss"].value))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+class Grouped(nnx.Module):
+    """Four queries to two keys and values, repeated; queries and keys turned by a table."""
+
+    def __init__(self, rngs):
+        self.token = nnx.Embed(64, 32, rngs=rngs)
+        self.position = nnx.Embed(16, 32, rngs=rngs)
+        self.q, self.out = nnx.Linear(32, 32, rngs=rngs), nnx.Linear(32, 32, rngs=rngs)
+        self.k, self.v = nnx.Linear(32, 16, rngs=rngs), nnx.Linear(32, 16, rngs=rngs)
+
+    def __call__(self, ids, places):
+        x = self.token(ids) + self.position(places)
+        q, k, v = (f(x).reshape(*ids.shape, -1, 8) for f in (self.q, self.k, self.v))
+        angle = jnp.arange(16.0)[:, None, None] * jnp.exp(-jnp.arange(8.0))
+        q, k = q * jnp.cos(angle), k * jnp.cos(angle)
+        k, v = (jnp.repeat(y, 2, axis=2) for y in (k, v))
+        y = jnp.einsum("bqhd,bkhd->bhqk", q, k)
+        y = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(y), v)
+        return x + self.out(y.reshape(x.shape))
+
+
+def test_names_tell_groups_of_queries_positions_and_widths_apart():
+    """Repeated keys pair with each query of a group; a table of angles is no activation."""
+    ids = jax.ShapeDtypeStruct((8, 16), "int32")
+    model = jaxpar.model(
+        Grouped,
+        lambda net, b: jnp.mean(net(b["ids"], b["places"]) ** 2),
+        {"ids": ids, "places": ids},
+    )
+    assert model.dims["token/embedding"] == ("vocab", "embed")
+    assert model.dims["position/embedding"] == ("positions", "embed")
+    assert model.dims["q/kernel"] == ("embed", "heads*group*head_dim_0")
+    assert model.dims["k/kernel"] == ("embed", "heads*head_dim_0")
+    assert model.dims["v/kernel"] == ("embed", "heads*head_dim_1")
+    assert model.dims["out/kernel"] == ("heads*group*head_dim_1", "embed")
+    assert model.roles["heads"] == "heads" and model.roles["group"] == "feature"

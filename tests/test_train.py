@@ -6,10 +6,13 @@ from dataclasses import replace
 from itertools import islice
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from small import cpu, small_layout
 
+import jaxpar
 from jaxpar.catalogue import DATA
 from jaxpar.data._record import Dataset, in_order
 from jaxpar.program import compile_step
@@ -117,6 +120,35 @@ def test_an_evaluation_counts_every_example_once(program, count):
     for name, mean in whole.items():
         # Float32 sums in another order; 3e-7 was the largest seen.
         assert got[name] == pytest.approx(float(mean.value), rel=1e-5), name
+
+
+def test_a_loss_without_weights_is_evaluated_on_whole_batches():
+    """It would take rows of padding for examples: here zeros, which it finds perfect."""
+
+    def loss(net, batch):
+        return jnp.mean(batch["x"] ** 2) + 0 * jnp.sum(net(batch["x"]))
+
+    x = jax.ShapeDtypeStruct((8, 4), "float32")
+    model = jaxpar.model(lambda rngs: nnx.Linear(4, 1, rngs=rngs), loss, {"x": x})
+    layout = jaxpar.lay_out(
+        model, strategy=jaxpar.STRATEGIES.load("data")(), mesh=jaxpar.MeshShape(data=4)
+    )
+    program = compile_step(make_step(layout), hardware=cpu(), for_speed=False)
+
+    def read(at):
+        return {"x": np.ones((len(at), 4), np.float32), "weight": np.ones(len(at), np.float32)}
+
+    data = Dataset(
+        name="ones",
+        fields={"x": ((4,), "float32"), "weight": ((), "float32")},
+        vocabulary=1,
+        unit="examples",
+        train_size=19,
+        test_size=19,
+        draw=lambda step, size, seed, rows: read(rows),
+        walk=in_order(19, read),
+    )
+    assert evaluate(program, program.init(0), data)["loss"] == pytest.approx(1.0)
 
 
 def test_bits_per_byte_are_nats_over_the_log_of_two():

@@ -18,12 +18,10 @@ from jaxpar.door.wide import evaluate_wide
 from jaxpar.models._record import Mean
 from jaxpar.modules import Parts, refill, take_apart, values_of
 from jaxpar.naming.piecewise import piecewise
+from jaxpar.naming.record import FIELD
 from jaxpar.naming.spoken import speak
 from jaxpar.naming.walk import relate
 from jaxpar.refusal import RequestError
-
-FIELD = "batch/"
-"""What stands before a field's name where it is named beside variables."""
 
 
 class PlainLoss:

@@ -23,13 +23,14 @@ from jax.extend.source_info_util import register_exclusion
 
 from jaxpar.door.example import read_example
 from jaxpar.door.linen import from_linen
-from jaxpar.door.losses import FIELD, PlainLoss, SpokenLoss, trace_loss
+from jaxpar.door.losses import PlainLoss, SpokenLoss, trace_loss
 from jaxpar.door.pieces import cut_in, held, pieces_of, worth_cutting
 from jaxpar.door.trying import trying
 from jaxpar.models._record import Model
 from jaxpar.modules import Parts, abstract, names_in_metadata, values_of
 from jaxpar.naming.judge import judge
 from jaxpar.naming.names import christen
+from jaxpar.naming.record import FIELD
 from jaxpar.naming.walk import relate
 from jaxpar.refusal import RequestError, unknown
 from jaxpar.roles import check_role

@@ -257,23 +257,26 @@ def _split(accounts, never, trace, resolve) -> tuple[dict[int, str], dict[int, t
 
 def _tell_widths_apart(accounts, roles, trace, resolve) -> None:
     """A width that activations have only beside a split one, such as a head's, is no residual."""
-    split = {n: role for n, role in roles.items() if role in ("inner", "heads", "experts")}
-    split |= {
+    taken = {n: role for n, role in roles.items() if role in ("inner", "heads", "experts")}
+    split = taken | {
         n: "heads"
         for n, a in accounts.items()
         if a.paired and a.weights and roles[n] in ("residual", "feature")
     }
     beside: dict[int, set[int]] = {}
     for use in trace.uses:
-        for operand in (*use.operands, use.result):
-            if operand.is_weight:
-                continue
+        for operand in use.operands:
+            if operand.is_weight or not operand.is_learned:
+                continue  # a table of angles or a mask is no activation
             nodes = {n for dim in operand.dims for n in resolve(dim)}
             for node in nodes:
                 near = nodes & split.keys()
                 beside[node] = beside.get(node, near) & near
     for node, near in beside.items():
-        if node in accounts and near - {node} and node not in split:
-            accounts[node].companion = split[min(near)]
+        others = near - {node}
+        if node not in accounts or node in taken or not others:
+            continue
+        if node not in split or others & taken.keys():
+            accounts[node].companion = split[min(others)]
             if roles[node] == "residual":
                 roles[node] = "feature"

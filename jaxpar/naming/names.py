@@ -127,6 +127,10 @@ def _said(trace, given, resolve) -> dict[int, str]:
     return said
 
 
+_TABLES = re.compile(r"(pos(?:ition|_)|wpe)|token_type|segment", re.I)
+"""Paths of tables that are looked up by something else than a token."""
+
+
 def _base(node, judgement: Judgement, where, trace, fields) -> str:
     """What a class would be called if it were the only one of its kind."""
     found: Account = judgement.accounts[node]
@@ -135,6 +139,8 @@ def _base(node, judgement: Judgement, where, trace, fields) -> str:
     if role in ("batch", "layers", "experts", "heads", "sequence"):
         return role
     if role == "vocabulary" or found.looked_up:
+        if found.looked_up and (told := _TABLES.search(path)):
+            return "positions" if told[1] else "types"
         return "vocab" if found.looked_up else "classes"
     if found.convolved and found.made:
         return "channels"
@@ -142,10 +148,10 @@ def _base(node, judgement: Judgement, where, trace, fields) -> str:
         return "ffn"
     if role == "residual":
         return "embed"
+    if found.companion == "heads":
+        return "group" if found.paired or found.pairings > 1 else "head_dim"
     if found.paired:
         return "heads"
-    if found.companion == "heads":
-        return "group" if found.pairings > 1 else "head_dim"
     if found.companion == "experts":
         return "expert_ffn"
     if found.windowed:

@@ -8,6 +8,9 @@ from typing import Any
 
 from jaxpar.naming.classes import Classes, Dim
 
+FIELD = "batch/"
+"""What stands before a field's name where it is named beside variables."""
+
 
 @dataclass
 class Scope:
@@ -37,7 +40,7 @@ class Facts:
 
     Attributes:
         weight: something learned went into it.
-        other: something that is not learned went into it.
+        other: something of the batch, or something drawn, went into it.
         field: the field of the batch whose integers it holds, or None.
         count: how many numbers it counts, if it is 0, 1, 2, ... along one of its dims.
     """
@@ -49,7 +52,7 @@ class Facts:
 
     @property
     def is_weight(self) -> bool:
-        """Whether it is a weight, perhaps reshaped or cast."""
+        """Whether it is a weight, perhaps reshaped, cast or masked."""
         return self.weight and not self.other
 
     @property

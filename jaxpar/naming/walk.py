@@ -18,7 +18,7 @@ from jax.extend.core import Literal
 from jaxpar.factors import factors, is_known
 from jaxpar.naming import control
 from jaxpar.naming.classes import Classes, Dim
-from jaxpar.naming.record import Facts, Operand, Scope, Trace, Use
+from jaxpar.naming.record import FIELD, Facts, Operand, Scope, Trace, Use
 
 _CONTRACT = frozenset({"dot_general", "conv_general_dilated", "ragged_dot_general", "ragged_dot"})
 _PLACE = frozenset({"dynamic_slice", "dynamic_update_slice"})
@@ -35,7 +35,8 @@ def relate(closed: Any, arguments: Mapping[str, Any], weights: Sequence[str]) ->
 
     Args:
         closed: the loss's ClosedJaxpr.
-        arguments: path -> abstract array, in the order of the jaxpr's arguments.
+        arguments: path -> abstract array, in the order of the jaxpr's arguments; of the batch's
+            fields, with `FIELD` before the path.
         weights: those of the paths that are learned.
     """
     walk = Walk()
@@ -45,7 +46,7 @@ def relate(closed: Any, arguments: Mapping[str, Any], weights: Sequence[str]) ->
         integer = _is_integer(var.aval)
         walk.facts[var] = Facts(
             weight=path in weights,
-            other=path not in weights,
+            other=path not in weights and (path.startswith(FIELD) or not _is_float(var.aval)),
             field=path if integer and path not in weights else None,
         )
     walk.body(closed.jaxpr, closed.consts, scope, times=1, outer=None)
@@ -204,6 +205,11 @@ class Walk:
 
     def _below(self, field: str, size: int) -> None:
         self.below[field] = min(size, self.below.get(field, size))
+
+
+def _is_float(aval) -> bool:
+    """Whether it may be a mask or a scale of weights: random streams and counters are not."""
+    return jax.numpy.issubdtype(aval.dtype, np.inexact)
 
 
 def _is_integer(aval) -> bool:
