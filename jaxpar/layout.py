@@ -92,10 +92,14 @@ class Layout:
     module: Parts
 
     @property
+    def row_axes(self) -> tuple[str, ...]:
+        """Over which mesh axes the rows of a batch lie."""
+        return axes_of(next(iter(self.batch.values()))[0])
+
+    @property
     def row_shares(self) -> int:
         """Into how many shares the rows of a batch are cut."""
-        spec = next(iter(self.batch.values()))
-        return prod(self.mesh.size(axis) for axis in axes_of(spec[0]))
+        return prod(self.mesh.size(axis) for axis in self.row_axes)
 
     def order_of(self, path: str) -> tuple[int, ...] | None:
         """Which layer lies at each place of a stored stack; None for their own order."""

@@ -29,6 +29,9 @@ from jaxpar.stages import runs_in_stages, schedule_for
 
 MODES = ("auto", "explicit", "manual")
 
+USUAL = optax.adamw(1e-3)
+"""The optimizer of a step that is given none."""
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def make_step(
 
     Args:
         layout: from `lay_out`.
-        optimizer: any optax transformation; AdamW at 1e-3 when None.
+        optimizer: any optax transformation; `USUAL` when None.
         mode: "auto", "explicit" or "manual".
         microbatches: into how many parts the batch is cut; their gradients are summed (gradient
             accumulation), weighted as the whole batch would be.
@@ -115,7 +118,7 @@ def make_step(
         raise unknown("mode", mode, MODES)
     if mode == "explicit":
         _check_typable(layout)
-    optimizer = optax.adamw(1e-3) if optimizer is None else optimizer
+    optimizer = USUAL if optimizer is None else optimizer
     make = partial(
         _make_plain,
         optimizer=optimizer,

@@ -98,7 +98,7 @@ layouts = st.sampled_from(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(networks)
 def test_names_are_stable(parts):
     """The same from trace to trace, and whichever layer was made first."""
@@ -109,7 +109,7 @@ def test_names_are_stable(parts):
     }
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(networks)
 def test_no_array_has_two_dims_that_are_split_alike(parts):
     """A choice of inner widths is one that every weight can bear."""
@@ -120,7 +120,7 @@ def test_no_array_has_two_dims_that_are_split_alike(parts):
 
 
 @pytest.mark.parametrize("mode", ["auto", "manual"])
-@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(networks, layouts)
 def test_a_layout_accepted_is_a_layout_verified(mode, parts, how):
     """Or refused in a sentence; there is no third."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -93,6 +94,7 @@ class SpokenLoss:
     ):
         self.plain, self.dims, self.residual, self.dtypes = plain, dims, residual, dtypes
 
+    @cached_property
     def widened(self) -> SpokenLoss:
         """This loss for arguments in float64."""
         return SpokenLoss(WideLoss(self.plain, self.dtypes), self.dims, self.residual, self.dtypes)

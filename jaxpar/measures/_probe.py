@@ -4,7 +4,8 @@ With equal weights everywhere a mean of means is exactly right, and a bias of ze
 added; a probe has neither.
 """
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import jax
 import jax.extend.core
@@ -28,18 +29,24 @@ def widened(model: Model) -> Model:
     if model.compute_dtype is not None and hasattr(model.config, "compute_dtype"):
         model = model.with_fields(compute_dtype=None)
 
-    def wide_build(rngs: nnx.Rngs, narrow=model.build) -> nnx.Module:
-        module = narrow(rngs)
-        state = nnx.state(module)
-        nnx.update(module, jax.tree.map(_widened, state))
-        return module
-
     batch = {
         name: replace(f, dtype=WIDE) if np.issubdtype(np.dtype(f.dtype), np.floating) else f
         for name, f in model.batch.items()
     }
-    loss = model.loss.widened() if hasattr(model.loss, "widened") else model.loss
-    return replace(model, build=wide_build, batch=batch, loss=loss, compute_dtype=None)
+    loss = model.loss.widened if hasattr(model.loss, "widened") else model.loss
+    return replace(model, build=_WideBuild(model.build), batch=batch, loss=loss, compute_dtype=None)
+
+
+@dataclass(frozen=True)
+class _WideBuild:
+    """Builds in float64 what `narrow` builds; equal where that is the same function."""
+
+    narrow: Callable[[nnx.Rngs], nnx.Module]
+
+    def __call__(self, rngs: nnx.Rngs) -> nnx.Module:
+        module = self.narrow(rngs)
+        nnx.update(module, jax.tree.map(_widened, nnx.state(module)))
+        return module
 
 
 def narrowest(layout: Layout) -> str:

@@ -169,10 +169,15 @@ def traffic_faults(layout: Layout, rows: tuple[TrafficRow, ...]) -> tuple[str, .
         for row in rows:
             if axis in row.axes and row.kind in strategy.never.get(axis, ()):
                 where = f", from {row.sources[0]}" if row.sources else ""
+                mixing = (
+                    ", or the loss takes rows of the whole batch together there"
+                    if layout.model.named and axis in layout.row_axes
+                    else ""
+                )
                 faults.append(
                     f"strategy '{strategy.name}' never causes {row.kind} over axis '{axis}', and "
                     f"the program does {row.count} of {row.bytes:,} bytes{where}: an array does "
-                    "not lie where its use needs it"
+                    f"not lie where its use needs it{mixing}"
                 )
         for kind in sorted(strategy.must.get(axis, ())):
             if kind not in said and _uses(layout, axis, kind):

@@ -15,15 +15,14 @@ import numpy as np
 
 from jaxpar.hardware._record import Hardware
 from jaxpar.layout import Layout, lay_out
+from jaxpar.measures._alone import on_one_device
 from jaxpar.measures._compare import Check, compare, relative, rounding_only
 from jaxpar.measures._diagnosis import likely_mistake
 from jaxpar.measures._probe import WIDE, narrowest, nudged, probe_batch, widened
 from jaxpar.measures._simulation import MEETINGS, every_of, mistake_in, simulation
-from jaxpar.mesh import MeshShape
 from jaxpar.program import Program, compile_step
 from jaxpar.refusal import RequestError
 from jaxpar.step import State, Step, make_step
-from jaxpar.strategies._record import Strategy
 
 BOUNDS = {
     # Honest layouts reach 3e-14 in float64 and 1.5e-6 (gradient), 5e-5 (parameters after 20 steps
@@ -41,6 +40,9 @@ ROUNDING = 1e-3
 """Share of the bound on gradients below which all of an array's gradient is rounding: that of a key
 bias, which a softmax cancels. An optimizer that divides by a gradient's size makes steps of it, so
 such an array is judged by its gradient and not by where it has gone."""
+
+LEAST_BATCH = 8
+"""Rows that a layout with few parts is tried on."""
 
 SMALL_BATCH = 32
 """Rows up to which a batch is tried as it is."""
@@ -152,12 +154,14 @@ def _check_finite(layout: Layout, metrics: Mapping[str, Any], gradients: Mapping
 def _relaid(layout: Layout, model, microbatches: int) -> Layout:
     """The layout of `model`, its batch made no larger than gives every part two rows.
 
-    A model that nobody annotated may know its batch size, so a small batch of its stays.
+    As many rows for most layouts, so that one device's side of them is the same. A model that
+    nobody annotated may know its batch size, so a small batch of its stays.
     """
     parts = layout.row_shares * microbatches
     if model.units and model.batch_size <= SMALL_BATCH and model.batch_size % parts == 0:
         return lay_out(model, strategy=layout.strategy, mesh=layout.mesh)
-    model = model.with_batch_size(parts * max(1, min(2, model.batch_size // parts)))
+    shares = max(2, LEAST_BATCH // parts)
+    model = model.with_batch_size(parts * max(1, min(shares, model.batch_size // parts)))
     return lay_out(model, strategy=layout.strategy, mesh=layout.mesh)
 
 
@@ -169,11 +173,11 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
     if averaging:
         reference = simulation(layout, step, hardware)
     else:
-        alone = lay_out(layout.model, strategy=Strategy(name="one device"), mesh=MeshShape())
-        reference = compile_step(
-            make_step(alone, optimizer=step.optimizer, microbatches=step.microbatches),
+        reference = on_one_device(
+            layout.model,
+            optimizer=step.optimizer,
+            microbatches=step.microbatches,
             hardware=hardware,
-            for_speed=False,
         )
     batch = probe_batch(layout.model, seed)
     start = _to_host(reference.init(seed))
@@ -295,10 +299,7 @@ def _steps_checks(reference, candidate, start, batch, steps, bounds, idle) -> li
 def _part_gradient(layout, step, hardware, start, batch, rows) -> dict[str, np.ndarray]:
     part = {name: value[rows] for name, value in batch.items()}
     model = layout.model.with_batch_size(len(next(iter(part.values()))))
-    alone = lay_out(model, strategy=Strategy(name="one device"), mesh=MeshShape())
-    program = compile_step(
-        make_step(alone, optimizer=step.optimizer), hardware=hardware, for_speed=False
-    )
+    program = on_one_device(model, optimizer=step.optimizer, microbatches=1, hardware=hardware)
     return _arrays_to_host(_gradients(program, start, part)[0])
 
 

@@ -54,7 +54,6 @@ def test_every_schedule_computes_what_one_device_does(schedule, microbatches):
 
 
 PRODUCTS = {
-    "data+pipeline": "pipe=2,data=4",
     "fsdp+tensor+pipeline": "pipe=2,data=2,model=2",
     "zero2+pipeline": "pipe=4,data=2",
     "zero1+tensor+pipeline": "pipe=2,data=4,model=2",
@@ -75,8 +74,7 @@ def test_pipelines_join_with_every_way_to_cut_a_stage(strategy, mesh):
 
 
 CHOICES = {
-    "full": {"remat": "full", "dropout": 0.1, "tied": True},
-    "dots": {"remat": "dots", "kv_heads": 4, "norm": "layer", "bias": True},
+    "dots": {"remat": "dots", "kv_heads": 4, "norm": "layer", "bias": True, "tied": True},
     "saved": {"remat": "attended", "gated": True, "positions": "learned", "dropout": 0.1},
 }
 
