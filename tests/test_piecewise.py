@@ -192,3 +192,10 @@ def test_a_weight_whose_pieces_cannot_be_split_stays_one():
     model = jaxpar.model(Modulated, None, {"x": jax.ShapeDtypeStruct((8, 8), "float32")})
     assert "both/kernel" in model.dims
     assert not any("pieces" in note for note in model.notes)
+
+
+def test_what_is_learned_is_not_changed_by_cutting():
+    """A filter that knows a variable by the end of its path would freeze the pieces."""
+    model = gated(trainable=lambda path, value: path[-1] == "kernel")
+    assert "gated/kernel" in model.dims
+    assert not any("pieces" in note for note in model.notes)

@@ -111,12 +111,23 @@ def model(
     fields = {path: leaf for path, leaf in arguments.items() if path.startswith(FIELD)}
     cuts = worth_cutting(closed, arguments, _weights(parts), fields)
     if cuts:
-        closed, arguments = held(closed, arguments, cuts)
-        plain = plain.of_pieces(cuts)
-        bare = replace(bare, loss=plain, build=partial(_build, module, plain))
-        parts = abstract(bare)
-        dims = {piece: dims[path] for path in dims for piece in pieces_of(path, cuts)}
+        in_pieces = plain.of_pieces(cuts)
+        cut = replace(bare, loss=in_pieces, build=partial(_build, module, in_pieces))
+        taken = abstract(cut)
+        if _learns_alike(parts, taken, cuts):
+            plain, bare, parts = in_pieces, cut, taken
+            closed, arguments = held(closed, arguments, cuts)
+            dims = {piece: dims[path] for path in dims for piece in pieces_of(path, cuts)}
     return _named(bare, plain, example, parts, closed, arguments, dims, roles or {}, loss)
+
+
+def _learns_alike(parts: Parts, taken: Parts, cuts: Mapping[str, Any]) -> bool:
+    """Whether pieces are learned where the whole was: a filter may look at the end of a path."""
+    return all(
+        (path in parts.parameters) == (piece in taken.parameters)
+        for path in cuts
+        for piece in pieces_of(path, cuts)
+    )
 
 
 def _weights(parts: Parts) -> list[str]:
