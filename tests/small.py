@@ -5,6 +5,7 @@ The catalogues name the entries, so that a new file is held to the laws the mome
 
 from dataclasses import fields, replace
 from functools import cache
+from itertools import cycle
 
 from jaxpar.case import load_strategy
 from jaxpar.catalogue import HARDWARE, MODELS, STRATEGIES
@@ -108,17 +109,24 @@ def crossed() -> list[tuple[str, str, str]]:
     way to cut by `FEW`; a strategy that does not suit the decoder meets all that it suits.
     """
     chosen = [(m, s) for m, s in pairs() if m == DECODER or s in FEW or not suits(DECODER, s)]
-    return [(m, s, mode) for m, s in chosen for mode in modes_of(s)]
+    turns = cycle(
+        (*MODES, *reversed(MODES))
+    )  # a model that is not the decoder meets one mode with each of the few
+    return [
+        (m, s, mode)
+        for m, s in chosen
+        for mode in ([next(turns)] if m != DECODER and s in FEW else modes_of(s))
+    ]
 
 
 def modes_of(strategy: str) -> tuple[str, ...]:
     """The modes in which a strategy's step differs from all others.
 
-    Stages are one step in both modes. An outer step belongs to the averaging, which no mode
-    touches; what is inside a copy is that of plain averaging.
+    Stages are one step in both modes, and so is a step that splits nothing. An outer step belongs
+    to the averaging, which no mode touches; what is inside a copy is that of plain averaging.
     """
     s = load_strategy(strategy)
-    alike = s.stages or (s.averaging and not s.averaging.plain)
+    alike = s.stages or not s.axes or (s.averaging and not s.averaging.plain)
     return MODES[:1] if alike else MODES
 
 

@@ -139,7 +139,7 @@ def test_what_is_tested_is_the_average_of_the_copies():
 @pytest.mark.parametrize(
     ("model", "strategy"),
     [
-        ("transformer", "diloco+zero1+tensor"),
+        ("mlp", "diloco+zero1+tensor"),
         ("convnet", "local_sgd+fsdp+tensor"),
     ],
 )

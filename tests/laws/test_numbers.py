@@ -98,8 +98,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(microbatches, mode):
 SIZED = {small_model(name).config: name for name in MODELS.names() if name not in kinds_of_model()}
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("model", sorted(SIZED.values()))
+@pytest.mark.parametrize(
+    ("model", "mode"), list(zip(sorted(SIZED.values()), cycle(MODES), strict=False))
+)
 def test_sized_models_compute_the_same_when_small(model, mode):
     """A size of another model, with its own choices, computes the same under fsdp+tensor.
 
