@@ -12,19 +12,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
-from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen, nnx
+from flax import nnx
 from jax.extend.source_info_util import register_exclusion
 
 from jaxpar.door.example import read_example
-from jaxpar.door.linen import from_linen
 from jaxpar.door.losses import PlainLoss, SpokenLoss, trace_loss
-from jaxpar.door.pieces import cut_in, held, pieces_of, worth_cutting
+from jaxpar.door.making import remade
+from jaxpar.door.pieces import held, pieces_of, worth_cutting
 from jaxpar.door.trying import trying
 from jaxpar.models._record import Model
 from jaxpar.modules import Parts, abstract, names_in_metadata, values_of
@@ -90,7 +89,7 @@ def model(
     plain = PlainLoss(called, loss, example, trainable)
     bare = Model(
         name=called,
-        build=partial(_build, module, plain),
+        build=partial(remade, module, plain),
         loss=plain,
         batch=example.fields({}, {}),
         trainable=trainable,
@@ -112,7 +111,7 @@ def model(
     cuts = worth_cutting(closed, arguments, _weights(parts), fields)
     if cuts:
         in_pieces = plain.of_pieces(cuts)
-        cut = replace(bare, loss=in_pieces, build=partial(_build, module, in_pieces))
+        cut = replace(bare, loss=in_pieces, build=partial(remade, module, in_pieces))
         taken = abstract(cut)
         if _learns_alike(parts, taken, cuts):
             plain, bare, parts = in_pieces, cut, taken
@@ -200,78 +199,6 @@ def _notes(trace, loss, cuts) -> tuple[str, ...]:
             "can lie over devices by the same heads or columns"
         )
     return tuple(notes)
-
-
-def _build(module: Any, plain: PlainLoss, rngs: nnx.Rngs) -> nnx.Module:
-    """Make the module anew, as it was made at first; a module that was given keeps its values."""
-    with jax.enable_x64(plain.x64):
-        made = _made(module, plain, rngs)
-    made.train()
-    cut_in(made, plain.trainable, plain.cuts)
-    return made
-
-
-def _made(module: Any, plain: PlainLoss, rngs: nnx.Rngs) -> nnx.Module:
-    made, called, example = module, plain.called, plain.example
-    if not isinstance(module, nnx.Module | linen.Module):
-        made = _call_factory(called, module, rngs)
-    if isinstance(made, linen.Module):
-        return from_linen(made, rngs, lambda m: plain.loss(m, example.zeros()))
-    if isinstance(made, Model) or not isinstance(made, nnx.Module):
-        raise RequestError(
-            f"model '{called}': expected a Flax module or a factory of one, and got "
-            f"{type(made).__name__}: give an nnx.Module, a linen.Module, or a function that "
-            "returns one"
-        )
-    _keep_arrays(made)
-    graph, state = nnx.split(made)
-    if made is module and any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(state)):
-        raise RequestError(
-            f"model '{called}': its arrays are only shapes, so it cannot be initialised: give the "
-            "factory that makes it"
-        )
-    return nnx.merge(graph, jax.tree.map(jnp.asarray, state))
-
-
-def _keep_arrays(module: nnx.Module) -> None:
-    """Let Flax know of arrays that are attributes as they are, such as a table of positions.
-
-    While a module is traced Flax takes them for structure, and they would escape the trace.
-    """
-    for _, node in list(nnx.iter_modules(module)):
-        for name, value in list(vars(node).items()):
-            if isinstance(value, jax.Array):
-                setattr(node, name, nnx.data(value))
-
-
-def _call_factory(called: str, factory: Any, rngs: nnx.Rngs) -> Any:
-    if not callable(factory):
-        raise RequestError(
-            f"model '{called}': expected a Flax module or a factory of one, and got "
-            f"{type(factory).__name__}"
-        )
-    try:
-        parameters = _parameters(factory)
-    except (TypeError, ValueError):
-        return factory()
-    if "rngs" in parameters:
-        return factory(rngs=rngs)
-    required = [
-        p
-        for p in parameters.values()
-        if p.default is Parameter.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    return factory(rngs) if len(required) == 1 else factory()
-
-
-def _parameters(factory: Any) -> Mapping[str, Parameter]:
-    """What a factory can still be given."""
-    if isinstance(factory, partial):
-        left = [*_parameters(factory.func).values()][len(factory.args) :]
-        return {p.name: p for p in left if p.name not in factory.keywords}
-    if isinstance(factory, type):  # Flax's classes are called by their metaclass, taking anything
-        return dict([*signature(factory.__init__).parameters.items()][1:])
-    return signature(factory).parameters
 
 
 def _mean_square(module: Any, batch: Any) -> jax.Array:
