@@ -199,3 +199,27 @@ def test_what_is_learned_is_not_changed_by_cutting():
     model = gated(trainable=lambda path, value: path[-1] == "kernel")
     assert "gated/kernel" in model.dims
     assert not any("pieces" in note for note in model.notes)
+
+
+def test_a_weight_that_a_tuple_holds_stays_one_and_the_others_do_not():
+    """Nothing can be put into a tuple in its place."""
+
+    class Both(nnx.Module):
+        def __init__(self, rngs):
+            self.one = Gated(rngs)
+            self.held = nnx.data((nnx.Param(jnp.ones((8, 64))), nnx.Param(jnp.ones((32, 8)))))
+
+        def __call__(self, x):
+            gate, up = jnp.split(self.one(x) @ self.held[0][...], 2, axis=-1)
+            return (gate * up) @ self.held[1][...]
+
+    model = jaxpar.model(Both, None, {"x": jax.ShapeDtypeStruct((8, 8), "float32")})
+    assert {"one/gated/kernel/0", "held/0"} <= model.dims.keys()
+
+
+def test_a_frozen_matrix_is_held_in_pieces_too():
+    """It is handed on as it came, and nobody needs it whole for that."""
+
+    model = gated(trainable=nnx.All(nnx.Param, nnx.PathContains("down")))
+    assert model.dims["gated/kernel/0"] == model.dims["gated/kernel/1"]
+    assert model.roles[model.dims["down/kernel"][0]] == "inner"

@@ -108,25 +108,30 @@ def model(
     )
     dims = _checked(called, dims or {}, arguments)
     fields = {path: leaf for path, leaf in arguments.items() if path.startswith(FIELD)}
+    never: set[str] = set()
     cuts = worth_cutting(closed, arguments, _weights(parts), fields)
-    if cuts:
+    while cuts:
         in_pieces = plain.of_pieces(cuts)
         cut = replace(bare, loss=in_pieces, build=partial(remade, module, in_pieces))
         taken = abstract(cut)
-        if _learns_alike(parts, taken, cuts):
+        alike = {path: c for path, c in cuts.items() if _learned_alike(path, parts, taken, cuts)}
+        if alike == cuts:
             plain, bare, parts = in_pieces, cut, taken
             closed, arguments = held(closed, arguments, cuts)
             dims = {piece: dims[path] for path in dims for piece in pieces_of(path, cuts)}
+            break
+        never |= cuts.keys() - alike.keys()
+        cuts = worth_cutting(closed, arguments, _weights(parts), fields, never)
     return _named(bare, plain, example, parts, closed, arguments, dims, roles or {}, loss)
 
 
-def _learns_alike(parts: Parts, taken: Parts, cuts: Mapping[str, Any]) -> bool:
-    """Whether pieces are learned where the whole was: a filter may look at the end of a path."""
-    return all(
-        (path in parts.parameters) == (piece in taken.parameters)
-        for path in cuts
-        for piece in pieces_of(path, cuts)
-    )
+def _learned_alike(path: str, parts: Parts, taken: Parts, cuts: Mapping[str, Any]) -> bool:
+    """Whether a weight's pieces are there, and learned if it was.
+
+    A filter may look at the end of a path, and a tuple cannot hold another thing.
+    """
+    group = "parameters" if path in parts.parameters else "state"
+    return all(piece in getattr(taken, group) for piece in pieces_of(path, cuts))
 
 
 def _weights(parts: Parts) -> list[str]:

@@ -7,7 +7,7 @@ called it has the whole one, as it was written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -48,7 +48,11 @@ class Cut:
 
 
 def worth_cutting(
-    closed: Any, arguments: Mapping[str, Any], weights: Sequence[str], fields: Mapping[str, Any]
+    closed: Any,
+    arguments: Mapping[str, Any],
+    weights: Collection[str],
+    fields: Mapping[str, Any],
+    never: Collection[str] = (),
 ) -> dict[str, Cut]:
     """Path -> cut, of every weight that can lie over devices in pieces and could not in one.
 
@@ -57,17 +61,27 @@ def worth_cutting(
         arguments: path -> abstract array, in the order of its arguments.
         weights: paths of what is learned or frozen.
         fields: path -> abstract array of the batch.
+        never: weights that cannot be cut.
     """
     asked = find_cuts(closed.jaxpr)
     offered = {}
     for var, (path, array) in zip(closed.jaxpr.invars, arguments.items(), strict=True):
         dims = {d: sorted(p) for d, p in asked.at(var).items() if len(p) < MOST}
-        if path in weights and len(dims) == 1:
+        if path in weights and path not in never and len(dims) == 1:
             [(dim, points)] = dims.items()
             ends = pairwise((0, *points, array.shape[dim]))
             offered[path] = Cut(dim, tuple(end - start for start, end in ends))
-    if not offered:
-        return {}
+    while offered:
+        # What is left whole may be what another's pieces needed.
+        kept = _splittable(closed, arguments, weights, fields, offered)
+        if kept == offered:
+            break
+        offered = kept
+    return offered
+
+
+def _splittable(closed, arguments, weights, fields, offered) -> dict[str, Cut]:
+    """Those cuts of which every piece could be split, if all of them were made."""
     closed, pieces = held(closed, arguments, offered)
     learned = {piece: pieces[piece] for path in weights for piece in pieces_of(path, offered)}
     trace = relate(closed, pieces, list(learned))
@@ -76,7 +90,8 @@ def worth_cutting(
     def is_split(path: str, cut: Cut) -> bool:
         along = [trace.arguments[piece][cut.dim] for piece in pieces_of(path, offered)]
         firsts = [trace.classes.resolve(dim)[:1] for dim in along]
-        return any(roles.get(node) in _SPLIT for nodes in firsts for node in nodes)
+        # Half of it split would have to be moved to where the other half is needed whole.
+        return all(nodes and roles.get(nodes[0]) in _SPLIT for nodes in firsts)
 
     return {path: cut for path, cut in offered.items() if is_split(path, cut)}
 
@@ -147,6 +162,6 @@ def _exchange(module: nnx.Module, pairs: Sequence[tuple[Any, Any]]) -> None:
         elif isinstance(holder, list | nnx.List):
             for at in [k for k, value in enumerate(holder) if id(value) in news]:
                 holder[at] = news[id(holder[at])]
-        elif isinstance(holder, nnx.Module):
+        elif isinstance(holder, nnx.Pytree):
             for name in [n for n, value in vars(holder).items() if id(value) in news]:
                 setattr(holder, name, news[id(getattr(holder, name))])

@@ -90,8 +90,8 @@ def _made_by(eqn) -> dict[int, Points]:
     if name == "unstack":
         return {p["axis"]: frozenset(range(1, shape[p["axis"]]))}
     if name == "slice" and all(s == 1 for s in p["strides"] or ()):
-        ends = zip(p["start_indices"], p["limit_indices"], strict=True)
-        cut = {d: frozenset(pair) - {0, n} for d, (pair, n) in enumerate(zip(ends, shape))}  # noqa: B905
+        ends = zip(p["start_indices"], p["limit_indices"], shape, strict=True)
+        cut = {d: frozenset({start, end}) - {0, n} for d, (start, end, n) in enumerate(ends)}
         return {d: points for d, points in cut.items() if points}
     return {}
 

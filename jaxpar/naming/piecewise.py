@@ -71,16 +71,25 @@ def piecewise(closed: ClosedJaxpr) -> ClosedJaxpr:
     ['dot_general', 'dot_general', 'mul']
     """
     cuts = find_cuts(closed.jaxpr)
-    return in_pieces(closed, closed.in_avals) if _has_work(closed.jaxpr, cuts) else closed
-
-
-def in_pieces(closed: ClosedJaxpr, arguments: Sequence[Any]) -> ClosedJaxpr:
-    """The same function of other arguments: abstract arrays, or `Pieces` of them."""
-    cuts = find_cuts(closed.jaxpr)
+    if not _has_work(closed.jaxpr, cuts):
+        return closed
 
     def function(*args):
         results = _InPieces().run(closed.jaxpr, closed.consts, cuts, args)
         return [whole(r) for r in results]
+
+    return jax.make_jaxpr(function)(*closed.in_avals)
+
+
+def in_pieces(closed: ClosedJaxpr, arguments: Sequence[Any]) -> ClosedJaxpr:
+    """The same function of other arguments: abstract arrays, or `Pieces` of them.
+
+    What it hands on in pieces, such as a frozen weight, are results of their own.
+    """
+    cuts = find_cuts(closed.jaxpr)
+
+    def function(*args):
+        return _InPieces().run(closed.jaxpr, closed.consts, cuts, args)
 
     return jax.make_jaxpr(function)(*arguments)
 
