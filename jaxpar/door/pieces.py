@@ -131,12 +131,12 @@ def cut_in(module: nnx.Module, trainable: Any, cuts: Mapping[str, Cut]) -> None:
 @contextmanager
 def whole(module: nnx.Module, cuts: Mapping[str, Cut]) -> Iterator[None]:
     """While it lasts, the module has whole variables where it holds pieces."""
+    keys = take_apart(module).keys if cuts else {}
     pairs = []
-    for path, node in nnx.iter_graph(module) if cuts else ():
-        cut = cuts.get("/".join(map(str, path)))
-        if cut is not None and isinstance(node, nnx.List):
-            pieces = [piece.get_value() for piece in node]
-            pairs.append((node, node[0].replace(jnp.concatenate(pieces, cut.dim))))
+    for path, cut in cuts.items():
+        node = _at(module, keys[pieces_of(path, cuts)[0]][:-1])
+        pieces = [piece.get_value() for piece in node]
+        pairs.append((node, node[0].replace(jnp.concatenate(pieces, cut.dim))))
     _exchange(module, pairs)
     try:
         yield
