@@ -11,11 +11,11 @@ from pathlib import Path
 
 from absl import logging
 
-from experiments import _options
-from jaxpar.catalogue import Catalogue
-from jaxpar.refusal import RequestError, unknown
+from jaxpar.cli import options as command_line
+from jaxpar.core.catalogue import Catalogue
+from jaxpar.core.errors import RequestError, unknown
 
-VERBS = Catalogue("experiments._verbs", "verb")
+VERBS = Catalogue("jaxpar.cli.verbs", "verb")
 TAKES = {"train": "MODEL", "inspect": "MODEL", "verify": "MODEL", "run": "NAME", "bench": "NAME"}
 """What a verb wants after it."""
 MAY_TAKE = {"doctor": "MODEL"}
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     """Run one command line and return its exit status."""
     logging.use_absl_handler()
     try:
-        options = _options.parse(argv)
+        options = command_line.parse(argv)
         if options.help or not options.words:
             return _help()
         name, *words = options.words
@@ -44,15 +44,15 @@ def main(argv: list[str]) -> int:
                 f"'{name}' takes {takes}, and got {' '.join(words)}: options start with --"
             )
         _keep_compiled_programs()
-        return _run(name, _options.Options(tuple(words), options.values))
+        return _run(name, command_line.Options(tuple(words), options.values))
     except RequestError as error:
         print(f"experiments: {error}", file=sys.stderr)
         return 2
 
 
-def _run(name: str, options: _options.Options) -> int:
-    from experiments._screen import Screen  # after the words are known to make sense: it is slow
-    from jaxpar.program import prefer_cpu
+def _run(name: str, options: command_line.Options) -> int:
+    from jaxpar.cli.screen import Screen
+    from jaxpar.program.devices import prefer_cpu
 
     if options.hardware != "local" and (name != "doctor" or options.words):
         prefer_cpu()
@@ -70,7 +70,7 @@ def _help() -> int:
         takes = TAKES.get(name) or (f"[{MAY_TAKE[name]}]" if name in MAY_TAKE else "")
         print(f"  {name + ' ' + takes:<16} {VERBS.summary(name)}")
     print("\noptions")
-    for typed, text in _options.help_lines():
+    for typed, text in command_line.help_lines():
         print(f"  {typed:<26} {text}")
     return 0
 

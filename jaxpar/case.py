@@ -13,24 +13,21 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from jaxpar.catalogue import DATA, HARDWARE, MODELS, STRATEGIES
-from jaxpar.data._record import Dataset
-from jaxpar.door.trying import trying
-from jaxpar.hardware._record import Hardware
-from jaxpar.layout import Layout, lay_out
-from jaxpar.mesh import MeshShape
-from jaxpar.models._record import Model
-from jaxpar.program import (
-    MOST_FAKE_DEVICES,
-    USUAL_FAKE_DEVICES,
-    Program,
-    ask_for_devices,
-    compile_step,
-)
-from jaxpar.refusal import RequestError, unknown
-from jaxpar.step import MODES, Step, make_step
-from jaxpar.strategies._record import Strategy, combine, parts
-from jaxpar.train import Training, check_data, optimizer_of, set_fields
+from jaxpar.core.catalogue import DATA, HARDWARE, MODELS, STRATEGIES
+from jaxpar.core.errors import RequestError, unknown
+from jaxpar.core.mesh import MeshShape
+from jaxpar.data.record import Dataset
+from jaxpar.hardware.record import Hardware
+from jaxpar.inference.calling import trying
+from jaxpar.layout.lay_out import lay_out
+from jaxpar.layout.record import Layout
+from jaxpar.models.record import Model
+from jaxpar.program.devices import MOST_FAKE_DEVICES, USUAL_FAKE_DEVICES, ask_for_devices
+from jaxpar.program.record import Program, compile_step
+from jaxpar.runtime.train import Training, check_data, optimizer_of, set_fields
+from jaxpar.step.make_step import MODES, make_step
+from jaxpar.step.record import Step
+from jaxpar.strategies.record import Strategy, combine, parts
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxpar.case import Case, Resolved
-from jaxpar.measures.held import held
+from jaxpar.core.errors import LayoutError
+from jaxpar.core.mesh import sizes_of
 from jaxpar.measures.inspect import inspect
-from jaxpar.measures.verify import verify
-from jaxpar.mesh import sizes_of
-from jaxpar.program import Program
-from jaxpar.refusal import LayoutError
-from jaxpar.train import train
+from jaxpar.measures.memory import held
+from jaxpar.measures.verify.verify import verify
+from jaxpar.program.record import Program
+from jaxpar.runtime.train import train
 
 Row = Mapping[str, Any]
 Rows = tuple[Row, ...]

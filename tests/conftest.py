@@ -5,7 +5,8 @@ JAX's strict dtype promotion is not on: optax's own bias correction multiplies a
 
 import jax
 
-from jaxpar.program import QUICK, prefer_cpu
+from jaxpar.program.devices import prefer_cpu
+from jaxpar.program.record import QUICK
 
 prefer_cpu()
 jax.config.update("jax_num_cpu_devices", 16)

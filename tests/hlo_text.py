@@ -1,7 +1,7 @@
 """Texts of compiled programs for the tests to read, and the collectives found in them."""
 
-from jaxpar import hlo
-from jaxpar.collectives import Collective, collectives
+from jaxpar.hlo.collectives import Collective, collectives
+from jaxpar.hlo.parse import parse
 
 G = "replica_groups={{0,2,4,6},{1,3,5,7}}"
 ARRAY_BYTES = 16 * 8 * 4
@@ -76,7 +76,7 @@ def run_loop(name: str, array: str, start: str = "0", known: str = "") -> str:
 
 
 def found(text: str) -> tuple[Collective, ...]:
-    return collectives(hlo.parse(text))
+    return collectives(parse(text))
 
 
 def only(text: str) -> Collective:

@@ -8,8 +8,8 @@ import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxpar.manual import trace
-from jaxpar.program import QUICK
+from jaxpar.program.record import QUICK
+from jaxpar.spmd import trace
 
 # Measured worst over all float64 tests: 3e-15 relative to the leaf's largest gradient.
 BOUND = 1e-12

@@ -8,12 +8,13 @@ from functools import cache
 from itertools import cycle
 
 from jaxpar.case import load_strategy
-from jaxpar.catalogue import HARDWARE, MODELS, STRATEGIES
-from jaxpar.layout import Layout, lay_out
-from jaxpar.mesh import ALWAYS, MeshShape
-from jaxpar.models._record import Model
-from jaxpar.refusal import LayoutError
-from jaxpar.strategies._record import Strategy
+from jaxpar.core.catalogue import HARDWARE, MODELS, STRATEGIES
+from jaxpar.core.errors import LayoutError
+from jaxpar.core.mesh import ALWAYS, MeshShape
+from jaxpar.layout.lay_out import lay_out
+from jaxpar.layout.record import Layout
+from jaxpar.models.record import Model
+from jaxpar.strategies.record import Strategy
 
 MODES = ("auto", "manual")
 """The modes that every pair is tried in; `test_explicit` has the third."""

@@ -4,23 +4,25 @@ import sys
 
 import pytest
 
-from jaxpar.catalogue import DATA, EXCHANGES, HARDWARE, MODELS, STRATEGIES, Catalogue
-from jaxpar.refusal import RequestError
+from jaxpar.core.catalogue import DATA, EXCHANGES, HARDWARE, MODELS, STRATEGIES, Catalogue
+from jaxpar.core.errors import RequestError
 
 ALL = (MODELS, STRATEGIES, HARDWARE, EXCHANGES, DATA)
 
 
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):
-    """A package with an entry, a broken entry and a private file."""
+    """A package with an entry, a broken entry and a file that serves them."""
     folder = tmp_path / "shelf_for_test"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
     (folder / "good.py").write_text(
         '"""Good first line.\n\nMore."""\n\ndef thing():\n    return 7\n'
     )
-    (folder / "broken.py").write_text('"""Broken, but listed."""\nimport no_such_module_at_all\n')
-    (folder / "_private.py").write_text("thing = None\n")
+    (folder / "broken.py").write_text(
+        '"""Broken, but listed."""\nimport no_such_module_at_all\n\nthing = None\n'
+    )
+    (folder / "record.py").write_text("def things():\n    return []\n")
     monkeypatch.syspath_prepend(tmp_path)
     yield Catalogue("shelf_for_test", "thing")
     for name in [n for n in sys.modules if n.partition(".")[0] == "shelf_for_test"]:
@@ -28,7 +30,7 @@ def shelf(tmp_path, monkeypatch):
 
 
 def test_a_new_file_is_a_new_entry(shelf):
-    """Nothing else is edited: the names are the files', without private ones."""
+    """Nothing else is edited: the names are the files', where they define the noun."""
     assert shelf.names() == ("broken", "good")
     (shelf.folder / "added.py").write_text('"""Added."""\n\ndef thing():\n    return 8\n')
     assert shelf.names() == ("added", "broken", "good")
@@ -50,8 +52,8 @@ def test_an_unknown_name_is_refused_with_the_nearest(shelf):
         RequestError, match=r"unknown thing 'god': did you mean 'good'.*broken, good"
     ):
         shelf.load("god")
-    with pytest.raises(RequestError, match="unknown thing '_private'"):
-        shelf.load("_private")
+    with pytest.raises(RequestError, match="unknown thing 'record'"):
+        shelf.load("record")
 
 
 @pytest.mark.parametrize("catalogue", ALL, ids=lambda c: c.noun)

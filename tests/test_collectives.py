@@ -16,9 +16,9 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxpar import hlo
-from jaxpar.collectives import axes_of, parse_groups, spans_whole_axes
-from jaxpar.measures import _traffic
+from jaxpar.hlo.collectives import axes_of, parse_groups, spans_whole_axes
+from jaxpar.hlo.parse import parse
+from jaxpar.measures import traffic
 
 MESH = {"data": 4, "model": 2}  # partition ids: data 0 is (0, 1), data 1 is (2, 3), ...
 DATA_GROUPS = ((0, 2, 4, 6), (1, 3, 5, 7))
@@ -279,14 +279,14 @@ def test_traffic_sums_by_kind_and_axes_and_sorts_by_bytes():
         loop("a", inside),
         TABLES,
     )
-    rows = _traffic.traffic(text, MESH)
+    rows = traffic.traffic(text, MESH)
     assert [(r.kind, r.axes, r.count, r.bytes, r.exact) for r in rows] == [
         ("all-gather", ("data", "model"), 1, 8 * ARRAY_BYTES, True),
         ("all-reduce", ("data",), 7, 7 * ARRAY_BYTES, True),
         ("all-reduce", ("model",), 1, ARRAY_BYTES, True),
     ]
     assert [r.sources for r in rows] == [(), ("/home/me/model.py:12 block", "grads"), ()]
-    records = json.loads(json.dumps(_traffic.as_records(rows)))
+    records = json.loads(json.dumps(traffic.as_records(rows)))
     assert records[1] == {
         "kind": "all-reduce",
         "axes": ["data"],
@@ -303,7 +303,7 @@ def test_traffic_keeps_partial_axes_and_guesses_apart():
         + "%half = f32[16,8] all-reduce(%p), replica_groups=[4,2]<=[2,4]T(1,0)",
         loop("a", ONE_REDUCE),
     )
-    rows = _traffic.traffic(text, MESH)
+    rows = traffic.traffic(text, MESH)
     assert {(r.axes, r.whole, r.exact) for r in rows} == {
         (("data",), True, False),
         (("data",), False, True),  # groups (0, 4), (1, 5), ...: every other row of data
@@ -327,7 +327,7 @@ def abstract(mesh, shape, *spec, dtype=jnp.float32):
 
 def rows_of(function, *arguments, **options):
     text = jax.jit(function).lower(*arguments).compile(**options).as_text()
-    return {(r.kind, *r.axes): r for r in _traffic.traffic(text, MESH)}
+    return {(r.kind, *r.axes): r for r in traffic.traffic(text, MESH)}
 
 
 def manual(mesh, in_specs, out_specs):
@@ -486,7 +486,7 @@ def test_fsdp_on_described_h100s_says_what_arithmetic_says(fsdp_text):
     # What one model shard holds of one layer, whole along data: 256 x 256 twice, float32.
     layer_bytes = 2 * WIDTH * (HIDDEN // 2) * 4
     activation_bytes = (BATCH // 4) * WIDTH * 4
-    rows = {(r.kind, *r.axes): r for r in _traffic.traffic(fsdp_text, MESH)}
+    rows = {(r.kind, *r.axes): r for r in traffic.traffic(fsdp_text, MESH)}
     assert {key: row.bytes for key, row in rows.items()} == {
         ("all-gather", "data"): 2 * LAYERS * layer_bytes,
         ("reduce-scatter", "data"): LAYERS * layer_bytes,
@@ -522,9 +522,9 @@ def test_sources_of_a_described_program_are_lines_of_this_file(fsdp_text):
 
 
 def test_every_kind_is_read_from_a_described_program(zoo_text):
-    rows = {(r.kind, *r.axes): r for r in _traffic.traffic(zoo_text, MESH)}
+    rows = {(r.kind, *r.axes): r for r in traffic.traffic(zoo_text, MESH)}
     assert {key: row.bytes for key, row in rows.items()} == ZOO_BYTES
-    opcodes = {i.opcode for c in hlo.parse(zoo_text).computations.values() for i in c.instructions}
+    opcodes = {i.opcode for c in parse(zoo_text).computations.values() for i in c.instructions}
     # JAX 0.10 makes every kind asynchronous here, 0.12 leaves some as one instruction.
     assert all({kind, f"{kind}-start"} & opcodes for kind, *_ in ZOO_BYTES)
     assert any(one.is_async for one in found(zoo_text))

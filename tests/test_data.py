@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import jaxpar.data
-from jaxpar.data import _windows, digits, iterable, text, tokens
-from jaxpar.data._record import DataError, Dataset
+from jaxpar.data import digits, iterable, text, tokens, windows
+from jaxpar.data.record import DataError, Dataset
 
 SIZE = 12
 ROOM = pathlib.Path(jaxpar.data.__path__[0])
@@ -76,7 +76,7 @@ def test_no_file_of_the_folder_imports_jax():
                 modules = [alias.name for alias in node.names]
             for module in modules:
                 seen += 1
-                ours = module.startswith("jaxpar.data.") or module == "jaxpar.refusal"
+                ours = module.startswith("jaxpar.data.") or module == "jaxpar.core.errors"
                 assert ours or module.split(".")[0] in allowed, (file.name, module)
     assert seen >= 10
 
@@ -165,8 +165,8 @@ def test_only_the_rows_asked_for_are_read():
             Counted.read += at.size
             return (at % 7).astype(np.uint8)
 
-    stream = _windows.Stream("counted", Counted())
-    dataset = _windows.windows("counted", train=stream, test=stream, sequence=9, vocabulary=7)
+    stream = windows.Stream("counted", Counted())
+    dataset = windows.windows("counted", train=stream, test=stream, sequence=9, vocabulary=7)
     dataset.batch(0, size=64, rows=slice(30, 32))
     assert Counted.read == 2 * (9 + 1)
     list(dataset.evaluation(size=64, rows=slice(30, 32), limit=3))

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from experiments.__main__ import main
-from experiments._benchmarks import _alternate
-from experiments._verbs.bench import BENCHMARKS
-from experiments._verbs.list import EXPERIMENTS
+from experiments.benchmarks import alternate
+from jaxpar.cli.verbs.bench import BENCHMARKS
+from jaxpar.cli.verbs.list import EXPERIMENTS
 from jaxpar.experiment import Claim, walk
 
 SLOW = {
@@ -83,8 +83,8 @@ def test_a_benchmark_gives_a_row_a_layout(name, monkeypatch):
     """At toy size, each row holds both times and their ratio; no time is judged."""
     import importlib
 
-    module = importlib.import_module(f"experiments._benchmarks.{name}")
-    monkeypatch.setattr(_alternate, "STEPS_A_ROUND", 1)
+    module = importlib.import_module(f"experiments.benchmarks.{name}")
+    monkeypatch.setattr(alternate, "STEPS_A_ROUND", 1)
     monkeypatch.setattr(module, "LAYOUTS", module.LAYOUTS[-1:])
     small = {"layers": 1, "width": 32, "heads": 8, "kv_heads": 8, "ffn": 64, "vocabulary": 32}
     small |= {"sequence": 16, "WIDTH": 24, "HIDDEN": 32, "VOCABULARY": 16}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from jaxpar.factors import factors, is_known
+from jaxpar.jaxprs.rules import factors, is_known
 
 
 def only(fn, *shapes, name=None):

@@ -5,14 +5,15 @@ from fractions import Fraction
 import pytest
 from hlo_text import ONE_REDUCE, TABLES, G, found, loop, only, program, run_loop
 
-from jaxpar import hlo
+from jaxpar.hlo.executions import Times, executions
+from jaxpar.hlo.parse import Frame, bytes_of, parse
 
 
 def test_a_line_or_a_text_that_is_not_understood_is_an_error():
     with pytest.raises(ValueError, match="not understood"):
-        hlo.parse(program("%r = f32[16,8] <garbled"))
+        parse(program("%r = f32[16,8] <garbled"))
     with pytest.raises(ValueError, match="no ENTRY"):
-        hlo.parse("HloModule empty\n")
+        parse("HloModule empty\n")
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ def test_a_line_or_a_text_that_is_not_understood_is_an_error():
     ],
 )
 def test_bytes_of_every_width(shape, expected):
-    assert hlo.bytes_of(shape) == expected
+    assert bytes_of(shape) == expected
 
 
 # --- executions ----------------------------------------------------------------------------------
@@ -45,8 +46,8 @@ def test_nested_loops_multiply():
     assert (in_outer.executions, in_outer.exact) == (5, True)
     assert (in_inner.executions, in_inner.exact) == (15, True)
     # A condition runs once more than its body: 5 times (3 + 1) for the inner one.
-    runs = hlo.executions(hlo.parse(text))
-    assert runs["inner_cond"] == runs["inner_less"] == hlo.Times(20, True)
+    runs = executions(parse(text))
+    assert runs["inner_cond"] == runs["inner_less"] == Times(20, True)
     assert "add" not in runs  # a reducer runs once an element, which is not control flow
 
 
@@ -85,8 +86,8 @@ def test_a_branch_counts_as_taken_and_is_marked():
     in_branch, after = found(text)
     assert (in_branch.executions, in_branch.exact) == (1, False)
     assert (after.executions, after.exact) == (1, True)
-    runs = hlo.executions(hlo.parse(text))
-    assert runs["yes"] == runs["no"] == hlo.Times(1, False)
+    runs = executions(parse(text))
+    assert runs["yes"] == runs["no"] == Times(1, False)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +128,6 @@ def test_frames_are_read_innermost_first():
     """The printer shows a parent's id plus one, and one for no parent: 2's parent is 1."""
     meta = 'metadata={op_name="jit(f)/block/dot_general" stack_frame_id=2}'
     one = only(program(f"%r = f32[16,8] all-reduce(%p), {G}, {meta}", tables=TABLES))
-    inner = hlo.Frame("/home/me/model.py", 12, "block")
-    assert one.frames == (inner, hlo.Frame("/home/me/train.py", 99, "main"))
+    inner = Frame("/home/me/model.py", 12, "block")
+    assert one.frames == (inner, Frame("/home/me/train.py", 99, "main"))
     assert (one.op_name, one.borrowed) == ("jit(f)/block/dot_general", False)

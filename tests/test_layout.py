@@ -7,11 +7,11 @@ from jax.sharding import PartitionSpec as P
 from small import small_model, small_strategy
 
 from jaxpar.case import load_strategy
-from jaxpar.catalogue import MODELS, STRATEGIES
-from jaxpar.layout import lay_out
-from jaxpar.mesh import MeshShape
-from jaxpar.refusal import LayoutError, RequestError
-from jaxpar.strategies._record import Strategy, combine
+from jaxpar.core.catalogue import MODELS, STRATEGIES
+from jaxpar.core.errors import LayoutError, RequestError
+from jaxpar.core.mesh import MeshShape
+from jaxpar.layout.lay_out import lay_out
+from jaxpar.strategies.record import Strategy, combine
 
 
 def laid(model, strategy, mesh):

@@ -13,9 +13,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from small import small_layout
 
 import jaxpar
-from jaxpar.complaints import read_complaints
 from jaxpar.measures.lint import Finding, lint
-from jaxpar.pins import pinned, watching
+from jaxpar.program.warnings import read_complaints
+from jaxpar.step.constraints import pinned, watching
 
 CPU = jaxpar.HARDWARE.load("cpu")()
 MESH = jaxpar.MeshShape(data=4, model=2)

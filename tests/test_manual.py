@@ -22,7 +22,7 @@ from manual_laws import (
     normal,
 )
 
-from jaxpar.manual import ManualError, trace
+from jaxpar.spmd import ManualError, trace
 
 
 @pytest.fixture(autouse=True)
@@ -302,7 +302,7 @@ def test_a_plan_called_with_whole_arrays_says_so():
 def test_planning_needs_no_backend():
     code = (
         "import jax, jax.numpy as jnp; from jax.sharding import PartitionSpec as P\n"
-        "from jaxpar.manual import trace\n"
+        "from jaxpar.spmd import trace\n"
         "a = jax.ShapeDtypeStruct((8, 4), jnp.float32)\n"
         "f = lambda x, w: jax.lax.scan(lambda h, _: (jax.nn.relu(h @ w), None), x, length=2)[0]\n"
         "w = jax.ShapeDtypeStruct((4, 4), jnp.float32)\n"

@@ -3,8 +3,8 @@
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxpar.mesh import AXES, MeshShape, axes_of, check_spec, refuse_faults, shards, sizes_of
-from jaxpar.refusal import LayoutError, RequestError, sizes_that_work
+from jaxpar.core.errors import LayoutError, RequestError, sizes_that_work
+from jaxpar.core.mesh import AXES, MeshShape, axes_of, check_spec, refuse_faults, shards, sizes_of
 
 
 @pytest.mark.parametrize(

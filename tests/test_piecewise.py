@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 import jaxpar
-from jaxpar.door.pieces import Cut, cut_in, whole
-from jaxpar.modules import take_apart
-from jaxpar.naming.piecewise import piecewise
+from jaxpar.inference.pieces import Cut, cut_in, whole
+from jaxpar.jaxprs.piecewise import piecewise
+from jaxpar.models.modules import take_apart
 
 KEYS = iter(jax.random.split(jax.random.key(0), 64))
 X = jax.random.normal(next(KEYS), (2, 5, 12))

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from small import STRATEGY_NAMES, cpu, kinds_of_model, mesh_for, small_layout, suits
 
-from jaxpar.catalogue import HARDWARE
-from jaxpar.measures._probe import probe_batch
-from jaxpar.program import Program, compile_step, device_mesh
-from jaxpar.refusal import RequestError
-from jaxpar.step import make_step
+from jaxpar.core.catalogue import HARDWARE
+from jaxpar.core.errors import RequestError
+from jaxpar.measures.verify.probe import probe_batch
+from jaxpar.program.devices import device_mesh
+from jaxpar.program.record import Program, compile_step
+from jaxpar.step.make_step import make_step
 
 BOTH = "data=4,model=2"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import _options
 from experiments.__main__ import VERBS, main
-from jaxpar.program import QUICK
+from jaxpar.cli import options as command_line
+from jaxpar.program.record import QUICK
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,7 +44,7 @@ def test_every_snippet_runs(code):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_understood(command):
     """Each command's verb exists, and every option it uses."""
-    options = _options.parse(shlex.split(command))
+    options = command_line.parse(shlex.split(command))
     assert options.words[0] in VERBS.names()
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from experiments.__main__ import main
 from jaxpar.case import Case
-from jaxpar.catalogue import MODELS, STRATEGIES
+from jaxpar.core.catalogue import MODELS, STRATEGIES
 from jaxpar.experiment import Claim, Experiment
 
 ROOT = Path(__file__).parent.parent
@@ -231,7 +231,7 @@ def test_a_claim_that_fails_is_status_1(holds, status, monkeypatch, capsys):
         claims=(Claim("it is so", lambda rows: holds and len(rows) == 1, needs=1),),
         columns=("mesh",),
     )
-    monkeypatch.setattr("experiments._verbs.run.EXPERIMENTS", Shelf(experiment))
+    monkeypatch.setattr("jaxpar.cli.verbs.run.EXPERIMENTS", Shelf(experiment))
     record = record_of(["run", "question", "--out", "kept"], capsys, status)
     assert record["ok"] is holds
     assert "'data' has 3 devices" in record["rows"][1]["refusal"]

@@ -4,10 +4,10 @@ from itertools import product
 
 import pytest
 
-from jaxpar.catalogue import SCHEDULES
-from jaxpar.pipeline.timetable import NOWHERE, timetable
-from jaxpar.refusal import LayoutError, RequestError
-from jaxpar.schedules._record import Schedule, Work
+from jaxpar.core.catalogue import SCHEDULES
+from jaxpar.core.errors import LayoutError, RequestError
+from jaxpar.schedules.record import Schedule, Work
+from jaxpar.step.pipeline.timetable import NOWHERE, timetable
 
 SIZES = ((2, 2), (2, 6), (4, 4), (4, 8), (3, 9), (8, 16))
 """Stages and microbatches; those of `interleaved` have to divide."""

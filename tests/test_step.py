@@ -11,10 +11,10 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from small import small_layout
 
-from jaxpar.measures._probe import probe_batch
-from jaxpar.program import QUICK
-from jaxpar.refusal import LayoutError, RequestError
-from jaxpar.step import make_step
+from jaxpar.core.errors import LayoutError, RequestError
+from jaxpar.measures.verify.probe import probe_batch
+from jaxpar.program.record import QUICK
+from jaxpar.step.make_step import make_step
 
 ALONE = "data=1"
 # Float32 sums in another order; 6e-7 was the largest seen.

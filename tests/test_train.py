@@ -13,12 +13,12 @@ from flax import nnx
 from small import cpu, small_layout
 
 import jaxpar
-from jaxpar.catalogue import DATA
-from jaxpar.data._record import Dataset, in_order
-from jaxpar.program import compile_step
-from jaxpar.refusal import RequestError
-from jaxpar.step import make_step
-from jaxpar.train import Training, bits, check_data, evaluate, optimizer_of, train
+from jaxpar.core.catalogue import DATA
+from jaxpar.core.errors import RequestError
+from jaxpar.data.record import Dataset, in_order
+from jaxpar.program.record import compile_step
+from jaxpar.runtime.train import Training, bits, check_data, evaluate, optimizer_of, train
+from jaxpar.step.make_step import make_step
 
 
 @pytest.fixture(scope="module")

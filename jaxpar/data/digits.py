@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from jaxpar.data._record import Batch, DataError, Dataset, generator, in_order
+from jaxpar.data.record import Batch, DataError, Dataset, generator, in_order
 
 TEST_SIZE = 360
 BRIGHTEST = 16.0  # the images count 0 to 16 dark pixels in each 4 by 4 block

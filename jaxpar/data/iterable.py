@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from jaxpar.data._record import Batch, DataError, Dataset, Fields, pad
+from jaxpar.data.record import Batch, DataError, Dataset, Fields, pad
 
 Source = Iterable[Batch] | Callable[[], Iterable[Batch]]
 

@@ -9,8 +9,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from jaxpar.data._record import DataError, Dataset
-from jaxpar.data._windows import Stream, windows
+from jaxpar.data.record import DataError, Dataset
+from jaxpar.data.windows import Stream, windows
 
 # Long enough to be prose: "Changed in version 3.8: ..." and the like are shared by accident.
 PARAGRAPH_CHARACTERS = 80

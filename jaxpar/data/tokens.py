@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxpar.data._record import DataError, Dataset, whole_number
-from jaxpar.data._windows import Stream, refuse_beyond, windows
+from jaxpar.data.record import DataError, Dataset, whole_number
+from jaxpar.data.windows import Stream, refuse_beyond, windows
 
 TOKEN = np.dtype("<u2")
 SCAN_TOKENS = 1_000_000

@@ -1,6 +1,6 @@
 """Fake devices on this machine's CPU, as many as the mesh needs: for numbers, not for speed."""
 
-from jaxpar.hardware._record import Hardware
+from jaxpar.hardware.record import Hardware
 
 
 def hardware() -> Hardware:

@@ -1,6 +1,6 @@
 """NVIDIA H100 SXM 80 GB, described to XLA: as many as a mesh needs, eight a node, none present."""
 
-from jaxpar.hardware._record import Hardware
+from jaxpar.hardware.record import Hardware
 
 _DEVICE = """
 gpu_device_info {

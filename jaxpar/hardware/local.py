@@ -1,6 +1,6 @@
 """The accelerators in this machine, through the JAX that is installed here."""
 
-from jaxpar.hardware._record import Hardware
+from jaxpar.hardware.record import Hardware
 
 
 def hardware() -> Hardware:

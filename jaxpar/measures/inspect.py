@@ -6,17 +6,17 @@ No array is allocated.
 
 from dataclasses import asdict, dataclass
 
-from jaxpar.explicit import Island
-from jaxpar.layout import Layout
-from jaxpar.measures._dims import dims_of_layout
-from jaxpar.measures._traffic import TrafficRow, as_records, traffic
+from jaxpar.core.mesh import axes_of, sizes_of
+from jaxpar.layout.record import Layout
+from jaxpar.layout.stages import runs_in_stages, schedule_for
+from jaxpar.measures.dims import dims_of_layout
 from jaxpar.measures.lint import Finding, lint
-from jaxpar.mesh import axes_of, sizes_of
-from jaxpar.pipeline.timetable import timetable
-from jaxpar.program import Program
-from jaxpar.schedules._record import Schedule
-from jaxpar.stages import runs_in_stages, schedule_for
-from jaxpar.strategies._record import APART
+from jaxpar.measures.traffic import TrafficRow, as_records, traffic
+from jaxpar.program.record import Program
+from jaxpar.schedules.record import Schedule
+from jaxpar.step.modes.explicit import Island
+from jaxpar.step.pipeline.timetable import timetable
+from jaxpar.strategies.record import APART
 
 
 @dataclass(frozen=True)

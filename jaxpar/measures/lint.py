@@ -12,9 +12,9 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxpar.layout import itemsize
-from jaxpar.mesh import axes_of
-from jaxpar.program import Program
+from jaxpar.core.mesh import axes_of
+from jaxpar.layout.record import itemsize
+from jaxpar.program.record import Program
 
 REUSED = 0.95
 """Share of the state's bytes whose buffers an update has to use again."""

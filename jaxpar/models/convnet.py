@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import jax
 from flax import nnx
 
-from jaxpar.models._classify import classification_loss
-from jaxpar.models._record import Field, Model, check_sizes
+from jaxpar.models.classify import classification_loss
+from jaxpar.models.record import Field, Model, check_sizes
 
 _partitioned = nnx.with_partitioning
 

@@ -1,7 +1,7 @@
 """GPT-2 small (Radford et al. 2019): 124,439,808 parameters."""
 
 from jaxpar.models import transformer
-from jaxpar.models._record import Model
+from jaxpar.models.record import Model
 
 CONFIG = transformer.Transformer(
     vocabulary=50_257,

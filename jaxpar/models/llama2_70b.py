@@ -1,7 +1,7 @@
 """Llama 2 70B (Touvron et al. 2023): 68,976,648,192 parameters."""
 
 from jaxpar.models import transformer
-from jaxpar.models._record import Model
+from jaxpar.models.record import Model
 
 CONFIG = transformer.Transformer(
     vocabulary=32_000,

@@ -1,7 +1,7 @@
 """Llama 2 7B (Touvron et al. 2023): 6,738,415,616 parameters."""
 
 from jaxpar.models import transformer
-from jaxpar.models._record import Model
+from jaxpar.models.record import Model
 
 CONFIG = transformer.Transformer(
     vocabulary=32_000,

@@ -1,7 +1,7 @@
 """Llama 3 70B (Grattafiori et al. 2024): 70,553,706,496 parameters."""
 
 from jaxpar.models import transformer
-from jaxpar.models._record import Model
+from jaxpar.models.record import Model
 
 CONFIG = transformer.Transformer(
     vocabulary=128_256,

@@ -4,7 +4,7 @@ Routed here with places for 1.25 times the even share; the original drops nobody
 """
 
 from jaxpar.models import moe
-from jaxpar.models._record import Model
+from jaxpar.models.record import Model
 
 CONFIG = moe.MoE(
     vocabulary=32_000,

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxpar.models._classify import classification_loss
-from jaxpar.models._record import Field, Model, check_sizes
-from jaxpar.refusal import RequestError
+from jaxpar.core.errors import RequestError
+from jaxpar.models.classify import classification_loss
+from jaxpar.models.record import Field, Model, check_sizes
 
 _partitioned = nnx.with_partitioning
 

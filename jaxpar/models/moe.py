@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxpar import seams
+from jaxpar.core import hooks
+from jaxpar.core.errors import RequestError
 from jaxpar.models import transformer
-from jaxpar.models._classify import scores
-from jaxpar.models._record import Mean, Model, weighted_mean
-from jaxpar.models._routing import combined, dispatched, places_of, route, statistics
+from jaxpar.models.classify import scores
+from jaxpar.models.record import Mean, Model, weighted_mean
+from jaxpar.models.routing import combined, dispatched, places_of, route, statistics
 from jaxpar.models.transformer import ACTIVATIONS, Transformer
-from jaxpar.refusal import RequestError
 
 STATISTICS = ("balance", "busiest", "dropped")
 """What is told of the routing, each the mean over layers of a row's."""
@@ -89,11 +89,11 @@ class Block(transformer.Block):
         sent = jax.vmap(partial(dispatched, size=c.experts * places))(x_BSD, routes.place)
         # Named rows first the tokens lie where they came from, experts first where these are: what
         # is between is the way there, and the way back.
-        sent_BEPD = seams.named(sent.reshape(-1, c.experts, places, c.width), _ROWS_FIRST)
-        here_EBPD = seams.named(jnp.swapaxes(sent_BEPD, 0, 1), _EXPERTS_FIRST)
-        y_EBPD = self._experts(checkpoint_name(here_EBPD, seams.ARRIVED))
-        back_EBPD = seams.named(y_EBPD, _EXPERTS_FIRST)
-        back_BEPD = seams.named(jnp.swapaxes(back_EBPD, 0, 1), _ROWS_FIRST)
+        sent_BEPD = hooks.named(sent.reshape(-1, c.experts, places, c.width), _ROWS_FIRST)
+        here_EBPD = hooks.named(jnp.swapaxes(sent_BEPD, 0, 1), _EXPERTS_FIRST)
+        y_EBPD = self._experts(checkpoint_name(here_EBPD, hooks.ARRIVED))
+        back_EBPD = hooks.named(y_EBPD, _EXPERTS_FIRST)
+        back_BEPD = hooks.named(jnp.swapaxes(back_EBPD, 0, 1), _ROWS_FIRST)
         return jax.vmap(combined)(back_BEPD.reshape(sent.shape), routes), found
 
     def _experts(self, x_EBPD):
@@ -114,7 +114,7 @@ class Decoder(transformer.Decoder):
 
     block = Block
 
-    def __call__(self, tokens_BS, key=None, *, through=seams.in_order, attend=seams.attention):
+    def __call__(self, tokens_BS, key=None, *, through=hooks.in_order, attend=hooks.attention):
         """Score the next token at every position; of each of `STATISTICS`, a row's mean layer."""
         x_BSD, keys = self._embedded(tokens_BS, key, attend)
         none_B = jnp.zeros(x_BSD.shape[:1], jnp.promote_types(x_BSD.dtype, jnp.float32))

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxpar import seams
-from jaxpar.models._classify import scores
-from jaxpar.models._record import Field, Mean, Model, check_sizes
-from jaxpar.refusal import RequestError, unknown
+from jaxpar.core import hooks
+from jaxpar.core.errors import RequestError, unknown
+from jaxpar.models.classify import scores
+from jaxpar.models.record import Field, Mean, Model, check_sizes
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -87,7 +87,7 @@ class Transformer:
                 raise unknown(
                     f"{name} of transformer", str(getattr(self, name)), [str(k) for k in known]
                 )
-        seams.check_remat(self.remat, SAVED_NAMES)
+        hooks.check_remat(self.remat, SAVED_NAMES)
 
     @property
     def key_value_heads(self) -> int:
@@ -174,12 +174,12 @@ class Block(nnx.Module):
         """Run one block; `key` draws its dropout masks, None leaves dropout out."""
         keys = (None, None) if key is None else jax.random.split(key)
         x_BSD = self._attended(x_BSD, keys[0], attend)
-        y_BSD = self._feed_forward(seams.entering(self.ffn_norm(x_BSD), RESIDUAL))
-        return x_BSD + self._dropped(seams.leaving(y_BSD, RESIDUAL), keys[1])
+        y_BSD = self._feed_forward(hooks.entering(self.ffn_norm(x_BSD), RESIDUAL))
+        return x_BSD + self._dropped(hooks.leaving(y_BSD, RESIDUAL), keys[1])
 
     def _attended(self, x_BSD, key, attend):
-        y_BSD = self._attention(seams.entering(self.attention_norm(x_BSD), RESIDUAL), attend)
-        return x_BSD + self._dropped(seams.leaving(y_BSD, RESIDUAL), key)
+        y_BSD = self._attention(hooks.entering(self.attention_norm(x_BSD), RESIDUAL), attend)
+        return x_BSD + self._dropped(hooks.leaving(y_BSD, RESIDUAL), key)
 
     def _attention(self, x_BSD, attend):
         qkv_BSKCH = jnp.einsum("bsd,dkch->bskch", x_BSD, self.qkv[...].astype(x_BSD.dtype))
@@ -187,7 +187,7 @@ class Block(nnx.Module):
             qkv_BSKCH = qkv_BSKCH + self.qkv_bias[...].astype(x_BSD.dtype)
         group = qkv_BSKCH.shape[3] - 2
         if self.config.positions == "rope":
-            at_S = seams.positions(attend, x_BSD.shape[1])
+            at_S = hooks.positions(attend, x_BSD.shape[1])
             turned = rotate(qkv_BSKCH[:, :, :, : group + 1], self.config.rope_base, at_S)
             q_BSKGH, k_BSKH = turned[:, :, :, :group], turned[:, :, :, group]
         else:
@@ -258,7 +258,7 @@ class Decoder(nnx.Module):
         if not c.tied:
             self.head = param(rngs, _normal(0.02), (c.width, c.vocabulary), ("embed", "vocab"))
 
-    def __call__(self, tokens_BS, key=None, *, through=seams.in_order, attend=seams.attention):
+    def __call__(self, tokens_BS, key=None, *, through=hooks.in_order, attend=hooks.attention):
         """Score the next token at every position; `key` draws the dropout masks."""
         x_BSD, keys = self._embedded(tokens_BS, key, attend)
         return self._scored(self._through(x_BSD, keys, RESIDUAL, through, attend))
@@ -267,9 +267,9 @@ class Decoder(nnx.Module):
         """The residual before the first block, and a key for each block's dropout or None."""
         c = self.config
         dtype = c.compute_dtype or self.embedding.dtype
-        x_BSD = seams.leaving(self.embedding[...].astype(dtype)[tokens_BS], RESIDUAL)
+        x_BSD = hooks.leaving(self.embedding[...].astype(dtype)[tokens_BS], RESIDUAL)
         if c.positions == "learned":
-            at_S = seams.positions(attend, tokens_BS.shape[1])
+            at_S = hooks.positions(attend, tokens_BS.shape[1])
             rows = slice(tokens_BS.shape[1]) if at_S is None else at_S
             x_BSD = x_BSD + self.positions[...].astype(dtype)[rows]
         if key is None or c.dropout == 0:
@@ -296,7 +296,7 @@ class Decoder(nnx.Module):
     def _scored(self, x_BSD):
         """Logits of the residual after the last block."""
         dtype = x_BSD.dtype
-        x_BSD = seams.entering(self.norm(x_BSD), RESIDUAL)
+        x_BSD = hooks.entering(self.norm(x_BSD), RESIDUAL)
         head_DV = self.embedding[...].T if self.config.tied else self.head[...]
         return jnp.einsum(
             "bsd,dv->bsv",

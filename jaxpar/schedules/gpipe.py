@@ -3,7 +3,7 @@
 GPipe (Huang et al. 2019).
 """
 
-from jaxpar.schedules._record import Schedule, Work, check_counts, one_chunk
+from jaxpar.schedules.record import Schedule, Work, check_counts, one_chunk
 
 
 def schedule(stages: int, microbatches: int, chunks: int = 1) -> Schedule:

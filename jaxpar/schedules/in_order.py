@@ -3,7 +3,7 @@
 What a model cut into sub-models does when nothing overlaps: of K stages K - 1 are always idle.
 """
 
-from jaxpar.schedules._record import Schedule, Work, check_counts, one_chunk
+from jaxpar.schedules.record import Schedule, Work, check_counts, one_chunk
 
 
 def schedule(stages: int, microbatches: int, chunks: int = 1) -> Schedule:

@@ -4,8 +4,8 @@ Virtual stages (Narayanan et al. 2021, Megatron-LM): with V chunks a stage a mic
 times, each pass a V-th as long.
 """
 
-from jaxpar.refusal import LayoutError
-from jaxpar.schedules._record import Schedule, Work, as_soon_as_possible, check_counts
+from jaxpar.core.errors import LayoutError
+from jaxpar.schedules.record import Schedule, Work, as_soon_as_possible, check_counts
 
 
 def schedule(stages: int, microbatches: int, chunks: int = 2) -> Schedule:

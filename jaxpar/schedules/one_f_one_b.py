@@ -4,7 +4,7 @@
 activations where GPipe holds M.
 """
 
-from jaxpar.schedules._record import Schedule, Work, check_counts, one_chunk
+from jaxpar.schedules.record import Schedule, Work, check_counts, one_chunk
 
 
 def schedule(stages: int, microbatches: int, chunks: int = 1) -> Schedule:

@@ -5,7 +5,7 @@ positions (Jacobs et al. 2023); their files state what they say on the wire. Bes
 one all-reduce of every gradient, as data parallelism does over its axis.
 """
 
-from jaxpar.strategies._record import ALL_REDUCE, ALL_TO_ALL, KINDS, PERMUTE, Strategy
+from jaxpar.strategies.record import ALL_REDUCE, ALL_TO_ALL, KINDS, PERMUTE, Strategy
 
 SAID = {"ring": frozenset({ALL_REDUCE, PERMUTE}), "ulysses": frozenset({ALL_REDUCE, ALL_TO_ALL})}
 """What each exchange, and the sum of gradients beside it, may say; of others nothing is known."""

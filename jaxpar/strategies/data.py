@@ -5,7 +5,7 @@ parameters have, and a few scalars (the loss and its weight). With microbatches 
 gradients of each as it comes, so as often as there are microbatches.
 """
 
-from jaxpar.strategies._record import ALL_REDUCE, KINDS, Strategy
+from jaxpar.strategies.record import ALL_REDUCE, KINDS, Strategy
 
 
 def strategy() -> Strategy:

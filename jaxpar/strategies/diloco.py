@@ -10,7 +10,7 @@ as there. On the wire what `local_sgd` says.
 from dataclasses import replace
 
 from jaxpar.strategies import local_sgd
-from jaxpar.strategies._record import Strategy
+from jaxpar.strategies.record import Strategy
 
 
 def strategy(every: int = 50, outer_rate: float = 0.7, outer_momentum: float = 0.9) -> Strategy:

@@ -6,7 +6,7 @@ each batch share x experts x places x width; and one all-reduce of the gradients
 expert, since the batch lies over `model` too.
 """
 
-from jaxpar.strategies._record import ALL_REDUCE, ALL_TO_ALL, KINDS, Strategy
+from jaxpar.strategies.record import ALL_REDUCE, ALL_TO_ALL, KINDS, Strategy
 
 
 def strategy() -> Strategy:

@@ -7,7 +7,7 @@ fewer than 16,384 elements (64 KiB in float32) stay whole: a gather that small c
 not its bytes; the layout lists them.
 """
 
-from jaxpar.strategies._record import ALL_GATHER, ALL_TO_ALL, PERMUTE, Strategy
+from jaxpar.strategies.record import ALL_GATHER, ALL_TO_ALL, PERMUTE, Strategy
 
 PREFERENCE = ("residual", "inner", "vocabulary", "heads", "feature")
 """Which dim of a weight is cut: the one that tensor parallelism leaves alone comes first."""

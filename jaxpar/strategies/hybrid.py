@@ -5,7 +5,7 @@ On the wire: what `data` says, over `data`, on weights already cut by the model 
 """
 
 from jaxpar.strategies import data, tensor
-from jaxpar.strategies._record import Strategy, combine
+from jaxpar.strategies.record import Strategy, combine
 
 
 def strategy() -> Strategy:

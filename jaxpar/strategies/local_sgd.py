@@ -10,7 +10,7 @@ On the wire over `replica`: nothing in an update; one all-reduce of the paramete
 in which they are kept, an averaging.
 """
 
-from jaxpar.strategies._record import ALL_REDUCE, APART, KINDS, Averaging, Strategy
+from jaxpar.strategies.record import ALL_REDUCE, APART, KINDS, Averaging, Strategy
 
 
 def strategy(every: int = 8, outer_rate: float = 1.0, outer_momentum: float = 0.0) -> Strategy:

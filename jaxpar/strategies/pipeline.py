@@ -8,7 +8,7 @@ the gradients of what is on every stage. `schedule` is gpipe, one_f_one_b, inter
 not divide with layers that do nothing.
 """
 
-from jaxpar.strategies._record import ALL_REDUCE, KINDS, PERMUTE, Stages, Strategy
+from jaxpar.strategies.record import ALL_REDUCE, KINDS, PERMUTE, Stages, Strategy
 
 
 def strategy(schedule: str = "one_f_one_b", chunks: int = 0, pad: bool = False) -> Strategy:

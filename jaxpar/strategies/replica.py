@@ -7,7 +7,7 @@ and sums over `replica` the piece of each device. In auto mode XLA sums whole gr
 axes in one all-reduce and then slices (jax 0.10.2), which sends more between nodes.
 """
 
-from jaxpar.strategies._record import ALL_REDUCE, KINDS, Strategy
+from jaxpar.strategies.record import ALL_REDUCE, KINDS, Strategy
 
 
 def strategy() -> Strategy:

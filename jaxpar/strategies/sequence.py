@@ -10,7 +10,7 @@ everywhere, gain an all-reduce of their gradients: a vector of the width each.
 from dataclasses import replace
 
 from jaxpar.strategies import tensor
-from jaxpar.strategies._record import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, PERMUTE, Strategy
+from jaxpar.strategies.record import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, PERMUTE, Strategy
 
 
 def strategy() -> Strategy:

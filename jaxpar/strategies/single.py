@@ -3,8 +3,8 @@
 Splits nothing and says nothing on the wire. On more than one device each does the same work.
 """
 
-from jaxpar.mesh import AXES
-from jaxpar.strategies._record import KINDS, Strategy
+from jaxpar.core.mesh import AXES
+from jaxpar.strategies.record import KINDS, Strategy
 
 
 def strategy() -> Strategy:

@@ -5,7 +5,7 @@ residual width stays whole. On the wire, a step: two all-reduces of the residual
 and two backward, each batch x sequence x width; never a gathered weight.
 """
 
-from jaxpar.strategies._record import ALL_REDUCE, KINDS, Strategy
+from jaxpar.strategies.record import ALL_REDUCE, KINDS, Strategy
 
 
 def strategy() -> Strategy:

@@ -7,8 +7,8 @@ all-reduce of each, and the gather once. Arrays of fewer than 16,384 elements st
 lists them.
 """
 
-from jaxpar.strategies._record import ALL_GATHER, ALL_TO_ALL, PERMUTE, Strategy
 from jaxpar.strategies.fsdp import PREFERENCE
+from jaxpar.strategies.record import ALL_GATHER, ALL_TO_ALL, PERMUTE, Strategy
 
 
 def strategy(whole_below: int = 16_384) -> Strategy:

@@ -8,7 +8,7 @@ device ever holds a whole summed gradient, which `zero1` does while microbatches
 from dataclasses import replace
 
 from jaxpar.strategies import zero1
-from jaxpar.strategies._record import Strategy
+from jaxpar.strategies.record import Strategy
 
 
 def strategy(whole_below: int = 16_384) -> Strategy:

@@ -13,19 +13,19 @@ import optax
 import pytest
 from small import cpu, small_layout
 
-from jaxpar.averaging import outer_step
 from jaxpar.case import load_strategy
-from jaxpar.catalogue import DATA
-from jaxpar.layout import lay_out
-from jaxpar.measures._probe import probe_batch, widened
+from jaxpar.core.catalogue import DATA
+from jaxpar.core.errors import LayoutError, RequestError
+from jaxpar.core.mesh import MeshShape
+from jaxpar.layout.lay_out import lay_out
 from jaxpar.measures.inspect import inspect, traffic_faults
-from jaxpar.measures.verify import verify
-from jaxpar.mesh import MeshShape
-from jaxpar.program import compile_step
-from jaxpar.refusal import LayoutError, RequestError
-from jaxpar.step import make_step
-from jaxpar.strategies._record import Averaging
-from jaxpar.train import Training, train
+from jaxpar.measures.verify.probe import probe_batch, widened
+from jaxpar.measures.verify.verify import verify
+from jaxpar.program.record import compile_step
+from jaxpar.runtime.train import Training, train
+from jaxpar.step.averaging import outer_step
+from jaxpar.step.make_step import make_step
+from jaxpar.strategies.record import Averaging
 
 ROUNDING = 1e-12
 """Float64 sums in another order; 1e-15 is usual."""

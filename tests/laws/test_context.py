@@ -10,15 +10,15 @@ import pytest
 from small import cpu, small_layout, small_model
 from test_traffic import FLOAT, H100, HARDWARE, said
 
+from jaxpar.attention import blocks, zigzag
 from jaxpar.case import load_strategy
-from jaxpar.exchanges import _blocks, _zigzag
-from jaxpar.layout import lay_out
+from jaxpar.core.errors import LayoutError
+from jaxpar.core.mesh import MeshShape
+from jaxpar.layout.lay_out import lay_out
 from jaxpar.measures.inspect import inspect
-from jaxpar.measures.verify import verify
-from jaxpar.mesh import MeshShape
-from jaxpar.program import compile_step
-from jaxpar.refusal import LayoutError
-from jaxpar.step import make_step
+from jaxpar.measures.verify.verify import verify
+from jaxpar.program.record import compile_step
+from jaxpar.step.make_step import make_step
 
 
 def laid_out(exchange: str, mesh: str, *, beside: str = "", model=None, **fields):
@@ -41,7 +41,7 @@ def test_a_ring_computes_what_one_device_does():
 
 def test_a_ring_that_takes_its_keys_in_blocks_computes_the_same(monkeypatch):
     """With data beside it, learned positions and products kept, two keys at a time."""
-    monkeypatch.setattr(_blocks, "KEYS", 2)
+    monkeypatch.setattr(blocks, "KEYS", 2)
     fields = {"sequence": 32, "positions": "learned", "remat": "dots"}
     prove(laid_out("ring", "data=2,model=4", beside="data+", **fields))
 
@@ -62,7 +62,7 @@ def test_ulysses_computes_what_one_device_does():
 def test_zigzag_gives_every_device_equal_work_in_every_hop(ways):
     """Counted pair by pair: with the keys of any other device, half of all pairs are seen."""
     chunk = 3
-    at = np.asarray(_zigzag.positions(ways, 2 * ways * chunk))
+    at = np.asarray(zigzag.positions(ways, 2 * ways * chunk))
     assert sorted(at) == list(range(2 * ways * chunk))
     held = at.reshape(ways, -1)
     for i, queries in enumerate(held):

@@ -11,11 +11,11 @@ from small import MODES, cpu, small_layout, small_model
 from test_traffic import FLOAT, H100, inspected, said, scalars
 
 from jaxpar.case import load_strategy
-from jaxpar.measures.verify import verify
-from jaxpar.models._routing import combined, dispatched, places_of, route, statistics
-from jaxpar.modules import build
-from jaxpar.refusal import LayoutError, RequestError
-from jaxpar.step import make_step
+from jaxpar.core.errors import LayoutError, RequestError
+from jaxpar.measures.verify.verify import verify
+from jaxpar.models.modules import build
+from jaxpar.models.routing import combined, dispatched, places_of, route, statistics
+from jaxpar.step.make_step import make_step
 
 # Three tokens, their first and second choices: (0, 1), (1, 0), (0, 2).
 THREE = np.array([[0.5, 0.375, 0.125], [0.25, 0.75, 0.0], [0.625, 0.0, 0.375]], np.float32)

@@ -16,11 +16,12 @@ from jax.sharding import NamedSharding
 from small import MODES, STRATEGY_NAMES, kinds_of_model, mesh_for, pairs, suits
 
 from jaxpar.case import load_strategy
-from jaxpar.catalogue import DATA, EXCHANGES, HARDWARE, MODELS, STRATEGIES
-from jaxpar.layout import itemsize, lay_out
-from jaxpar.mesh import MeshShape, axes_of
-from jaxpar.refusal import LayoutError
-from jaxpar.roles import UNNAMED
+from jaxpar.core.catalogue import DATA, EXCHANGES, HARDWARE, MODELS, STRATEGIES
+from jaxpar.core.errors import LayoutError
+from jaxpar.core.mesh import MeshShape, axes_of
+from jaxpar.core.roles import UNNAMED
+from jaxpar.layout.lay_out import lay_out
+from jaxpar.layout.record import itemsize
 
 MESHES = ("data=1", "data=8", "data=4,model=2", "model=4,data=2", "model=8", "data=64,model=8")
 FEW_MESHES = ("data=8", "data=64,model=8")
@@ -173,12 +174,12 @@ import json, sys
 from itertools import product
 import jax
 from jaxpar.case import load_strategy
-from jaxpar.catalogue import DATA, HARDWARE, MODELS, STRATEGIES
-from jaxpar.layout import lay_out
-from jaxpar.mesh import MeshShape
-from jaxpar.program import compile_step
-from jaxpar.refusal import LayoutError
-from jaxpar.step import make_step
+from jaxpar.core.catalogue import DATA, HARDWARE, MODELS, STRATEGIES
+from jaxpar.layout.lay_out import lay_out
+from jaxpar.core.mesh import MeshShape
+from jaxpar.program.record import compile_step
+from jaxpar.core.errors import LayoutError
+from jaxpar.step.make_step import make_step
 
 strategies, kinds, modes = json.loads(sys.argv[1])
 hardware = {name: HARDWARE.load(name)() for name in HARDWARE.names()}
@@ -245,56 +246,40 @@ def test_the_only_refusals_are_layout_errors_that_name_both_sizes(made_without_d
     assert walked == set(PAIRS)
 
 
-ROOMS = (
-    ("refusal",),
-    ("roles", "scaling"),
-    ("mesh",),
-    ("catalogue",),
-    ("seams",),
-    ("data", "models", "strategies", "hardware", "schedules"),
-    ("stages",),
-    ("exchanges", "notes"),
-    ("factors",),
-    ("manual", "naming"),
-    ("modules",),
-    ("door",),
+FLOORS = (
+    ("core",),
+    ("models", "strategies", "schedules", "hardware", "data", "jaxprs", "hlo"),
+    ("inference", "spmd", "attention"),
     ("layout",),
-    ("pins",),
-    ("by_hand", "explicit", "averaging"),
-    ("pipeline", "placing"),
     ("step",),
-    ("hlo",),
-    ("complaints",),
     ("program",),
-    ("collectives",),
-    ("train",),
+    ("measures", "runtime"),
     ("case",),
-    ("measures",),
     ("experiment",),
+    ("cli",),
 )
-"""The order of DESIGN's tree, and what joined it since; rooms in one row are strangers."""
+"""From the ground up: a room imports from the floors below, and rooms of a floor are strangers."""
 
-LEVEL = {room: level for level, row in enumerate(ROOMS) for room in row}
+LEVEL = {room: level for level, row in enumerate(FLOORS) for room in row}
 OWNERS = {
     # A library -> the rooms that may know of it.
-    "rich": ("experiments",),
-    "absl": ("experiments",),
+    "rich": ("jaxpar/cli",),
+    "absl": ("jaxpar/cli", "experiments/__main__.py"),
     "sklearn": ("jaxpar/data/digits.py",),
     # Placing takes layers apart; a probe remakes a model's build in another dtype.
     "flax": (
         "experiments/any_model.py",  # a model that nobody wrote for jaxpar
-        "experiments/_benchmarks",  # sets jaxpar beside the same module under bare JAX
+        "experiments/benchmarks",  # sets jaxpar beside the same module under bare JAX
         "jaxpar/models",
-        "jaxpar/modules.py",
-        "jaxpar/door",
-        "jaxpar/layout.py",
-        "jaxpar/placing.py",
-        "jaxpar/measures/_probe.py",
+        "jaxpar/inference",
+        "jaxpar/layout",
+        "jaxpar/step/losses.py",
+        "jaxpar/measures/verify/probe.py",
     ),
     "optax": (
-        "jaxpar/step.py",
-        "jaxpar/train.py",
-        "experiments/_benchmarks",
+        "jaxpar/step",
+        "jaxpar/runtime/train.py",
+        "experiments/benchmarks",
         "experiments/any_model.py",
     ),
 }
@@ -330,12 +315,12 @@ def test_imports_follow_the_arrows(path):
     own = path.relative_to(ROOT / "jaxpar").parts[0].removesuffix(".py")
     if own == "__init__":  # the public names, from every room
         return
-    assert own in LEVEL, f"jaxpar/{own} is new: give it its place in ROOMS"
+    assert own in LEVEL, f"jaxpar/{own} is new: give it its place in FLOORS"
     for dotted in imports(path):
         room = room_of(dotted)
         if room is None or room == own:
             continue
-        assert room in LEVEL, f"{path.name} imports jaxpar.{room}, which has no place in ROOMS"
+        assert room in LEVEL, f"{path.name} imports jaxpar.{room}, which has no place in FLOORS"
         assert LEVEL[room] < LEVEL[own], f"{own} imports {room}: against the arrows"
 
 
@@ -350,7 +335,7 @@ def test_every_room_has_its_place_and_every_catalogue_is_a_room():
     rooms = {
         c.package.removeprefix("jaxpar.") for c in (MODELS, STRATEGIES, HARDWARE, EXCHANGES, DATA)
     }
-    assert rooms == {"models", "strategies", "hardware", "exchanges", "data"} <= there
+    assert rooms == {"models", "strategies", "hardware", "attention", "data"} <= there
 
 
 @pytest.mark.parametrize(("library", "owners"), OWNERS.items())

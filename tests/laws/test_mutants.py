@@ -15,14 +15,15 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from small import cpu, small_layout, small_strategy
 
-from jaxpar.layout import lay_out
-from jaxpar.measures._compare import rounding_only
+from jaxpar.core.mesh import MeshShape
+from jaxpar.layout.lay_out import lay_out
 from jaxpar.measures.inspect import inspect
-from jaxpar.measures.verify import BOUNDS, ROUNDING, verify
-from jaxpar.mesh import MeshShape
-from jaxpar.program import compile_step, device_mesh
-from jaxpar.step import make_step
-from jaxpar.strategies._record import ALL_GATHER, REDUCE_SCATTER, Strategy
+from jaxpar.measures.verify.compare import rounding_only
+from jaxpar.measures.verify.verify import BOUNDS, ROUNDING, verify
+from jaxpar.program.devices import device_mesh
+from jaxpar.program.record import compile_step
+from jaxpar.step.make_step import make_step
+from jaxpar.strategies.record import ALL_GATHER, REDUCE_SCATTER, Strategy
 
 BOTH = "data=4,model=2"
 

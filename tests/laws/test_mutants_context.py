@@ -6,8 +6,8 @@ import pytest
 from small import cpu
 from test_context import laid_out
 
-from jaxpar.exchanges import ring, ulysses
-from jaxpar.measures.verify import verify
+from jaxpar.attention import ring, ulysses
+from jaxpar.measures.verify.verify import verify
 
 RIGHT = ring.Ring.meetings
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import pytest
 from small import cpu, small_layout
 
-from jaxpar import seams
-from jaxpar.measures.verify import verify
+from jaxpar.core import hooks
+from jaxpar.measures.verify.verify import verify
 from jaxpar.models import moe
-from jaxpar.step import make_step
+from jaxpar.step.make_step import make_step
 
 
 @contextmanager
@@ -31,12 +31,12 @@ def experts_in_another_order():
         del between
         return jnp.flip(x, 0) if dims[0] == "experts" else x
 
-    return seams.placing(place)
+    return hooks.placing(place)
 
 
 def nothing():
     """The right way, by the same road."""
-    return seams.placing(lambda x, dims, *, between: x)
+    return hooks.placing(lambda x, dims, *, between: x)
 
 
 def verdict_with(mistake):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from small import cpu, small_layout
 
-from jaxpar.measures.verify import verify
-from jaxpar.pipeline import gradient
-from jaxpar.pipeline.timetable import BACKWARD, IDLE, Exchange, timetable
-from jaxpar.step import make_step
+from jaxpar.measures.verify.verify import verify
+from jaxpar.step.make_step import make_step
+from jaxpar.step.pipeline import gradient
+from jaxpar.step.pipeline.timetable import BACKWARD, IDLE, Exchange, timetable
 
 
 def convicted(monkeypatch, breaking):

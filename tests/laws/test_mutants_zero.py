@@ -9,11 +9,11 @@ from jax.sharding import PartitionSpec as P
 from small import cpu, small_layout
 from test_mutants import assert_says, convicted, over_all, own, times, with_gradients
 
-from jaxpar.layout import lay_out
-from jaxpar.mesh import MeshShape, axes_of
-from jaxpar.program import device_mesh
-from jaxpar.step import make_step
-from jaxpar.strategies._record import Strategy
+from jaxpar.core.mesh import MeshShape, axes_of
+from jaxpar.layout.lay_out import lay_out
+from jaxpar.program.devices import device_mesh
+from jaxpar.step.make_step import make_step
+from jaxpar.strategies.record import Strategy
 
 WAYS = 4
 COPIES = f"replica=2,data={WAYS}"

@@ -22,12 +22,12 @@ from small import (
     small_strategy,
 )
 
-from jaxpar.catalogue import HARDWARE, MODELS
-from jaxpar.layout import lay_out
-from jaxpar.measures.verify import BOUNDS, verify
-from jaxpar.mesh import MeshShape, axes_of
-from jaxpar.refusal import RequestError
-from jaxpar.step import make_step
+from jaxpar.core.catalogue import HARDWARE, MODELS
+from jaxpar.core.errors import RequestError
+from jaxpar.core.mesh import MeshShape, axes_of
+from jaxpar.layout.lay_out import lay_out
+from jaxpar.measures.verify.verify import BOUNDS, verify
+from jaxpar.step.make_step import make_step
 
 HEADROOM = 100
 """Honest float64 errors stay this far below the bound, so that the bound is never nearly met."""

@@ -9,19 +9,19 @@ from small import cpu, small_layout, small_model, small_strategy
 from test_traffic import HARDWARES, needs_gpu_compiler
 
 from jaxpar.case import load_strategy
-from jaxpar.catalogue import HARDWARE, SCHEDULES
-from jaxpar.layout import lay_out
-from jaxpar.measures._probe import probe_batch
+from jaxpar.core.catalogue import HARDWARE, SCHEDULES
+from jaxpar.core.errors import LayoutError
+from jaxpar.core.mesh import MeshShape
+from jaxpar.layout.lay_out import lay_out
+from jaxpar.layout.stages import schedule_for
 from jaxpar.measures.inspect import inspect
-from jaxpar.measures.verify import verify
-from jaxpar.mesh import MeshShape
-from jaxpar.pipeline import staged
-from jaxpar.pipeline.timetable import timetable
-from jaxpar.placing import staged_loss
-from jaxpar.program import QUICK, compile_step
-from jaxpar.refusal import LayoutError
-from jaxpar.stages import schedule_for
-from jaxpar.step import make_step
+from jaxpar.measures.verify.probe import probe_batch
+from jaxpar.measures.verify.verify import verify
+from jaxpar.program.record import QUICK, compile_step
+from jaxpar.step.losses import staged_loss
+from jaxpar.step.make_step import make_step
+from jaxpar.step.pipeline import staged
+from jaxpar.step.pipeline.timetable import timetable
 
 FLOAT = 4
 

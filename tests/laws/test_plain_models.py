@@ -13,9 +13,9 @@ from small import small_model
 
 import jaxpar
 from jaxpar.case import load_strategy
-from jaxpar.factors.record import Ids
-from jaxpar.naming import walk
-from jaxpar.step import MODES
+from jaxpar.jaxprs import unify
+from jaxpar.jaxprs.rules.record import Ids
+from jaxpar.step.make_step import MODES
 
 CPU = jaxpar.HARDWARE.load("cpu")()
 H100 = jaxpar.HARDWARE.load("h100")()
@@ -203,7 +203,7 @@ def test_a_plain_decoder_says_what_its_annotated_twin_says():
 
 def test_without_the_walk_through_reshapes_the_twin_would_be_told_apart(monkeypatch):
     """The law above can fail: heads that are not found leave attention whole."""
-    real = walk.factors
+    real = unify.factors
 
     def blind(eqn):
         if eqn.primitive.name != "reshape":
@@ -212,7 +212,7 @@ def test_without_the_walk_through_reshapes_the_twin_would_be_told_apart(monkeypa
         whole = [[ids.whole_dims(v.aval.shape) for v in vs] for vs in (eqn.invars, eqn.outvars)]
         return ids.seal(*whole)
 
-    monkeypatch.setattr(walk, "factors", blind)
+    monkeypatch.setattr(unify, "factors", blind)
     layout = laid_out(twin(), "tensor", "model=4")
     assert not any(d.role == "heads" for d in layout.model.named)
     assert layout.parameters["layers/0/q/kernel"].stored == jax.P(None, None)

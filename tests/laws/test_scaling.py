@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from small import cpu, small_layout
 
-from jaxpar.measures._probe import probe_batch
-from jaxpar.measures.verify import verify
-from jaxpar.program import compile_step
-from jaxpar.refusal import RequestError
-from jaxpar.step import make_step
-from jaxpar.train import Training, optimizer_of
+from jaxpar.core.errors import RequestError
+from jaxpar.measures.verify.probe import probe_batch
+from jaxpar.measures.verify.verify import verify
+from jaxpar.program.record import compile_step
+from jaxpar.runtime.train import Training, optimizer_of
+from jaxpar.step.make_step import make_step
 
 BOTH = "data=4,model=2"
 CASES = (

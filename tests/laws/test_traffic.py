@@ -11,11 +11,11 @@ import jax
 import pytest
 from small import DECODER, MODES, crossed, kinds_of_model, mesh_for, small_layout
 
-from jaxpar.catalogue import HARDWARE
+from jaxpar.core.catalogue import HARDWARE
+from jaxpar.core.mesh import axes_of
 from jaxpar.measures.inspect import inspect
-from jaxpar.mesh import axes_of
-from jaxpar.program import compile_step
-from jaxpar.step import make_step
+from jaxpar.program.record import compile_step
+from jaxpar.step.make_step import make_step
 
 BOTH = "data=4,model=2"
 FLOAT = 4

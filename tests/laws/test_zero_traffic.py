@@ -8,7 +8,7 @@ import pytest
 from small import MODES
 from test_traffic import FLOAT, HARDWARES, inspected, said, scalars
 
-from jaxpar.mesh import axes_of
+from jaxpar.core.mesh import axes_of
 
 COPIES = "replica=2,data=4"
 

@@ -1,0 +1,176 @@
+"""Keys and values travel round the devices while each sees them with its own queries.
+
+Ring attention (Liu et al. 2023) with online softmax; no device holds more scores than its queries
+have with `blocks.KEYS` keys. On the wire, a layer: with P the bytes of a device's keys and values
+and n devices, (n - 1) P forward and 2 (n - 1) P backward, in which keys and values go round again
+and their gradients, in at least float32, come home. All permutes; each is sent while the one before
+is computed with. Where XLA has forward and backward of a layer in one piece of program (unrolled,
+or computed again) both share the first hop: P less. Causal rings deal out positions in zigzag where
+the model asks where they stand.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxpar.attention import blocks, zigzag
+from jaxpar.attention.record import Exchange, Split
+
+UNBALANCED = (
+    "the model does not ask where its rows stand (no 'positions' in its seams; with dropout none "
+    "does), so each device holds a run of them: a causal ring then computes all pairs and drops "
+    "half of them"
+)
+
+
+@dataclass(frozen=True)
+class Ring:
+    """One way round: the axes, how many devices lie along them, and what may see what."""
+
+    axes: tuple[str, ...]
+    ways: int
+    causal: bool
+    zigzag: bool
+
+    def pass_on(self, x: jax.Array) -> jax.Array:
+        """Give `x` to the next device and take it from the one before."""
+        return lax.ppermute(x, self.axes, [(i, (i + 1) % self.ways) for i in range(self.ways)])
+
+    def meetings(self, hop, rows: int) -> Iterator["Meeting"]:
+        """Which queries see which keys once these have come `hop` devices far (0: one's own)."""
+        mine = lax.axis_index(self.axes)
+        if not self.causal:
+            yield Meeting(0, 0, rows)
+        elif isinstance(hop, int) and hop == 0:
+            # Dealt out or not, a device's own positions rise from row to row.
+            yield Meeting(0, 0, rows, ahead=0)
+        elif self.zigzag:
+            # A late chunk sees every early one. Of the rest, keys of a device before this one are
+            # seen early by early, those of one after it late by late: no mask, and equal work.
+            half = rows // 2
+            yield Meeting(half, 0, half)
+            both = jnp.where(mine >= hop, 0, half)
+            yield Meeting(both, both, half)
+        else:
+            # Negative for a device after this one, of which nothing is seen.
+            theirs = (mine - hop) % self.ways
+            yield Meeting(0, 0, rows, ahead=(mine - theirs) * rows)
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """A run of queries and one of keys, given by their first rows and how many; see `_blocks`."""
+
+    query: Any
+    key: Any
+    rows: int
+    ahead: Any = None
+
+    def queries(self, x: jax.Array, dim: int = 1) -> jax.Array:
+        """The rows of `x` that belong to the queries."""
+        return lax.dynamic_slice_in_dim(x, self.query, self.rows, axis=dim)
+
+    def keys(self, x: jax.Array, dim: int = 1) -> jax.Array:
+        """The rows of `x` that belong to the keys."""
+        return lax.dynamic_slice_in_dim(x, self.key, self.rows, axis=dim)
+
+
+def exchange(split: Split) -> Exchange:
+    """Return the ring over the sequence's axes."""
+    is_zigzag = split.ordered
+
+    def local(q, k, v, *, causal):
+        ring = Ring(split.sequence, split.ways, causal, is_zigzag and causal)
+        return _attend(ring, q * q.shape[-1] ** -0.5, k, v)
+
+    return Exchange(
+        name="ring",
+        split=split,
+        local=local,
+        pieces=2 * split.ways if is_zigzag else split.ways,
+        notes=() if is_zigzag else (UNBALANCED,),
+        deal=zigzag.dealt(split) if is_zigzag else None,
+        positions=partial(zigzag.positions, split.ways) if is_zigzag else None,
+        # XLA makes a permute one event for all devices, and only some stages are at work.
+        staged=False,
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(ring: Ring, q, k, v):
+    return _forward(ring, q, k, v)[0]
+
+
+def _forward(ring, q, k, v):
+    own = jnp.stack([k, v])  # one message instead of two
+
+    def visit(hop, seen, travelling):
+        for meeting in ring.meetings(hop, q.shape[1]):
+            rows = jax.tree.map(lambda x, m=meeting: m.queries(x, 3), seen)
+            keys, values = (meeting.keys(x) for x in travelling)
+            rows = blocks.see(rows, meeting.queries(q), keys, values, ahead=meeting.ahead)
+            seen = jax.tree.map(
+                lambda x, new, m=meeting: lax.dynamic_update_slice_in_dim(x, new, m.query, 3),
+                seen,
+                rows,
+            )
+        return seen
+
+    def turn(hop, carry):
+        travelling, seen = carry
+        onward = ring.pass_on(travelling)
+        return onward, visit(hop, seen, travelling)
+
+    travelling = ring.pass_on(own)
+    seen = visit(0, blocks.nothing_seen(q), own)
+    travelling, seen = lax.fori_loop(1, ring.ways - 1, turn, (travelling, seen))
+    seen = visit(ring.ways - 1, seen, travelling)
+    y, log = blocks.result(seen, v.dtype)
+    return y, (q, own, y, log)
+
+
+def _backward(ring, kept, dy):
+    q, own, y, log = kept
+    inner = jnp.einsum("bqkgh,bqkgh->bkgq", y.astype(log.dtype), dy.astype(log.dtype))
+
+    def visit(hop, dq, travelling):
+        gradient = jnp.zeros_like(travelling, dtype=dq.dtype)
+        for meeting in ring.meetings(hop, q.shape[1]):
+            more, *of_keys = blocks.gradients(
+                meeting.queries(q),
+                *(meeting.keys(x) for x in travelling),
+                meeting.queries(dy),
+                *(meeting.queries(x, 3) for x in (log, inner)),
+                ahead=meeting.ahead,
+            )
+            dq = _added(dq, more, meeting.query, 1)
+            gradient = _added(gradient, jnp.stack(of_keys), meeting.key, 2)
+        return dq, gradient
+
+    def turn(hop, carry):
+        travelling, gathered, dq = carry
+        onward = ring.pass_on(travelling)
+        dq, more = visit(hop, dq, travelling)
+        return onward, ring.pass_on(gathered + more), dq
+
+    travelling = ring.pass_on(own)
+    dq, of_own = visit(0, jnp.zeros_like(q, dtype=blocks.wide(q)), own)
+    # The gradients of keys and values start where these first come by, and end where they belong.
+    start = (travelling, jnp.zeros_like(of_own), dq)
+    travelling, gathered, dq = lax.fori_loop(1, ring.ways - 1, turn, start)
+    dq, more = visit(ring.ways - 1, dq, travelling)
+    dk, dv = of_own + ring.pass_on(gathered + more)
+    return dq.astype(q.dtype), dk.astype(own.dtype), dv.astype(own.dtype)
+
+
+def _added(x, more, at, dim):
+    there = lax.dynamic_slice_in_dim(x, at, more.shape[dim], axis=dim)
+    return lax.dynamic_update_slice_in_dim(x, there + more, at, axis=dim)
+
+
+_attend.defvjp(_forward, _backward)

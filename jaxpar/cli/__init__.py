@@ -1,0 +1,1 @@
+"""The command line: options, what is shown, and a verb a file."""

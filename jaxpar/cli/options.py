@@ -1,0 +1,154 @@
+"""The command line's options, declared once, and read into plain values.
+
+Flags are absl's, in a set of their own so that a library's flags do not become ours. Every mistake
+is a RequestError: one sentence, exit status 2.
+"""
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from jaxpar.case import Case
+from jaxpar.core.errors import RequestError, unknown
+
+VALUES = flags.FlagValues()
+VALUES.set_gnu_getopt(True)
+
+flags.DEFINE_string(
+    "strategy",
+    "hybrid",
+    "how to split: a name, or names joined by + (fsdp+tensor)",
+    flag_values=VALUES,
+)
+flags.DEFINE_string(
+    "mesh", None, "devices by axis: data=4,model=2 (outermost first)", flag_values=VALUES
+)
+flags.DEFINE_string(
+    "hardware", "cpu", "what to compile for: cpu (fake devices), local, h100", flag_values=VALUES
+)
+flags.DEFINE_string(
+    "mode", "auto", "who places collectives: auto (XLA) or manual (shard_map)", flag_values=VALUES
+)
+flags.DEFINE_enum(
+    "lint",
+    "error",
+    ["error", "warn"],
+    "what it is if the program is not what the layout asked for: error or warn",
+    flag_values=VALUES,
+)
+flags.DEFINE_string(
+    "data", None, "what to train on: digits, text, or a .bin token file", flag_values=VALUES
+)
+flags.DEFINE_integer("steps", None, "updates to train for, or steps to verify", flag_values=VALUES)
+flags.DEFINE_integer("batch", None, "rows in a global batch", flag_values=VALUES)
+flags.DEFINE_integer(
+    "microbatches", None, "parts of a batch whose gradients are summed", flag_values=VALUES
+)
+flags.DEFINE_integer("seed", None, "of parameters, batches and dropout", flag_values=VALUES)
+flags.DEFINE_integer("rounds", 5, "how often bench alternates its two sides", flag_values=VALUES)
+flags.DEFINE_multi_string(
+    "set", [], "field=value of the model or of training; may be repeated", flag_values=VALUES
+)
+flags.DEFINE_string("out", None, "folder for files (default: runs/...)", flag_values=VALUES)
+flags.DEFINE_string("picture", None, "save what is shown as an SVG picture", flag_values=VALUES)
+flags.DEFINE_bool("json", False, "one JSON record on standard output", flag_values=VALUES)
+flags.DEFINE_bool("verify", False, "after training, verify the layout too", flag_values=VALUES)
+flags.DEFINE_bool("help", False, "show this and stop", short_name="h", flag_values=VALUES)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was typed: the positional words, and every option by name."""
+
+    words: tuple[str, ...]
+    values: dict[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.values[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The `--set` pairs, with `--steps` and `--seed` and their like beside them."""
+        changes = dict(_pair(text) for text in self.values["set"])
+        for name in ("steps", "seed", "batch", "microbatches"):
+            if self.values[name] is not None:
+                changes[name] = self.values[name]
+        return changes
+
+    @property
+    def case(self) -> Case:
+        """The case that was asked for; the first word is the model."""
+        return Case(
+            self.words[0],
+            strategy=self.strategy,
+            mesh=self.mesh,
+            hardware=self.hardware,
+            mode=self.mode,
+            data=self.data,
+            set=self.changes,
+        )
+
+    def folder(self, usual: str) -> Path:
+        """Where files go, made now: better refused before the work than after it."""
+        folder = Path(self.out or f"runs/{usual}")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ".writable").touch()
+            (folder / ".writable").unlink()
+        except OSError as error:
+            raise RequestError(
+                f"--out {folder}: cannot write there ({error.strerror}); name a folder of your own"
+            ) from error
+        return folder
+
+
+def parse(argv: list[str]) -> Options:
+    """Read the words after the program's name; an unknown or malformed option is refused."""
+    VALUES.unparse_flags()
+    try:
+        _, *words = VALUES(["experiments", *argv])
+    except flags.UnrecognizedFlagError as error:
+        refusal = unknown("option", f"--{error.flagname}", [f"--{n}" for n in names()])
+        raise RequestError(
+            f"{refusal}; fields of the model or of training are said with --set field=value"
+        ) from None
+    except flags.IllegalFlagValueError as error:
+        # absl: "flag --steps=abc: invalid literal for int() with base 10: 'abc'"
+        typed = str(error).removeprefix("flag ").partition(":")[0]
+        flag = VALUES[typed.removeprefix("--").partition("=")[0]]
+        raise RequestError(f"{typed}: not a value of this option, which is {flag.help}") from None
+    except flags.Error as error:
+        raise RequestError(str(error).replace("\n", " ")) from None
+    return Options(tuple(words), {name: VALUES[name].value for name in names()})
+
+
+def names() -> tuple[str, ...]:
+    """Every option's name, in order of declaration."""
+    return tuple(name for name in VALUES if len(name) > 1)
+
+
+def help_lines() -> list[tuple[str, str]]:
+    """Each option as typed, and its help."""
+    lines = []
+    for name in names():
+        flag = VALUES[name]
+        typed = f"--{name}" if isinstance(flag, flags.BooleanFlag) else f"--{name} {name.upper()}"
+        default = "" if flag.default in (None, False, []) else f" [{flag.default}]"
+        lines.append((typed, f"{flag.help}{default}"))
+    return lines
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not name.isidentifier():
+        raise RequestError(f"--set {text}: write field=value, for example --set layers=2")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, {"true": True, "false": False, "none": None}.get(value.lower(), value)

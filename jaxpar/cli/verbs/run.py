@@ -1,0 +1,66 @@
+"""Walk one experiment file: its cases, its claims: run data_parallel"""
+
+import json
+import time
+
+from jaxpar.cli.options import Options
+from jaxpar.cli.screen import Screen
+from jaxpar.cli.verbs.list import EXPERIMENTS
+from jaxpar.core.errors import RequestError
+from jaxpar.core.mesh import AXES, MeshShape
+from jaxpar.experiment import said, walk
+from jaxpar.program.devices import ask_for_devices
+
+
+def verb(options: Options, screen: Screen) -> int:
+    """Run an experiment; exit status 1 when a claim does not hold."""
+    name = options.words[0]
+    experiment = EXPERIMENTS.load(name)
+    if options.values["set"] or options.steps is not None:
+        raise RequestError(
+            f"experiment '{name}' states its own cases: edit experiments/{name}.py, or use 'train'"
+        )
+    started = time.perf_counter()
+    screen.say(EXPERIMENTS.summary(name), style="bold")
+    # CPU devices can be asked for once only, so ask for the largest mesh first.
+    ask_for_devices(
+        max(MeshShape.parse(case.mesh or "data=8").devices for case in experiment.cases)
+    )
+    folder = options.folder(name)
+    rows = []
+    with (folder / "rows.jsonl").open("w", encoding="utf-8") as out:
+        for row in walk(experiment):
+            rows.append(row)
+            out.write(json.dumps(row) + "\n")
+            out.flush()
+            screen.say(f"  {_case(row)}: {row.get('refusal', 'done')}")
+    screen.rows([{"said": _said(row), **row} for row in rows], experiment.columns)
+    claims = [(claim.sentence, claim.check(tuple(rows))) for claim in experiment.claims]
+    for sentence, holds in claims:
+        screen.say(
+            f"{'holds' if holds else 'FAILS'}: {sentence}", style="green" if holds else "red"
+        )
+    screen.say(f"rows: {folder / 'rows.jsonl'}")
+    ok = all(holds for _, holds in claims)
+    screen.finish(
+        {
+            "experiment": name,
+            "ok": ok,
+            "claims": [{"claim": sentence, "holds": holds} for sentence, holds in claims],
+            "rows": rows,
+            "seconds": time.perf_counter() - started,
+        }
+    )
+    return 0 if ok else 1
+
+
+def _case(row) -> str:
+    mesh = row["mesh"]
+    text = mesh if isinstance(mesh, str) else ",".join(f"{a}={n}" for a, n in mesh.items())
+    return f"{row['model']} {row['strategy']} {text}"
+
+
+def _said(row) -> dict[str, float]:
+    if "inspect" not in row:
+        return {}
+    return {"all": said(row), **{axis: said(row, axis=axis) for axis in AXES}}

@@ -1,0 +1,36 @@
+"""Prove a layout computes what one device computes: verify mlp --strategy tensor --mesh model=8"""
+
+import time
+
+from jaxpar.cli.options import Options
+from jaxpar.cli.screen import Screen
+from jaxpar.core.mesh import sizes_of
+from jaxpar.measures.verify.verify import verify
+
+
+def verb(options: Options, screen: Screen) -> int:
+    """Verify; exit status 1 when the numbers differ."""
+    started = time.perf_counter()
+    asked = options.case.resolve()
+    verdict = verify(
+        asked.layout,
+        hardware=asked.hardware,
+        make=asked.make,
+        steps=3 if options.steps is None else options.steps,
+        seed=asked.training.seed,
+    )
+    screen.layout(asked.layout, asked.hardware.name, whole=False)
+    screen.verdict(verdict)
+    screen.finish(
+        {
+            "model": asked.layout.model.name,
+            "strategy": asked.layout.strategy.name,
+            "mesh": sizes_of(asked.layout.mesh),
+            "devices": asked.layout.mesh.devices,
+            "hardware": asked.hardware.name,
+            "mode": asked.case.mode,
+            **verdict.record(),
+            "seconds": time.perf_counter() - started,
+        }
+    )
+    return 0 if verdict.ok else 1

@@ -1,0 +1,1 @@
+"""HLO: a compiled program's text read as records: computations, loops, collectives."""

@@ -1,0 +1,223 @@
+"""The one door: any Flax module, its loss and an example batch, made into a `Model`.
+
+The module may be NNX or Linen and need not know that it will be split. Its loss is traced once, on
+shapes alone; from the trace every dim gets its name and role, every integer field its range, and
+what is wrong with a model is found before anything is compiled.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.extend.source_info_util import register_exclusion
+
+from jaxpar.core.errors import RequestError, unknown
+from jaxpar.core.roles import check_role
+from jaxpar.inference.build import remade
+from jaxpar.inference.calling import trying
+from jaxpar.inference.example import read_example
+from jaxpar.inference.judge import judge
+from jaxpar.inference.losses import PlainLoss, SpokenLoss, trace_loss
+from jaxpar.inference.names import christen
+from jaxpar.inference.pieces import held, pieces_of, worth_cutting
+from jaxpar.jaxprs.record import FIELD
+from jaxpar.jaxprs.unify import relate
+from jaxpar.models.modules import Parts, abstract, names_in_metadata, values_of
+from jaxpar.models.record import Model
+
+# A line in Flax's Linear is true and of no use: lines are to be those of the person's own module.
+for _library in ("flax", "optax"):
+    register_exclusion(str(Path(find_spec(_library).origin).parent))
+
+
+def model(
+    module: Any,
+    loss: Callable[..., Any] | None = None,
+    batch: Any = None,
+    *,
+    name: str | None = None,
+    dims: Mapping[str, tuple[str | None, ...]] | None = None,
+    roles: Mapping[str, str] | None = None,
+    trainable: Any = nnx.Param,
+    data: Any = None,
+) -> Model:
+    """Make a Model of a Flax module that was not written for jaxpar.
+
+    Args:
+        module: an NNX module; a factory of one, which may take `rngs`; or a Linen module or its
+            factory. A factory is better where the module is large: it is then made in pieces.
+        loss: `loss(model, batch)`, a scalar or (scalar, {name: scalar}); the mean over the rows of
+            the batch. A Linen module is called as an NNX one is, `model(x, train=True)`, and keeps
+            its variables to itself. None stands for the mean square of what the module returns:
+            enough to see traffic and memory.
+        batch: an example, a tree of arrays or of `jax.ShapeDtypeStruct`s, whose first dim is the
+            batch. Arrays are also what a layout is tried on.
+        name: for people; that of the module's class or factory if None.
+        dims: path of a variable, or `batch/` and the path of a field -> names of its dims, None for
+            one that should be found out.
+        roles: dim -> role, where you know better than what was found.
+        trainable: Flax filter of the variables that are learned; the others are frozen.
+        data: what it is usually trained on: a catalogue name, or a Dataset such as
+            `jaxpar.data.iterable.dataset` makes of your batches.
+
+    Raises:
+        RequestError: a loss that is no scalar, a batch without a common first dim, a module that
+            grows variables while it is called, a name for what is not there; and what the module
+            or the loss itself raises, with its line.
+
+    >>> import jax
+    >>> from flax import nnx
+    >>> def net(rngs):
+    ...     return nnx.Sequential(nnx.Linear(8, 32, rngs=rngs), nnx.Linear(32, 4, rngs=rngs))
+    >>> batch = {"x": jax.ShapeDtypeStruct((16, 8), "float32")}
+    >>> m = model(net, lambda net, batch: (net(batch["x"]) ** 2).mean(), batch)
+    >>> [(dim.name, dim.role, dim.size) for dim in m.named if dim.role == "inner"]
+    [('ffn', 'inner', 32)]
+    """
+    called = name or _name_of(module)
+    example = read_example(called, batch)
+    loss = _mean_square if loss is None else loss
+    plain = PlainLoss(called, loss, example, trainable)
+    bare = Model(
+        name=called,
+        build=partial(remade, module, plain),
+        loss=plain,
+        batch=example.fields({}, {}),
+        trainable=trainable,
+        data=data,
+        example=example.arrays,
+    )
+    parts = trying(called, "making it", lambda: abstract(bare))
+    if not parts.parameters:
+        raise RequestError(
+            f"model '{called}' has nothing to learn: none of its variables is of the type that "
+            "trainable= names (nnx.Param unless you say otherwise)"
+        )
+    values = (values_of(parts.parameters), values_of(parts.state), example.leaves)
+    closed, _, arguments = trying(
+        called, "calling its loss", lambda: trace_loss(plain, parts, *values)
+    )
+    dims = _checked(called, dims or {}, arguments)
+    fields = {path: leaf for path, leaf in arguments.items() if path.startswith(FIELD)}
+    never: set[str] = set()
+    cuts = worth_cutting(closed, arguments, _weights(parts), fields)
+    while cuts:
+        in_pieces = plain.of_pieces(cuts)
+        cut = replace(bare, loss=in_pieces, build=partial(remade, module, in_pieces))
+        taken = abstract(cut)
+        alike = {path: c for path, c in cuts.items() if _learned_alike(path, parts, taken, cuts)}
+        if alike == cuts:
+            plain, bare, parts = in_pieces, cut, taken
+            closed, arguments = held(closed, arguments, cuts)
+            dims = {piece: dims[path] for path in dims for piece in pieces_of(path, cuts)}
+            break
+        never |= cuts.keys() - alike.keys()
+        cuts = worth_cutting(closed, arguments, _weights(parts), fields, never)
+    return _named(bare, plain, example, parts, closed, arguments, dims, roles or {}, loss)
+
+
+def _learned_alike(path: str, parts: Parts, taken: Parts, cuts: Mapping[str, Any]) -> bool:
+    """Whether a weight's pieces are there, and learned if it was.
+
+    A filter may look at the end of a path, and a tuple cannot hold another thing.
+    """
+    group = "parameters" if path in parts.parameters else "state"
+    return all(piece in getattr(taken, group) for piece in pieces_of(path, cuts))
+
+
+def _weights(parts: Parts) -> list[str]:
+    """Paths of what is learned, and of what would be if it were not frozen."""
+    frozen = [path for path, leaf in parts.state.items() if isinstance(leaf, nnx.Param)]
+    return [*parts.parameters, *frozen]
+
+
+def _checked(called: str, dims: Mapping[str, Any], arguments: Mapping[str, Any]):
+    """The names that were given, if they are as many as there are dims."""
+    for path in dims:
+        if path not in arguments:
+            raise unknown(f"path in dims of model '{called}'", path, list(arguments))
+        if len(dims[path]) != len(arguments[path].shape):
+            raise RequestError(
+                f"model '{called}': dims gives '{path}' {len(dims[path])} names, and its shape "
+                f"is {arguments[path].shape}: name every dim, with None for one to be found out"
+            )
+    return dims
+
+
+def _named(bare, plain, example, parts, closed, arguments, dims, roles, loss) -> Model:
+    """The model with what its trace says of it."""
+    fields = {path: leaf for path, leaf in arguments.items() if path.startswith(FIELD)}
+    weights = {path: arguments[path] for path in _weights(parts)}
+    trace = relate(closed, arguments, list(weights))
+    judgement = judge(trace, weights, fields)
+    metadata = {
+        path: names
+        for path, leaf in (*parts.parameters.items(), *parts.state.items())
+        if (names := names_in_metadata(leaf)) and len(names) == len(arguments[path].shape)
+    }
+    names = christen(trace, judgement, fields=list(fields), given={**metadata, **dims}, told=roles)
+    for dim, role in roles.items():
+        check_role(role)
+        if dim not in names.roles:
+            raise unknown(f"dim in roles of model '{bare.name}'", dim, list(names.roles))
+    of_fields = {path[len(FIELD) :]: names.of[path] for path in fields}
+    below = {path[len(FIELD) :]: size for path, size in trace.below.items() if path in fields}
+    residual = frozenset(n for n, role in names.roles.items() if role == "residual")
+    return replace(
+        bare,
+        loss=SpokenLoss(
+            plain, names.of, residual, {path: a.dtype for path, a in arguments.items()}
+        ),
+        batch=example.fields(of_fields, below),
+        roles=names.roles,
+        dims={path: dims for path, dims in names.of.items() if path not in fields},
+        units=names.units,
+        named=names.dims,
+        notes=_notes(trace, loss, plain.cuts),
+    )
+
+
+def _notes(trace, loss, cuts) -> tuple[str, ...]:
+    notes = []
+    if loss is _mean_square:
+        notes.append(
+            "the model came without a loss: the mean square of what it returns stands for one"
+        )
+    if trace.unknown:
+        notes.append(
+            f"no rule relates the dims of {', '.join(sorted(trace.unknown))}: they were taken for "
+            "unrelated, and stay whole"
+        )
+    if cuts:
+        alike = dict.fromkeys(re.sub(r"\b\d+\b", "*", path) for path in cuts)
+        notes.append(
+            f"held in pieces, as the loss cuts what it makes: {', '.join(alike)}; so each piece "
+            "can lie over devices by the same heads or columns"
+        )
+    return tuple(notes)
+
+
+def _mean_square(module: Any, batch: Any) -> jax.Array:
+    """What stands for the loss of a model that owns none."""
+    if isinstance(batch, dict):
+        made = module(**batch)
+    elif isinstance(batch, tuple | list):
+        made = module(*batch)
+    else:
+        made = module(batch)
+    floats = [x for x in jax.tree.leaves(made) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return sum(jnp.mean(jnp.square(x)) for x in floats)
+
+
+def _name_of(module: Any) -> str:
+    named = isinstance(getattr(module, "__name__", None), str)
+    return (module.__name__ if named else type(module).__name__).strip("<>").lower()

@@ -1,0 +1,167 @@
+"""Weights held as the pieces that the loss cuts their products into.
+
+One matrix for queries, keys and values, or for a gate and what it gates, is stored as one matrix
+for each, so that all of them can lie over devices by the same heads or columns. While the module is
+called it has the whole one, as it was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from jaxpar.inference.judge import judge
+from jaxpar.jaxprs.cuts import MOST, find_cuts
+from jaxpar.jaxprs.piecewise import Pieces, in_pieces
+from jaxpar.jaxprs.unify import relate
+from jaxpar.models.modules import take_apart, value_of
+
+_SPLIT = frozenset({"inner", "heads", "experts", "vocabulary"})
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Along which dim a weight is held in pieces, and their sizes."""
+
+    dim: int
+    sizes: tuple[int, ...]
+
+    def of(self, array: Any) -> tuple[Any, ...]:
+        """The pieces of an array, or of its shape."""
+        if isinstance(array, jax.ShapeDtypeStruct):
+            return tuple(
+                jax.ShapeDtypeStruct(
+                    (*array.shape[: self.dim], size, *array.shape[self.dim + 1 :]), array.dtype
+                )
+                for size in self.sizes
+            )
+        runs = pairwise((0, *accumulate(self.sizes)))
+        return tuple(lax.slice_in_dim(array, *run, axis=self.dim) for run in runs)
+
+
+def worth_cutting(
+    closed: Any,
+    arguments: Mapping[str, Any],
+    weights: Collection[str],
+    fields: Mapping[str, Any],
+    never: Collection[str] = (),
+) -> dict[str, Cut]:
+    """Path -> cut, of every weight that can lie over devices in pieces and could not in one.
+
+    Args:
+        closed: the loss's ClosedJaxpr.
+        arguments: path -> abstract array, in the order of its arguments.
+        weights: paths of what is learned or frozen.
+        fields: path -> abstract array of the batch.
+        never: weights that cannot be cut.
+    """
+    asked = find_cuts(closed.jaxpr)
+    offered = {}
+    for var, (path, array) in zip(closed.jaxpr.invars, arguments.items(), strict=True):
+        dims = {d: sorted(p) for d, p in asked.at(var).items() if len(p) < MOST}
+        if path in weights and path not in never and len(dims) == 1:
+            [(dim, points)] = dims.items()
+            ends = pairwise((0, *points, array.shape[dim]))
+            offered[path] = Cut(dim, tuple(end - start for start, end in ends))
+    while offered:
+        # What is left whole may be what another's pieces needed.
+        kept = _splittable(closed, arguments, weights, fields, offered)
+        if kept == offered:
+            break
+        offered = kept
+    return offered
+
+
+def _splittable(closed, arguments, weights, fields, offered) -> dict[str, Cut]:
+    """Those cuts of which every piece could be split, if all of them were made."""
+    closed, pieces = held(closed, arguments, offered)
+    learned = {piece: pieces[piece] for path in weights for piece in pieces_of(path, offered)}
+    trace = relate(closed, pieces, list(learned))
+    roles = judge(trace, learned, fields).roles
+
+    def is_split(path: str, cut: Cut) -> bool:
+        along = [trace.arguments[piece][cut.dim] for piece in pieces_of(path, offered)]
+        firsts = [trace.classes.resolve(dim)[:1] for dim in along]
+        # Half of it split would have to be moved to where the other half is needed whole.
+        return all(nodes and roles.get(nodes[0]) in _SPLIT for nodes in firsts)
+
+    return {path: cut for path, cut in offered.items() if is_split(path, cut)}
+
+
+def held(closed: Any, arguments: Mapping[str, Any], cuts: Mapping[str, Cut]):
+    """A loss as a function of pieces: its ClosedJaxpr, and its abstract arguments by path."""
+    flat, values = {}, []
+    for path, array in arguments.items():
+        if path not in cuts:
+            values.append(array)
+            flat[path] = array
+            continue
+        parts = cuts[path].of(array)
+        values.append(Pieces(parts, cuts[path].dim))
+        flat |= dict(zip(pieces_of(path, cuts), parts, strict=True))
+    return in_pieces(closed, values), flat
+
+
+def pieces_of(path: str, cuts: Mapping[str, Cut]) -> list[str]:
+    """The paths of a weight's pieces; of one that is not cut, its own."""
+    return [f"{path}/{k}" for k in range(len(cuts[path].sizes))] if path in cuts else [path]
+
+
+def cut_in(module: nnx.Module, trainable: Any, cuts: Mapping[str, Cut]) -> None:
+    """Hold some variables of a module in pieces, in place: `path/0`, `path/1`, ..."""
+    if not cuts:
+        return
+    parts = take_apart(module, trainable)
+    pairs = []
+    for path, cut in cuts.items():
+        variable = _at(module, parts.keys[path])
+        pieces = [variable.replace(piece) for piece in cut.of(value_of(variable))]
+        pairs.append((variable, nnx.List(pieces)))
+    _exchange(module, pairs)
+
+
+@contextmanager
+def whole(module: nnx.Module, cuts: Mapping[str, Cut]) -> Iterator[None]:
+    """While it lasts, the module has whole variables where it holds pieces."""
+    keys = take_apart(module).keys if cuts else {}
+    pairs = []
+    for path, cut in cuts.items():
+        node = _at(module, keys[pieces_of(path, cuts)[0]][:-1])
+        pieces = [piece.get_value() for piece in node]
+        pairs.append((node, node[0].replace(jnp.concatenate(pieces, cut.dim))))
+    _exchange(module, pairs)
+    try:
+        yield
+    finally:
+        _exchange(module, [(one, node) for node, one in pairs])
+
+
+def _at(module: Any, keys: Sequence[Any]) -> Any:
+    """What a module holds under Flax's keys of a path."""
+    node = module
+    for key in keys:
+        node = getattr(node, key) if isinstance(key, str) and hasattr(node, key) else node[key]
+    return node
+
+
+def _exchange(module: nnx.Module, pairs: Sequence[tuple[Any, Any]]) -> None:
+    """Put nodes in the places of others, wherever these are shared."""
+    news = {id(old): new for old, new in pairs}
+    for _, holder in list(nnx.iter_graph(module)) if news else ():
+        if isinstance(holder, dict):
+            for key in [k for k, value in holder.items() if id(value) in news]:
+                holder[key] = news[id(holder[key])]
+        elif isinstance(holder, list | nnx.List):
+            for at in [k for k, value in enumerate(holder) if id(value) in news]:
+                holder[at] = news[id(holder[at])]
+        elif isinstance(holder, nnx.Pytree):
+            for name in [n for n, value in vars(holder).items() if id(value) in news]:
+                setattr(holder, name, news[id(getattr(holder, name))])

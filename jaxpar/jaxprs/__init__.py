@@ -1,0 +1,1 @@
+"""Jaxprs: how the dims of each primitive relate, and the one interpreter that evaluates them."""

@@ -1,0 +1,143 @@
+"""Equations that hold jaxprs: calls, loops, branches, and regions on shards.
+
+Each rule walks what is inside with the dims of its operands, and joins what comes out with what is
+handed on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from jaxpar.core.mesh import axes_of
+from jaxpar.jaxprs.record import Facts
+from jaxpar.jaxprs.scan import scan_parts
+
+
+def _inner(eqn):
+    for name in ("call_jaxpr", "jaxpr", "fun_jaxpr"):
+        if name in eqn.params:
+            return eqn.params[name]
+    return None
+
+
+def call(walk, eqn, index, scope, times, where):
+    """A jit, a remat, a function with its own derivative: what is inside, once."""
+    jaxpr = _inner(eqn)
+    operands = [walk.dims(scope, a) for a in eqn.invars]
+    facts = [walk.fact(a) for a in eqn.invars]
+    results = walk.inner(jaxpr, operands, facts, scope, index, times, where)
+    for var, (dims, fact) in zip(eqn.outvars, results, strict=True):
+        scope.dims[var], walk.facts[var] = list(dims), fact
+
+
+def scan(walk, eqn, index, scope, times, where):
+    """A loop: what is carried has the same dims before and after, what is scanned loses one."""
+    p = eqn.params
+    consts, carries = scan_parts(p)
+    held = carries - consts
+    dims = [walk.dims(scope, a) for a in eqn.invars]
+    facts = [walk.fact(a) for a in eqn.invars]
+    turns = () if p["length"] == 1 else (walk.classes.new(p["length"]),)
+    for d, fact in zip(dims[carries:], facts[carries:], strict=True):
+        walk.classes.unify(turns, d[0])
+        (walk.stacked if fact.is_weight else walk.turned).append(turns)
+    # What a turn hands on may have been made from anything that goes in.
+    mixed = Facts.mixed(facts)
+    inside = [*facts[:consts], *[mixed] * held, *facts[carries:]]
+    operands = [*dims[:carries], *(d[1:] for d in dims[carries:])]
+    results = walk.inner(p["jaxpr"], operands, inside, scope, index, times * p["length"], where)
+    for k, var in enumerate(eqn.outvars):
+        made, fact = results[k]
+        if k < held:
+            walk.join(dims[consts + k], made)
+            scope.dims[var], walk.facts[var] = list(dims[consts + k]), mixed
+        else:
+            scope.dims[var], walk.facts[var] = [turns, *made], fact
+
+
+def while_loop(walk, eqn, index, scope, times, where):
+    """A loop that ends when a condition fails."""
+    p = eqn.params
+    first, second = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
+    dims = [walk.dims(scope, a) for a in eqn.invars]
+    facts = [walk.fact(a) for a in eqn.invars]
+    mixed = Facts.mixed(facts)
+    carried = dims[second:]
+    held = [mixed] * len(carried)
+    walk.inner(
+        p["cond_jaxpr"],
+        [*dims[:first], *carried],
+        [*facts[:first], *held],
+        scope,
+        index,
+        times,
+        where,
+    )
+    results = walk.inner(
+        p["body_jaxpr"],
+        [*dims[first:second], *carried],
+        [*facts[first:second], *held],
+        scope,
+        index,
+        times,
+        where,
+    )
+    for var, before, (after, _) in zip(eqn.outvars, carried, results, strict=True):
+        walk.join(before, after)
+        scope.dims[var], walk.facts[var] = list(before), mixed
+
+
+def cond(walk, eqn, index, scope, times, where):
+    """Branches, which make the same things."""
+    _, *rest = eqn.invars
+    dims = [walk.dims(scope, a) for a in rest]
+    facts = [walk.fact(a) for a in rest]
+    made = [
+        walk.inner(branch, dims, facts, scope, index, times, where)
+        for branch in eqn.params["branches"]
+    ]
+    for k, var in enumerate(eqn.outvars):
+        first, fact = made[0][k]
+        for other in made[1:]:
+            walk.join(first, other[k][0])
+        scope.dims[var] = list(first)
+        walk.facts[var] = Facts.mixed([fact, *(other[k][1] for other in made[1:])])
+
+
+def shard_map(walk, eqn, index, scope, times, where):
+    """A region on shards: a dim that it does not cut is the same inside as outside."""
+    p = eqn.params
+    jaxpr = p["jaxpr"]
+    inside = []
+    for atom, var, spec in zip(eqn.invars, jaxpr.invars, p["in_specs"], strict=True):
+        entries = [*spec, *[None] * (len(atom.aval.shape) - len(spec))]
+        inside.append(
+            [
+                walk.classes.dim(size) if axes_of(entry) else outer
+                for outer, entry, size in zip(
+                    walk.dims(scope, atom), entries, var.aval.shape, strict=True
+                )
+            ]
+        )
+    facts = [walk.fact(a) for a in eqn.invars]
+    results = walk.inner(jaxpr, inside, facts, scope, index, times, where)
+    for var, spec, (made, fact) in zip(eqn.outvars, p["out_specs"], results, strict=True):
+        entries = [*spec, *[None] * (len(var.aval.shape) - len(spec))]
+        scope.dims[var] = [
+            walk.classes.dim(size) if axes_of(entry) else dim
+            for dim, entry, size in zip(made, entries, var.aval.shape, strict=True)
+        ]
+        walk.facts[var] = replace(fact, field=None, count=None)
+
+
+RULES = {
+    **dict.fromkeys(
+        "jit pjit closed_call core_call call remat checkpoint remat2 custom_jvp_call "
+        "custom_vjp_call custom_vjp_call_jaxpr custom_lin".split(),
+        call,
+    ),
+    "scan": scan,
+    "while": while_loop,
+    "cond": cond,
+    "shard_map": shard_map,
+}

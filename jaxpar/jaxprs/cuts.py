@@ -1,0 +1,156 @@
+"""Where a loss cuts what a weight makes: queries, keys and values out of one product.
+
+A cut is asked for by a `split` or a slice, and followed back through the equations that made what
+is cut, to the concatenation or the weight where it could have been made at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
+from math import prod
+from typing import Any
+
+from jax.extend.core import Literal
+
+from jaxpar.jaxprs.interpreter import INLINE, REMATS
+from jaxpar.jaxprs.rules import elementwise, factors
+from jaxpar.jaxprs.scan import scan_parts
+
+Points = frozenset[int]
+"""Where a dim is cut: positions between 0 and its size, both left out."""
+
+MOST = 16
+"""Pieces beyond which an array is a table that is read place by place, and not several in one."""
+
+PIECEWISE = frozenset(elementwise.ELEMENTWISE) | frozenset(
+    "dot_general conv_general_dilated broadcast_in_dim reshape transpose squeeze reduce_sum "
+    "reduce_max reduce_min slice split concatenate".split()
+)
+"""Primitives that can be computed a piece at a time along a dim that passes through them."""
+
+
+@dataclass
+class Cuts:
+    """The cuts asked of one jaxpr's variables.
+
+    Attributes:
+        of: variable -> dim -> where it is cut.
+        inner: index of an equation -> the same for the jaxprs in it.
+    """
+
+    of: dict[Any, dict[int, Points]] = field(default_factory=dict)
+    inner: dict[int, list[Cuts]] = field(default_factory=dict)
+
+    def ask(self, atom: Any, cuts: Mapping[int, Points]) -> None:
+        """Note that a variable is cut."""
+        if isinstance(atom, Literal) or not cuts:
+            return
+        held = self.of.setdefault(atom, {})
+        for dim, points in cuts.items():
+            held[dim] = held.get(dim, frozenset()) | points
+
+    def at(self, atom: Any) -> Mapping[int, Points]:
+        """Where a variable is cut."""
+        return {} if isinstance(atom, Literal) else self.of.get(atom, {})
+
+
+def find_cuts(jaxpr: Any, results: Mapping[int, Mapping[int, Points]] | None = None) -> Cuts:
+    """Follow every cut back through a jaxpr.
+
+    Args:
+        jaxpr: open.
+        results: index of a result -> dim -> where it is cut by who called.
+    """
+    cuts = Cuts()
+    for index, asked in (results or {}).items():
+        cuts.ask(jaxpr.outvars[index], asked)
+    for index, eqn in reversed(list(enumerate(jaxpr.eqns))):
+        name, asked = eqn.primitive.name, [cuts.at(v) for v in eqn.outvars]
+        if name in INLINE | REMATS:
+            called = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+            _inside(cuts, eqn, index, called, dict(enumerate(asked)))
+        elif name == "scan":
+            _loop(cuts, eqn, index, asked)
+        else:
+            if name in PIECEWISE and any(asked):
+                _back(cuts, eqn, asked)
+            if made := _made_by(eqn):
+                cuts.ask(eqn.invars[0], made)
+    return cuts
+
+
+def _made_by(eqn) -> dict[int, Points]:
+    """The cuts that an equation itself makes in what it reads."""
+    name, p = eqn.primitive.name, eqn.params
+    if name == "split":
+        return {p["axis"]: frozenset(accumulate(map(int, p["sizes"][:-1])))}
+    shape = eqn.invars[0].aval.shape if eqn.invars else ()
+    if name == "unstack":
+        return {p["axis"]: frozenset(range(1, shape[p["axis"]]))}
+    if name == "slice" and all(s == 1 for s in p["strides"] or ()):
+        ends = zip(p["start_indices"], p["limit_indices"], shape, strict=True)
+        cut = {d: frozenset({start, end}) - {0, n} for d, (start, end, n) in enumerate(ends)}
+        return {d: points for d, points in cut.items() if points}
+    return {}
+
+
+def _back(cuts: Cuts, eqn, asked) -> None:
+    """Hand the cuts of what an equation makes on to what it reads."""
+    fac = factors(eqn)
+    sources = [
+        (atom, dim, ids)
+        for atom, dims in zip(eqn.invars, fac.operands, strict=True)
+        for dim, ids in enumerate(dims)
+    ]
+    for made, dims in zip(asked, fac.results, strict=True):
+        for dim, points in made.items():
+            for atom, at, ids in sources:
+                moved = carried(points, dims[dim], ids, fac)
+                if moved:
+                    cuts.ask(atom, {at: moved})
+
+
+def carried(points: Points, one: tuple[int, ...], other: tuple[int, ...], fac) -> Points:
+    """Points of the dim whose factors are `one`, as points of the dim whose factors are `other`.
+
+    Two dims are cut at the same places where they begin with the same factors; a point inside what
+    they do not share is left out.
+    """
+    shared = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b or a in fac.whole:
+            break
+        shared += 1
+    if not shared:
+        return frozenset()
+    within, there = (prod(fac.sizes[f] for f in dim[shared:]) for dim in (one, other))
+    return frozenset(p // within * there for p in points if p % within == 0)
+
+
+def _inside(cuts: Cuts, eqn, index: int, called, asked) -> None:
+    jaxpr = getattr(called, "jaxpr", called)
+    inner = find_cuts(jaxpr, asked)
+    cuts.inner[index] = [inner]
+    for atom, var in zip(eqn.invars, jaxpr.invars, strict=True):
+        cuts.ask(atom, inner.at(var))
+
+
+def _loop(cuts: Cuts, eqn, index: int, asked) -> None:
+    """Into a loop and out of it: what is scanned has a dim more; what is carried stays whole."""
+    p = eqn.params
+    consts, first = scan_parts(p)
+    carries = first - consts
+    made = {
+        k: {dim - 1: points for dim, points in cut.items() if dim > 0}
+        for k, cut in enumerate(asked)
+        if k >= carries
+    }
+    inner = find_cuts(p["jaxpr"].jaxpr, made)
+    cuts.inner[index] = [inner]
+    for k, (atom, var) in enumerate(zip(eqn.invars, p["jaxpr"].jaxpr.invars, strict=True)):
+        if k < consts:
+            cuts.ask(atom, inner.at(var))
+        elif k >= first:
+            cuts.ask(atom, {dim + 1: points for dim, points in inner.at(var).items()})

@@ -1,0 +1,248 @@
+"""A loss computed in pieces where it is cut anyway.
+
+Queries, keys and values made by one matrix are one product, cut in three. A device that holds a run
+of that matrix's columns has some queries and no keys; with each third a matrix of its own it has
+the same heads of all three. So where arrays are put together only for what they make to be cut at
+the same places, they are left apart: the same numbers, from products that can be split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, pairwise
+from typing import Any
+
+import jax
+from jax import lax
+from jax.extend.core import ClosedJaxpr
+
+from jaxpar.jaxprs.cuts import PIECEWISE, Cuts, carried, find_cuts
+from jaxpar.jaxprs.interpreter import Evaluator, as_it_is
+from jaxpar.jaxprs.rules import factors
+from jaxpar.jaxprs.scan import scan_parts
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["parts"], meta_fields=["dim"])
+@dataclass(frozen=True)
+class Pieces:
+    """An array as the parts that it is the concatenation of, along `dim`."""
+
+    parts: tuple[Any, ...]
+    dim: int
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of each part, along the dim."""
+        return tuple(part.shape[self.dim] for part in self.parts)
+
+    @property
+    def points(self) -> tuple[int, ...]:
+        """Where one part ends and the next begins."""
+        return tuple(accumulate(self.sizes[:-1]))
+
+    def between(self, start: int, limit: int) -> Any:
+        """A run of positions along the dim, in pieces if it has several."""
+        found, at = [], 0
+        for part, size in zip(self.parts, self.sizes, strict=True):
+            low, high = max(start - at, 0), min(limit - at, size)
+            if low < high:
+                whole = (low, high) == (0, size)
+                found.append(part if whole else lax.slice_in_dim(part, low, high, axis=self.dim))
+            at += size
+        return found[0] if len(found) == 1 else Pieces(tuple(found), self.dim)
+
+
+def whole(value: Any) -> Any:
+    """An array, put together if it is in pieces."""
+    return lax.concatenate(value.parts, value.dim) if isinstance(value, Pieces) else value
+
+
+def piecewise(closed: ClosedJaxpr) -> ClosedJaxpr:
+    """The same function without the concatenations whose results are only cut again.
+
+    >>> import jax.numpy as jnp
+    >>> def f(x, q, k):
+    ...     made = x @ jnp.concatenate([q, k], axis=1)
+    ...     return made[:, :3] * made[:, 3:]
+    >>> closed = jax.make_jaxpr(f)(jnp.ones((2, 4)), jnp.ones((4, 3)), jnp.ones((4, 3)))
+    >>> [eqn.primitive.name for eqn in piecewise(closed).jaxpr.eqns]
+    ['dot_general', 'dot_general', 'mul']
+    """
+    cuts = find_cuts(closed.jaxpr)
+    if not _has_work(closed.jaxpr, cuts):
+        return closed
+
+    def function(*args):
+        results = _InPieces().run(closed.jaxpr, closed.consts, cuts, args)
+        return [whole(r) for r in results]
+
+    return jax.make_jaxpr(function)(*closed.in_avals)
+
+
+def in_pieces(closed: ClosedJaxpr, arguments: Sequence[Any]) -> ClosedJaxpr:
+    """The same function of other arguments: abstract arrays, or `Pieces` of them.
+
+    What it hands on in pieces, such as a frozen weight, are results of their own.
+    """
+    cuts = find_cuts(closed.jaxpr)
+
+    def function(*args):
+        return _InPieces().run(closed.jaxpr, closed.consts, cuts, args)
+
+    return jax.make_jaxpr(function)(*arguments)
+
+
+def _has_work(jaxpr, cuts: Cuts) -> bool:
+    """Whether anything is put together that is cut again."""
+    for index, eqn in enumerate(jaxpr.eqns):
+        if _parted(eqn, cuts):
+            return True
+        for inner, called in zip(
+            cuts.inner.get(index, []), jax.extend.core.jaxprs_in_params(eqn.params), strict=False
+        ):
+            if _has_work(called, inner):
+                return True
+    return False
+
+
+def _parted(eqn, cuts: Cuts) -> list[int]:
+    """At which of the ends of what is put together the result is cut again."""
+    if eqn.primitive.name != "concatenate":
+        return []
+    at = eqn.params["dimension"]
+    asked = cuts.at(eqn.outvars[0]).get(at, ())
+    ends = accumulate(v.aval.shape[at] for v in eqn.invars[:-1])
+    return [end for end in ends if end in asked]
+
+
+class _InPieces(Evaluator):
+    """Evaluates with some values as `Pieces`; its scopes are `Cuts`."""
+
+    def cond(self, eqn, operands, inner, scope):
+        return as_it_is(eqn, [whole(x) for x in operands])
+
+    def scan(self, eqn, operands, inner, scope):
+        p = eqn.params
+        consts, first = scan_parts(p)
+        carries = first - consts
+        fixed, closed = operands[:consts], p["jaxpr"]
+
+        def body(carry, slices):
+            slices = [_moved(x, -1) for x in slices]
+            results = self.run(closed.jaxpr, closed.consts, inner, [*fixed, *carry, *slices])
+            return [whole(r) for r in results[:carries]], results[carries:]
+
+        last, stacked = lax.scan(
+            body,
+            [whole(x) for x in operands[consts:first]],
+            [whole(x) if isinstance(x, Pieces) and x.dim == 0 else x for x in operands[first:]],
+            length=p["length"],
+            reverse=p["reverse"],
+            unroll=p["unroll"],
+        )
+        return [*last, *(_moved(x, 1) for x in stacked)]
+
+    def plain(self, eqn, operands, scope, memo):
+        if ends := _parted(eqn, scope):
+            at = eqn.params["dimension"]
+            joined = Pieces(tuple(whole(x) for x in operands), at)
+            size = eqn.outvars[0].aval.shape[at]
+            runs = [joined.between(*run) for run in pairwise((0, *ends, size))]
+            return [Pieces(tuple(whole(x) for x in runs), at)]
+        if not any(isinstance(x, Pieces) for x in operands):
+            return as_it_is(eqn, operands)
+        results = _cut(eqn, operands[0])
+        if results is None and eqn.primitive.name in PIECEWISE:
+            results = _piece_by_piece(eqn, operands)
+        return as_it_is(eqn, [whole(x) for x in operands]) if results is None else results
+
+
+def _moved(value, by: int):
+    """A value whose parts have gained or lost a leading dim."""
+    return Pieces(value.parts, value.dim + by) if isinstance(value, Pieces) else value
+
+
+def _cut(eqn, value) -> list | None:
+    """The results of an equation that cuts along the dim that is in pieces."""
+    name, p = eqn.primitive.name, eqn.params
+    if not isinstance(value, Pieces) or name not in ("split", "unstack", "slice"):
+        return None
+    if name in ("split", "unstack"):
+        if p["axis"] != value.dim:
+            return None
+        sizes = p["sizes"] if name == "split" else [1] * len(eqn.outvars)
+        runs = [value.between(*run) for run in pairwise((0, *accumulate(map(int, sizes))))]
+        return runs if name == "split" else [lax.squeeze(whole(x), (value.dim,)) for x in runs]
+    starts, limits = list(p["start_indices"]), list(p["limit_indices"])
+    if p["strides"] and p["strides"][value.dim] != 1:
+        return None
+    part = value.between(starts[value.dim], limits[value.dim])
+    if _only_along(eqn, value.dim):
+        return [part]
+    if isinstance(part, Pieces):
+        return None
+    starts[value.dim], limits[value.dim] = 0, part.shape[value.dim]
+    return [lax.slice(part, starts, limits, p["strides"])]
+
+
+def _only_along(eqn, dim: int) -> bool:
+    """Whether a slice takes all there is along every other dim."""
+    pairs = zip(eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape, strict=True)
+    return all(read == made for d, (read, made) in enumerate(pairs) if d != dim)
+
+
+def _piece_by_piece(eqn, operands) -> list | None:
+    """The results of an equation, each in pieces; None where it does not pass along that dim."""
+    fac = factors(eqn)
+    first = next(k for k, x in enumerate(operands) if isinstance(x, Pieces))
+    lead, leading = operands[first], fac.operands[first][operands[first].dim]
+
+    def beside(dims):
+        """(dim, where it is cut) of an array that has the dim too."""
+        for dim, ids in enumerate(dims):
+            if points := carried(frozenset(lead.points), leading, ids, fac):
+                return (dim, sorted(points)) if len(points) == len(lead.points) else None
+        return None
+
+    places = [beside(dims) for dims in fac.results]
+    if any(place is None for place in places):
+        return None
+    columns = []
+    for x, atom, dims in zip(operands, eqn.invars, fac.operands, strict=True):
+        place = beside(dims)
+        if place is None:
+            columns.append([whole(x)] * len(lead.parts))
+            continue
+        dim, points = place
+        if not isinstance(x, Pieces) or x.dim != dim:
+            x = Pieces((whole(x),), dim)
+        runs = pairwise((0, *points, atom.aval.shape[dim]))
+        columns.append([whole(x.between(*run)) for run in runs])
+    made: list[list] = [[] for _ in places]
+    for k, parts in enumerate(zip(*columns, strict=True)):
+        params = _params(eqn, places, k, lead)
+        results = eqn.primitive.bind(*parts, **params)
+        results = results if eqn.primitive.multiple_results else [results]
+        for column, result in zip(made, results, strict=True):
+            column.append(result)
+    return [Pieces(tuple(c), dim) for c, (dim, _) in zip(made, places, strict=True)]
+
+
+def _params(eqn, places, k: int, lead: Pieces):
+    """The parameters of an equation, for its k-th piece."""
+    name, p = eqn.primitive.name, dict(eqn.params)
+    dim, points = places[0]
+    shape = list(eqn.outvars[0].aval.shape)
+    ends = (0, *points, shape[dim])
+    shape[dim] = ends[k + 1] - ends[k]
+    if name == "broadcast_in_dim":
+        p["shape"] = tuple(shape)
+    elif name == "reshape":
+        p["new_sizes"] = tuple(shape)
+    elif name == "slice":
+        limits = list(p["limit_indices"])
+        limits[lead.dim] = shape[dim]
+        p["limit_indices"] = tuple(limits)
+    return p

@@ -1,0 +1,103 @@
+"""Primitives that read or write at computed places: batch and window dims pass, indexed dims whole.
+
+Covers embedding lookup, `take_along_axis` and their scatters, dynamic slices, and iota.
+"""
+
+from __future__ import annotations
+
+from jaxpar.jaxprs.rules.reshape import passing
+
+
+def _gather(ids, ins, outs, params):
+    numbers = params["dimension_numbers"]
+    operand, indices = ids.dims(ins[0]), ids.dims(ins[1])
+    ids.whole.update(indices[-1])  # the coordinates themselves
+    for d, at in zip(
+        numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True
+    ):
+        indices[at] = operand[d]
+    result: list = [None] * len(outs[0])
+    window = iter(sorted(numbers.offset_dims))
+    batch = iter([d for d in range(len(outs[0])) if d not in numbers.offset_dims])
+    for d, size in enumerate(ins[0]):
+        if d in numbers.operand_batching_dims:
+            continue
+        indexed = d in numbers.start_index_map or params["slice_sizes"][d] != size
+        if indexed:
+            ids.whole.update(operand[d])
+        if d in numbers.collapsed_slice_dims:
+            continue
+        at = next(window)
+        result[at] = (ids.new(outs[0][at], whole=True),) if indexed else operand[d]
+    for at, factor in zip(batch, indices[:-1], strict=True):
+        result[at] = factor
+    return [operand, indices], [result]
+
+
+def _scatter(ids, ins, outs, params):
+    numbers = params["dimension_numbers"]
+    operand, indices = ids.dims(ins[0]), ids.dims(ins[1])
+    ids.whole.update(indices[-1])
+    updates: list = [None] * len(ins[2])
+    for d, at in zip(
+        numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True
+    ):
+        indices[at] = operand[d]
+    window = iter(sorted(numbers.update_window_dims))
+    places = [d for d in range(len(ins[2])) if d not in numbers.update_window_dims]
+    for at, factor in zip(places, indices[:-1], strict=True):
+        updates[at] = factor
+    for at, factor in enumerate(indices[:-1]):
+        # Two updates may fall on one place, and a piece of them would miss the other's.
+        if at not in numbers.scatter_indices_batching_dims:
+            ids.whole.update(factor)
+    for d, size in enumerate(ins[0]):
+        if d in numbers.operand_batching_dims:
+            continue
+        if d in numbers.inserted_window_dims:
+            ids.whole.update(operand[d])
+            continue
+        at = next(window)
+        if d in numbers.scatter_dims_to_operand_dims or ins[2][at] != size:
+            ids.whole.update(operand[d])
+            updates[at] = (ids.new(ins[2][at], whole=True),)
+        else:
+            updates[at] = operand[d]
+    return [operand, indices, updates], [operand]
+
+
+def _dynamic_slice(ids, ins, outs, params):
+    # A dim taken whole starts at 0 whatever the index says, since indices are clamped.
+    operand, result = passing(ids, ins[0], outs[0], lambda d: True)
+    return [operand, *([] for _ in ins[1:])], [result]
+
+
+def _dynamic_update_slice(ids, ins, outs, params):
+    operand, update = passing(ids, ins[0], ins[1], lambda d: True)
+    return [operand, update, *([] for _ in ins[2:])], [operand]
+
+
+def _iota(ids, ins, outs, params):
+    return [[] for _ in ins], [ids.dims(outs[0])]
+
+
+RULES = {
+    "gather": _gather,
+    **dict.fromkeys(
+        (
+            "scatter",
+            "scatter-add",
+            "scatter_add",
+            "scatter-mul",
+            "scatter_mul",
+            "scatter_max",
+            "scatter_min",
+            "scatter_sub",
+            "scatter-sub",
+        ),
+        _scatter,
+    ),
+    "dynamic_slice": _dynamic_slice,
+    "dynamic_update_slice": _dynamic_update_slice,
+    "iota": _iota,
+}

@@ -1,0 +1,224 @@
+"""The walk: every equation of a jaxpr relates the dims it reads to those it makes.
+
+First-order equations by the table of `jaxpar.jaxprs.rules`; those that hold jaxprs by the rules of
+`jaxpar.jaxprs.control`. A jaxpr that is called twice is walked twice, so that one use of a helper
+says nothing of another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import Literal
+
+from jaxpar.jaxprs import control
+from jaxpar.jaxprs.classes import Classes, Dim
+from jaxpar.jaxprs.record import FIELD, Facts, Operand, Scope, Trace, Use
+from jaxpar.jaxprs.rules import factors, is_known
+
+_CONTRACT = frozenset({"dot_general", "conv_general_dilated", "ragged_dot_general", "ragged_dot"})
+_PLACE = frozenset({"dynamic_slice", "dynamic_update_slice"})
+# What these make has no dim in common with what they read, so that no rule is missing.
+_UNRELATED = frozenset(
+    "random_bits random_seed random_wrap random_unwrap random_fold_in random_split random_clone "
+    "threefry2x32 rng_bit_generator rng_uniform create_token axis_index pvary pcast "
+    "debug_callback debug_print empty empty2 platform_index".split()
+)
+
+
+def relate(closed: Any, arguments: Mapping[str, Any], weights: Sequence[str]) -> Trace:
+    """Walk a loss and find which of its dims are the same.
+
+    Args:
+        closed: the loss's ClosedJaxpr.
+        arguments: path -> abstract array, in the order of the jaxpr's arguments; of the batch's
+            fields, with `FIELD` before the path.
+        weights: those of the paths that are learned.
+    """
+    walk = Walk()
+    scope = Scope()
+    for var, path in zip(closed.jaxpr.invars, arguments, strict=True):
+        scope.dims[var] = walk.classes.dims(var.aval.shape)
+        integer = _is_integer(var.aval)
+        walk.facts[var] = Facts(
+            weight=path in weights,
+            other=path not in weights and (path.startswith(FIELD) or not _is_float(var.aval)),
+            field=path if integer and path not in weights else None,
+        )
+    walk.body(closed.jaxpr, closed.consts, scope, times=1, outer=None)
+    dims = {
+        path: tuple(scope.dims[var])
+        for var, path in zip(closed.jaxpr.invars, arguments, strict=True)
+    }
+    return Trace(
+        classes=walk.classes,
+        scope=scope,
+        arguments=dims,
+        uses=tuple(walk.uses),
+        unknown=dict(walk.unknown),
+        stacked=tuple(walk.stacked),
+        turned=tuple(walk.turned),
+        below=dict(walk.below),
+    )
+
+
+class Walk:
+    """What one walk carries along."""
+
+    def __init__(self):
+        """Start with nothing seen."""
+        self.classes = Classes()
+        self.facts: dict[Any, Facts] = {}
+        self.uses: list[Use] = []
+        self.unknown: dict[str, Any] = {}
+        self.stacked: list[Dim] = []
+        self.turned: list[Dim] = []
+        self.below: dict[str, int] = {}
+
+    def dims(self, scope: Scope, atom: Any) -> list[Dim]:
+        """The dims of what an equation reads."""
+        if isinstance(atom, Literal):
+            return self.classes.dims(np.shape(atom.val))
+        return scope.dims[atom]
+
+    def fact(self, atom: Any) -> Facts:
+        """What is known of where it came from."""
+        return Facts() if isinstance(atom, Literal) else self.facts.get(atom, Facts())
+
+    def body(self, jaxpr: Any, consts: Sequence[Any], scope: Scope, *, times: int, outer) -> None:
+        """Walk a jaxpr whose arguments have dims in `scope` already."""
+        scope.weights |= {var for var in jaxpr.invars if self.fact(var).is_weight}
+        for var in jaxpr.constvars:
+            scope.dims.setdefault(var, self.classes.dims(var.aval.shape))
+        for index, eqn in enumerate(jaxpr.eqns):
+            where = eqn.source_info if eqn.source_info.traceback else outer
+            rule = control.RULES.get(eqn.primitive.name)
+            if rule is not None:
+                rule(self, eqn, index, scope, times, where)
+            else:
+                self.plain(eqn, scope, times, where)
+            for var in eqn.outvars:
+                if var not in self.facts:
+                    self.facts[var] = Facts.made_from([self.fact(a) for a in eqn.invars], eqn)
+                if self.facts[var].is_weight:
+                    scope.weights.add(var)
+
+    def inner(self, closed_or_open, operands, facts, scope, index, times, where) -> list:
+        """Walk a jaxpr inside an equation; returns (dims, facts) of each of its results."""
+        jaxpr = getattr(closed_or_open, "jaxpr", closed_or_open)
+        child = Scope()
+        scope.inner.setdefault(index, []).append(child)
+        for var, dims, fact in zip(jaxpr.invars, operands, facts, strict=True):
+            child.dims[var] = list(dims)
+            self.facts[var] = fact
+        for eqn in jaxpr.eqns:  # facts of an earlier walk through the same jaxpr
+            for var in eqn.outvars:
+                self.facts.pop(var, None)
+        self.body(jaxpr, (), child, times=times, outer=where)
+        return [(self.dims(child, v), self.fact(v)) for v in jaxpr.outvars]
+
+    def join(self, one: Sequence[Dim], other: Sequence[Dim]) -> None:
+        """Two arrays of one shape have the same dims."""
+        for a, b in zip(one, other, strict=True):
+            self.classes.unify(a, b)
+
+    def plain(self, eqn: Any, scope: Scope, times: int, where: Any) -> None:
+        """Relate the dims of a first-order equation."""
+        name = eqn.primitive.name
+        if not is_known(name) and name not in _UNRELATED:
+            self.unknown.setdefault(name, where)
+        fac = factors(eqn)
+        node = [() if size == 1 else (self.classes.new(size),) for size in fac.sizes]
+
+        def written(dims):
+            return [tuple(n for f in dim for n in node[f]) for dim in dims]
+
+        reads = []
+        for atom, dims in zip(eqn.invars, fac.operands, strict=True):
+            mine = written(dims)
+            if len(mine) == len(atom.aval.shape):
+                self.join(mine, self.dims(scope, atom))
+            reads.append(Operand(tuple(mine), _bytes(atom.aval), *self.fact(atom).kind))
+        for var, dims in zip(eqn.outvars, fac.results, strict=True):
+            scope.dims[var] = written(dims)
+        self._note(eqn, fac, node, reads, scope, times, where)
+        self._bound(eqn, fac)
+
+    def _note(self, eqn, fac, node, reads, scope, times, where) -> None:
+        name = eqn.primitive.name
+        first = eqn.outvars[0]
+        made = Operand(tuple(scope.dims[first]), _bytes(first.aval), False, False)
+
+        def use(kind, found, flops=0):
+            dims = tuple(node[f] for f in found if node[f])
+            if dims or kind == "contract":
+                key = tuple(a if not isinstance(a, Literal) else None for a in eqn.invars)
+                self.uses.append(
+                    Use(kind, dims, tuple(reads), made, flops, times, name, where, key)
+                )
+
+        reduced = [f for f, _ in fac.reduced]
+        if name in _CONTRACT:
+            flops = 2 * prod(first.aval.shape) * prod(fac.sizes[f] for f in reduced)
+            if name == "conv_general_dilated":
+                kernel = eqn.params["dimension_numbers"].rhs_spec[2:]
+                flops *= prod(eqn.invars[1].aval.shape[d] for d in kernel)
+            use("contract", reduced, flops)
+        elif reduced:
+            use("reduce", reduced)
+        read = {f for dims in fac.operands for dim in dims for f in dim}
+        whole = [f for f in sorted(fac.whole) if f in read]
+        if whole and name == "gather":
+            indexed = {f for dim in fac.operands[0] for f in dim}
+            ids = self.fact(eqn.invars[1]).field is not None
+            use("lookup" if ids else "place", [f for f in whole if f in indexed])
+        elif whole:
+            use("place" if name in _PLACE else "whole", whole)
+        if name == "broadcast_in_dim":
+            stretched = [f for dim in fac.results[0] for f in dim if f not in read]
+            use("stretch", stretched)
+
+    def _bound(self, eqn, fac) -> None:
+        """Where integers of the batch index or are compared with all ids: how many ids there are.
+
+        A negative index counts from the end, so JAX adds the size where it is below zero; such
+        arithmetic keeps what field the integers are from.
+        """
+        name = eqn.primitive.name
+        if name in ("gather", "scatter", "scatter-add", "scatter_add"):
+            field = self.fact(eqn.invars[1]).field
+            numbers = eqn.params["dimension_numbers"]
+            indexed = getattr(numbers, "start_index_map", None)
+            if indexed is None:
+                indexed = numbers.scatter_dims_to_operand_dims
+            if field is not None and indexed:
+                self._below(field, min(eqn.invars[0].aval.shape[d] for d in indexed))
+        elif name == "eq":
+            sides = [self.fact(atom) for atom in eqn.invars]
+            for one, other in (sides, sides[::-1]):
+                if one.field is not None and other.count is not None:
+                    self._below(one.field, other.count)
+
+    def _below(self, field: str, size: int) -> None:
+        self.below[field] = min(size, self.below.get(field, size))
+
+
+def _is_float(aval) -> bool:
+    """Whether it may be a mask or a scale of weights: random streams and counters are not."""
+    return jax.numpy.issubdtype(aval.dtype, np.inexact)
+
+
+def _is_integer(aval) -> bool:
+    return not jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended) and np.issubdtype(
+        aval.dtype, np.integer
+    )
+
+
+def _bytes(aval) -> int:
+    dtype = aval.dtype
+    size = 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.extended) else np.dtype(dtype).itemsize
+    return prod(aval.shape) * size

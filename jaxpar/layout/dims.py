@@ -1,0 +1,43 @@
+"""The name of each dim of a model's variables, from the model or from Flax's metadata."""
+
+from collections.abc import Mapping
+
+from flax import nnx
+
+from jaxpar.core.errors import LayoutError
+from jaxpar.core.roles import UNNAMED
+from jaxpar.models.modules import Parts, names_in_metadata, value_of
+from jaxpar.models.record import Model, role_of
+
+
+def dims_of(
+    model: Model, path: str, variable: nnx.Variable, parameters: Mapping[str, nnx.Variable]
+) -> tuple[str, ...]:
+    """The name of each dim of a variable, as the model says or from Flax's metadata.
+
+    A statistic without names lies like the parameter beside it that has its shape.
+    """
+    shape = value_of(variable).shape
+    names = model.dims.get(path) or names_in_metadata(variable)
+    if names is not None and len(names) != len(shape):
+        raise LayoutError(
+            f"{path}: its metadata names {len(names)} dims {tuple(names)}, and it has "
+            f"{len(shape)}: give every dim a name, or None"
+        )
+    if names is not None:
+        return tuple(name or UNNAMED for name in names)
+    folder = path.rpartition("/")[0]
+    for other, neighbour in parameters.items():
+        beside = other != path and other.rpartition("/")[0] == folder
+        if beside and value_of(neighbour).shape == shape and path not in parameters:
+            return dims_of(model, other, neighbour, parameters)
+    return (UNNAMED,) * len(shape)
+
+
+def _layer_counts(model: Model, module: Parts) -> list[int]:
+    """How many layers each stack of parameters has."""
+    return [
+        value_of(v).shape[0]
+        for path, v in module.parameters.items()
+        if value_of(v).shape and role_of(model, dims_of(model, path, v, {})[0]) == "layers"
+    ]

@@ -1,0 +1,105 @@
+"""Layout: where every dim of every array of a model lies on a mesh. Pure; needs no device.
+
+Raises LayoutError when a size does not divide or one axis is asked to split two dims of an array.
+An array stays whole on several devices only where a table says so or it is smaller than the
+strategy's stated threshold, and `notes` says which.
+"""
+
+from types import MappingProxyType
+
+from flax import nnx
+
+from jaxpar.attention.fit import exchange_of, refuse_unfit
+from jaxpar.core.errors import LayoutError
+from jaxpar.core.mesh import MeshShape, check_spec, refuse_faults
+from jaxpar.layout.checks import (
+    _check_between,
+    _check_help,
+    _check_needs,
+    _check_replicas,
+    _check_roles,
+)
+from jaxpar.layout.dims import _layer_counts, dims_of
+from jaxpar.layout.notes import notes_of
+from jaxpar.layout.record import Array, Layout
+from jaxpar.layout.specs import _by_role, _cut_further
+from jaxpar.layout.stages import check_stages, runs_in_stages
+from jaxpar.models.modules import abstract, value_of
+from jaxpar.models.record import Model
+from jaxpar.strategies.record import CUTS, Strategy
+
+
+def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
+    """Lay `model` out by `strategy` on `mesh`.
+
+    Raises:
+        LayoutError: naming every dim that does not divide, with both sizes and the nearest that
+            work; or a strategy that trains replicas apart on a mesh that holds one.
+    """
+    _check_replicas(strategy, mesh)
+    module = abstract(model)
+    check_stages(model, strategy, mesh, _layer_counts(model, module))
+    faults: dict[str, list[str]] = {}
+    kept_whole: list[str] = []
+    indivisible: list[str] = []
+    groups = []
+    for variables in (module.parameters, module.state):
+        arrays = {}
+        for path, variable in variables.items():
+            value = value_of(variable)
+            dims = dims_of(model, path, variable, module.parameters)
+            computed = _by_role(model, strategy, mesh, dims, shape=value.shape)
+            cut = computed
+            if variables is module.parameters or isinstance(variable, nnx.Param):
+                cut, fault, whole = _cut_further(
+                    model, strategy, mesh, path, value.shape, dims, computed
+                )
+                if model.units and fault:
+                    indivisible.append(path)
+                else:
+                    faults.setdefault(path, []).extend(fault)
+                kept_whole += whole
+            faults.setdefault(path, []).extend(check_spec(value.shape, dims, computed, mesh))
+            lies = {what: cut if what in strategy.cuts else computed for what in CUTS}
+            arrays[path] = Array(
+                path,
+                value.shape,
+                value.dtype,
+                dims,
+                stored=lies["parameters"],
+                computed=computed,
+                gradient=lies["gradients"],
+                moment=lies["moments"],
+            )
+        groups.append(MappingProxyType(arrays))
+    batch = {}
+    for name, field in model.batch.items():
+        batch[name] = _by_role(model, strategy, mesh, field.dims)
+        apart = _by_role(model, strategy, mesh, field.dims, between=True)
+        # Whatever the residual is split by must divide the fields that it is made from.
+        fault = {
+            f: None
+            for spec in (batch[name], apart)
+            for f in check_spec(field.shape, field.dims, spec, mesh)
+        }
+        faults.setdefault(f"batch {name}", []).extend(fault)
+    _check_needs(model, strategy, groups)
+    refuse_faults(faults)
+    _check_help(model, strategy, mesh, groups, batch)
+    _check_roles(model, groups)
+    _check_between(model, strategy)
+    exchange = exchange_of(model, strategy, mesh)
+    if exchange is not None:
+        if runs_in_stages(strategy, mesh) and not exchange.staged:
+            raise LayoutError(
+                f"model '{model.name}' under strategy '{strategy.name}': exchange "
+                f"'{exchange.name}' passes pieces on by permutes, which all devices of a mesh make "
+                "together, and the stages of a pipeline work at different times: use "
+                "--set exchange=ulysses, or pipe=1"
+            )
+        refuse_unfit(exchange, model, module)
+    specs = [*batch.values(), *(a.moment for arrays in groups for a in arrays.values())]
+    arrays = {**groups[0], **groups[1]}
+    notes = notes_of(model, strategy, mesh, arrays, kept_whole, indivisible, specs)
+    notes += () if exchange is None else exchange.notes
+    return Layout(model, strategy, mesh, *groups, MappingProxyType(batch), notes, module)

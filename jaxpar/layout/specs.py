@@ -1,0 +1,80 @@
+"""From tables of roles to PartitionSpecs: how one array is sharded in use, and how it is stored."""
+
+from math import prod
+
+from jax.sharding import PartitionSpec
+
+from jaxpar.core.mesh import MeshShape, axes_of, check_spec, entry_of, shards
+from jaxpar.layout.stages import is_padded
+from jaxpar.models.record import Model, role_of
+from jaxpar.strategies.record import Strategy
+
+
+def _by_role(
+    model: Model,
+    strategy: Strategy,
+    mesh: MeshShape,
+    dims: tuple[str, ...],
+    *,
+    between: bool = False,
+    shape: tuple[int, ...] | None = None,
+) -> PartitionSpec:
+    """How an array with these dims lies in use, or, with `between`, between parts of a block."""
+    table = {**strategy.compute, **strategy.between} if between else strategy.compute
+    roles = [role_of(model, dim) for dim in dims]
+    if shape is not None:
+        padded = {
+            role
+            for role, size in zip(roles, shape, strict=True)
+            if role == "layers" and is_padded(strategy, mesh, size)
+        }
+        table = {role: axes for role, axes in table.items() if role not in padded}
+    wanted = (tuple(axis for axis in table.get(role, ()) if mesh.size(axis) > 1) for role in roles)
+    return PartitionSpec(
+        *(
+            entry_of(axes if _can_be_cut(model, mesh, dim, axes) else ())
+            for dim, axes in zip(dims, wanted, strict=True)
+        )
+    )
+
+
+def _can_be_cut(model: Model, mesh: MeshShape, dim: str, axes: tuple[str, ...]) -> bool:
+    """Whether a dim that may stay whole has as many pieces as these axes have devices."""
+    return model.units.get(dim, 0) % prod(mesh.size(axis) for axis in axes) == 0
+
+
+def _cut_further(model, strategy, mesh, path, shape, dims, computed):
+    """Cut a weight over the axes of `strategy.store`; returns (spec, faults, paths kept whole)."""
+    spec, faults, whole = list(computed), [], []
+    roles = [role_of(model, dim) for dim in dims]
+    for axis, preference in strategy.store.items():
+        ways = mesh.size(axis)
+        if ways == 1 or axis in (a for entry in spec for a in axes_of(entry)):
+            continue
+        # Stacked layers are gathered one at a time, so a layer's own size is what counts.
+        if (
+            prod(n for n, r in zip(shape, roles, strict=True) if r != "layers")
+            < strategy.whole_below
+        ):
+            whole.append(path)
+            continue
+        # A dim that is still whole comes first, then the order of roles, then the largest: fewer,
+        # longer pieces. A dim that is cut already is cut again where no other divides.
+        candidates = sorted(
+            (i for i in range(len(dims)) if roles[i] in preference),
+            key=lambda i: (spec[i] is not None, preference.index(roles[i]), -shape[i]),
+        )
+        cuts = {i: PartitionSpec((*axes_of(spec[i]), axis)) for i in candidates}
+        fitting = [i for i in candidates if shape[i] % shards(cuts[i], mesh) == 0]
+        if fitting:
+            spec[fitting[0]] = cuts[fitting[0]][0]
+            continue
+        largest = max(candidates, key=lambda i: shape[i], default=None)
+        if largest is None:
+            faults.append(
+                f"none of its dims {', '.join(dims)} is one that strategy '{strategy.name}' cuts "
+                f"over mesh axis '{axis}': use {axis}=1"
+            )
+        else:
+            faults += check_spec((shape[largest],), (dims[largest],), cuts[largest], mesh)
+    return PartitionSpec(*spec), faults, whole

@@ -1,0 +1,1 @@
+"""Verify: does a layout compute what one device computes, array by array."""

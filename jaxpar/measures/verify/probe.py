@@ -1,0 +1,143 @@
+"""What a layout is tried on: a model in float64, nudged off its zeros, and an uneven batch.
+
+With equal weights everywhere a mean of means is exactly right, and a bias of zero hides where it is
+added; a probe has neither.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.extend.core import Literal
+
+from jaxpar.layout.record import Layout
+from jaxpar.models.record import Field, Model
+from jaxpar.step.losses import plain_loss
+
+WIDE = "float64"
+
+
+def widened(model: Model) -> Model:
+    """`model` with parameters, state and float inputs in float64; x64 must be on when it is built.
+
+    A compute dtype in the model's config is set aside, so that weights are used as they are.
+    """
+    if model.compute_dtype is not None and hasattr(model.config, "compute_dtype"):
+        model = model.with_fields(compute_dtype=None)
+
+    batch = {
+        name: replace(f, dtype=WIDE) if np.issubdtype(np.dtype(f.dtype), np.floating) else f
+        for name, f in model.batch.items()
+    }
+    loss = model.loss.widened if hasattr(model.loss, "widened") else model.loss
+    return replace(model, build=_WideBuild(model.build), batch=batch, loss=loss, compute_dtype=None)
+
+
+@dataclass(frozen=True)
+class _WideBuild:
+    """Builds in float64 what `narrow` builds; equal where that is the same function."""
+
+    narrow: Callable[[nnx.Rngs], nnx.Module]
+
+    def __call__(self, rngs: nnx.Rngs) -> nnx.Module:
+        module = self.narrow(rngs)
+        nnx.update(module, jax.tree.map(_widened, nnx.state(module)))
+        return module
+
+
+def narrowest(layout: Layout) -> str:
+    """The narrowest float dtype in which the model's forward pass makes anything of its weights."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    arguments = (
+        {p: jax.ShapeDtypeStruct(a.shape, a.dtype) for p, a in layout.parameters.items()},
+        {p: jax.ShapeDtypeStruct(a.shape, a.dtype) for p, a in layout.state.items()},
+        {n: jax.ShapeDtypeStruct(f.shape, f.dtype) for n, f in layout.model.batch.items()},
+        key,
+    )
+    jaxpr = jax.make_jaxpr(lambda *a: plain_loss(layout, *a))(*arguments).jaxpr
+    learned = len(layout.parameters)
+    moved = [k < learned for k in range(len(jaxpr.invars))]
+    found = {np.dtype(WIDE)} | set(_float_dtypes(jaxpr, moved))
+    return min(found, key=lambda dtype: jnp.finfo(dtype).bits).name
+
+
+def probe_batch(model: Model, seed: int) -> dict[str, np.ndarray]:
+    """A random legal batch whose `weight` differs from row to row.
+
+    Weights of whole examples lie in 0.25 .. 1.75; weights of positions are 1 up to a random length
+    of a quarter to all of the row, then 0.
+    """
+    rng = np.random.default_rng(seed)
+    batch = {}
+    for name, f in model.batch.items():
+        if model.example is not None and f.below is None:
+            batch[name] = _resampled(model.example[name], f, rng)
+        elif name == "weight" and len(f.shape) > 1:
+            length = rng.integers(max(1, f.shape[1] // 4), f.shape[1] + 1, size=(f.shape[0], 1))
+            ends = length.reshape(-1, *[1] * (len(f.shape) - 1))
+            position = np.arange(f.shape[1]).reshape(1, -1, *[1] * (len(f.shape) - 2))
+            batch[name] = np.broadcast_to(position < ends, f.shape).astype(f.dtype)
+        elif name == "weight":
+            batch[name] = rng.uniform(0.25, 1.75, f.shape).astype(f.dtype)
+        elif f.below is not None:
+            batch[name] = rng.integers(0, f.below, f.shape).astype(f.dtype)
+        elif not np.issubdtype(np.dtype(f.dtype), np.inexact):
+            # Nothing is known of these but that they are no ids: flags, or counts.
+            batch[name] = rng.integers(0, 2, f.shape).astype(f.dtype)
+        else:
+            batch[name] = rng.standard_normal(f.shape).astype(f.dtype)
+    return batch
+
+
+def _resampled(example: np.ndarray, f: Field, rng: np.random.Generator) -> np.ndarray:
+    """Rows of an example, as many as are wanted; measurements differ from row to row."""
+    rows = example[np.arange(f.shape[0]) % len(example)].astype(f.dtype)
+    whole = not np.issubdtype(rows.dtype, np.inexact) or (rows == np.round(rows)).all()
+    if whole and (rows.any() or not np.issubdtype(rows.dtype, np.inexact)):
+        return rows
+    return (rows + (0.1 * rows.std() or 1.0) * rng.standard_normal(rows.shape)).astype(rows.dtype)
+
+
+def nudged(parameters: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    """`parameters` with every constant array (zero biases, unit scales) moved by about 0.05."""
+    rng = np.random.default_rng(seed + 1)
+    moved = {}
+    for path, value in parameters.items():
+        flat = np.ravel(value)
+        constant = np.issubdtype(value.dtype, np.floating) and flat.size and (flat == flat[0]).all()
+        noise = 0.05 * rng.standard_normal(value.shape) if constant else 0.0
+        moved[path] = (value + noise).astype(value.dtype)
+    return moved
+
+
+def _widened(leaf):
+    if jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf.astype(WIDE)
+    return leaf
+
+
+def _float_dtypes(jaxpr, moved: list[bool]):
+    """Dtypes of the floats that are made of what `moved` flags, in inner jaxprs too.
+
+    A mask is exact in any dtype; only what depends on a value that training moves is rounded.
+    """
+    depends = {var for var, flag in zip(jaxpr.invars, moved, strict=True) if flag}
+    for equation in jaxpr.eqns:
+        flags = [not isinstance(a, Literal) and a in depends for a in equation.invars]
+        if not any(flags):
+            continue
+        # A comparison is right or wrong, not rounded, and so is all that is made of it.
+        depends.update(v for v in equation.outvars if _is_float(v))
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            inner = getattr(inner, "jaxpr", inner)
+            alike = len(inner.invars) == len(flags) and equation.primitive.name != "scan"
+            yield from _float_dtypes(inner, flags if alike else [True] * len(inner.invars))
+        yield from (np.dtype(v.aval.dtype) for v in equation.outvars if _is_float(v))
+
+
+def _is_float(var) -> bool:
+    return hasattr(var.aval, "dtype") and jnp.issubdtype(var.aval.dtype, jnp.floating)

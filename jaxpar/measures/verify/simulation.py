@@ -1,0 +1,165 @@
+"""Parameter averaging on one device: separate plain runs, and numpy's mean of what they come to.
+
+The reference that `verify` holds a strategy with averaging to, since such a strategy computes not
+what one device does but what several do that meet now and then. Nothing of `jaxpar.step.averaging`
+is used: each run is the plain step on its own rows, and the outer step is written out here.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpar.core.mesh import MeshShape
+from jaxpar.hardware.record import Hardware
+from jaxpar.layout.lay_out import lay_out
+from jaxpar.layout.record import Layout
+from jaxpar.program.record import Program, compile_step
+from jaxpar.step.make_step import make_step
+from jaxpar.step.record import State, Step
+from jaxpar.strategies.record import APART, Averaging, Strategy
+
+MEETINGS = 2
+"""How often copies meet while they are judged: the second time the outer momentum counts."""
+
+
+def every_of(averaging: Averaging) -> int:
+    """Updates between meetings when judged: 1 if it is so in training, else 2.
+
+    Neither an update nor an averaging depends on how many lie between, which is training's to
+    count; with 2 the copies differ in their moments and in their gradients' whole history.
+    """
+    return 1 if averaging.every == 1 else 2
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Runs on one device, with those parts of a `Program` that `verify` asks of its reference.
+
+    Attributes:
+        step: the step on trial, of which only the shapes of its state are used.
+        alone: one device's plain program for one run's rows.
+        averaging: how the runs come together.
+        runs: how many there are.
+    """
+
+    step: Step
+    alone: Program
+    averaging: Averaging
+    runs: int
+
+    @property
+    def algorithm(self) -> str:
+        """What is simulated, for people."""
+        every = every_of(self.averaging)
+        return f"parameter averaging: {self.runs} runs that meet every {every} updates"
+
+    @property
+    def state_shardings(self) -> State:
+        """Everything on the one device."""
+        there = jax.sharding.SingleDeviceSharding(self.alone.mesh.devices.flat[0])
+        return jax.tree.map(lambda _: there, self.step.state)
+
+    def init(self, seed: int = 0) -> State:
+        """One run's first state for all, each with a dropout key of its own."""
+        first = self.alone.init(seed)
+        state = _stacked([first] * self.runs)
+        outer = {}
+        if not self.averaging.plain:
+            rest = {p: np.zeros(v.shape, v.dtype) for p, v in first.parameters.items()}
+            outer = {"anchor": first.parameters, "momentum": rest}
+        keys = [jax.random.fold_in(first.key, run) for run in range(self.runs)]
+        return replace(state, step=first.step, key=jnp.stack(keys), outer=outer)
+
+    def place(self, batch: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+        """Each run its own rows, in order."""
+        shares = {name: np.split(rows, self.runs) for name, rows in batch.items()}
+        return [
+            self.alone.place({name: share[run] for name, share in shares.items()})
+            for run in range(self.runs)
+        ]
+
+    def gradients(self, state: State, batch: list[dict[str, Any]]):
+        """Each run's (gradients, model state, metrics), stacked."""
+        return _stacked(
+            [self.alone.gradients(self._run(state, r), rows) for r, rows in enumerate(batch)]
+        )
+
+    def apply(self, state: State, gradients, model_state) -> State:
+        """Each run's update by its own optimizer."""
+        new = [
+            self.alone.apply(self._run(state, r), *_own((gradients, model_state), r))
+            for r in range(self.runs)
+        ]
+        return replace(_stacked(new), step=new[0].step, outer=state.outer)
+
+    def average(self, state: State) -> State:
+        """All runs at the outer step from where they last met; floats of their state averaged."""
+        means = {path: _mean(values) for path, values in state.parameters.items()}
+        outer = state.outer
+        if not self.averaging.plain:
+            anchor, momentum = ({p: np.asarray(v) for p, v in outer[k].items()} for k in outer)
+            rate, keep = self.averaging.outer_rate, self.averaging.outer_momentum
+            fallen = {p: anchor[p] - means[p] for p in means}
+            momentum = {p: keep * momentum[p] + fallen[p] for p in means}
+            means = {p: anchor[p] - rate * (fallen[p] + keep * momentum[p]) for p in means}
+            outer = {"anchor": means, "momentum": momentum}
+        statistics = {
+            path: self._repeated(_mean(values))
+            for path, values in state.model_state.items()
+            if jnp.issubdtype(values.dtype, jnp.floating)
+        }
+        return replace(
+            state,
+            parameters={path: self._repeated(mean) for path, mean in means.items()},
+            model_state={**state.model_state, **statistics},
+            outer=outer,
+        )
+
+    def _run(self, state: State, run: int) -> State:
+        own = _own(replace(state, step=None, outer={}), run)
+        return jax.device_put(replace(own, step=state.step), self.alone.state_shardings)
+
+    def _repeated(self, mean: np.ndarray) -> np.ndarray:
+        return np.stack([mean] * self.runs)
+
+
+def simulation(layout: Layout, step: Step, hardware: Hardware) -> Simulation:
+    """The runs that a layout with averaging has to equal, by the optimizer of `step` on trial."""
+    runs = layout.mesh.size(APART)
+    model = layout.model.with_batch_size(layout.model.batch_size // runs)
+    alone = lay_out(model, strategy=Strategy(name="one run"), mesh=MeshShape())
+    plain = make_step(alone, optimizer=step.optimizer, microbatches=step.microbatches)
+    program = compile_step(plain, hardware=hardware, for_speed=False)
+    return Simulation(step, program, layout.strategy.averaging, runs)
+
+
+def mistake_in(check: str) -> str:
+    """What most likely went wrong where this check of copies that train apart failed."""
+    if check == "initial state":
+        return "copies do not start from the same parameters, or dropout keys are not their own"
+    if check in ("gradient", "loss", "model state"):
+        return (
+            "a copy's gradient is not that of its own rows and its own weight: rows were shared "
+            "out otherwise, or something was summed over the copies"
+        )
+    if check == "update":
+        return "a copy's update is not that of its own moments: copies were mixed in the optimizer"
+    return (
+        "an update of every copy is right, and where they meet is not: a copy was left out of the "
+        "mean or counted twice, the outer step was taken otherwise, or moments were averaged too"
+    )
+
+
+def _mean(values) -> np.ndarray:
+    return np.mean(np.asarray(values), axis=0)
+
+
+def _own(tree, run: int):
+    return jax.tree.map(lambda x: x[run], tree)
+
+
+def _stacked(trees: list):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

@@ -1,0 +1,366 @@
+"""Verify: does a layout compute what one device computes, array by array, replica by replica.
+
+Judged by what separates right from wrong. A loss curve does not: under Adam a gradient eight times
+too large moves it by 1e-5, less than honest rounding does. So one gradient is compared per array,
+then one optimizer update from the same gradient, then a few whole steps.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxpar.core.errors import RequestError
+from jaxpar.hardware.record import Hardware
+from jaxpar.layout.lay_out import lay_out
+from jaxpar.layout.record import Layout
+from jaxpar.measures.verify.alone import on_one_device
+from jaxpar.measures.verify.compare import Check, compare, relative, rounding_only
+from jaxpar.measures.verify.diagnosis import likely_mistake
+from jaxpar.measures.verify.probe import WIDE, narrowest, nudged, probe_batch, widened
+from jaxpar.measures.verify.simulation import MEETINGS, every_of, mistake_in, simulation
+from jaxpar.program.record import Program, compile_step
+from jaxpar.step.make_step import make_step
+from jaxpar.step.record import State, Step
+
+BOUNDS = {
+    # Honest layouts reach 3e-14 in float64 and 1.5e-6 (gradient), 5e-5 (parameters after 20 steps
+    # of AdamW) in float32; the smallest classic mistake is 1.8e-3 on the gradient. See
+    # BUILD_NOTES.
+    "float64": {"init": 1e-12, "gradient": 1e-9, "update": 1e-9, "steps": 1e-9, "loss": 1e-9},
+    "float32": {"init": 1e-6, "gradient": 1e-4, "update": 1e-5, "steps": 1e-3, "loss": 1e-5},
+    # Narrower compute rounds each product to 8 (bfloat16) or 11 bits: only gross mistakes are told.
+    "bfloat16": {"init": 1e-6, "gradient": 5e-2, "update": 1e-5, "steps": 1e-1, "loss": 1e-2},
+    "float16": {"init": 1e-6, "gradient": 1e-2, "update": 1e-5, "steps": 1e-1, "loss": 1e-2},
+}
+"""Dtype the forward pass is computed in -> check -> largest relative error accepted."""
+
+ROUNDING = 1e-3
+"""Share of the bound on gradients below which all of an array's gradient is rounding: that of a key
+bias, which a softmax cancels. An optimizer that divides by a gradient's size makes steps of it, so
+such an array is judged by its gradient and not by where it has gone."""
+
+LEAST_BATCH = 8
+"""Rows that a layout with few parts is tried on."""
+
+SMALL_BATCH = 32
+"""Rows up to which a batch is tried as it is."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verify` found: `checks` in order, the dtype judged in, and of a failure the mistake.
+
+    `algorithm` is what one device was made to do for the comparison.
+    """
+
+    dtype: str
+    checks: tuple[Check, ...]
+    steps: int
+    batch_size: int
+    likely_mistake: str | None
+    algorithm: str = "one step for the whole batch"
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check holds."""
+        return all(check.ok for check in self.checks)
+
+    @property
+    def decisive(self) -> Check:
+        """The first check that failed, or the one nearest its bound."""
+        failed = [check for check in self.checks if not check.ok]
+        return failed[0] if failed else max(self.checks, key=lambda c: c.error / c.bound)
+
+    def record(self) -> dict:
+        """The verdict as one JSON-ready dict."""
+        return {
+            "ok": self.ok,
+            "algorithm": self.algorithm,
+            "dtype": self.dtype,
+            "max_relative_error": self.decisive.error,
+            "bound": self.decisive.bound,
+            "worst": self.decisive.worst,
+            "check": self.decisive.name,
+            "steps": self.steps,
+            "batch": self.batch_size,
+            "likely_mistake": self.likely_mistake,
+            "checks": [
+                {
+                    "name": c.name,
+                    "ok": c.ok,
+                    "arrays": c.arrays,
+                    "worst": c.worst,
+                    "error": c.error,
+                    "bound": c.bound,
+                }
+                for c in self.checks
+            ],
+        }
+
+
+def verify(
+    layout: Layout,
+    *,
+    hardware: Hardware,
+    make: Callable[[Layout], Step] = make_step,
+    steps: int = 3,
+    seed: int = 0,
+) -> Verdict:
+    """Compare a layout's training step with the same step on one device.
+
+    A strategy that averages parameters is another algorithm than one step for the whole batch, and
+    is compared with that algorithm run on one device, see `_simulation`.
+
+    Args:
+        layout: what is on trial.
+        hardware: devices that can run it (fake ones do).
+        make: makes the step from a layout, so that mode, optimizer and microbatches are the user's.
+        steps: whole steps after the single gradient and update; where parameters are averaged at
+            least as many as go past the second averaging.
+        seed: of the parameters, the probe batch and dropout.
+
+    Raises:
+        RequestError: for described hardware, which cannot run.
+    """
+    if hardware.kind == "described":
+        raise RequestError(
+            f"hardware '{hardware.name}' is described, not present, so nothing can be run on it to "
+            "verify: use --hardware cpu"
+        )
+    if averaging := layout.strategy.averaging:
+        steps = max(steps, MEETINGS * every_of(averaging) + 1)
+    with jax.enable_x64(True):
+        wide = _relaid(layout, widened(layout.model), make(layout).microbatches)
+        if narrowest(wide) == WIDE:
+            return _verify(wide, hardware, make, steps, seed, WIDE)
+    narrow = _relaid(layout, layout.model, make(layout).microbatches)
+    return _verify(narrow, hardware, make, steps, seed, narrowest(narrow))
+
+
+def _check_finite(layout: Layout, metrics: Mapping[str, Any], gradients: Mapping[str, Any]) -> None:
+    """Refuse to compare what is no number: any two of those are equal, or none."""
+    broken = [name for name, value in metrics.items() if not np.isfinite(value).all()]
+    broken += [f"the gradient of {p}" for p, g in gradients.items() if not np.isfinite(g).all()]
+    if broken:
+        raise RequestError(
+            f"model '{layout.model.name}': {', '.join(broken[:3])} is not finite on one device, "
+            "before any update: nothing can be verified of it; look for a logarithm, a root or a "
+            "division at the values that the model starts with"
+        )
+
+
+def _relaid(layout: Layout, model, microbatches: int) -> Layout:
+    """The layout of `model`, its batch made no larger than gives every part two rows.
+
+    As many rows for most layouts, so that one device's side of them is the same. A model that
+    nobody annotated may know its batch size, so a small batch of its stays.
+    """
+    parts = layout.row_shares * microbatches
+    if model.units and model.batch_size <= SMALL_BATCH and model.batch_size % parts == 0:
+        return lay_out(model, strategy=layout.strategy, mesh=layout.mesh)
+    shares = max(2, LEAST_BATCH // parts)
+    model = model.with_batch_size(parts * max(1, min(shares, model.batch_size // parts)))
+    return lay_out(model, strategy=layout.strategy, mesh=layout.mesh)
+
+
+def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
+    bounds = BOUNDS[dtype]
+    step = make(layout)
+    candidate = compile_step(step, hardware=hardware, for_speed=False)
+    averaging = layout.strategy.averaging
+    if averaging:
+        reference = simulation(layout, step, hardware)
+    else:
+        reference = on_one_device(
+            layout.model,
+            optimizer=step.optimizer,
+            microbatches=step.microbatches,
+            hardware=hardware,
+        )
+    batch = probe_batch(layout.model, seed)
+    start = _to_host(reference.init(seed))
+    stored = partial(_as_stored, layout)
+    # A plain module is made as it was written, in float32, and its init may compute.
+    drawn = BOUNDS["float32"]["init"] if layout.model.units else bounds["init"]
+    checks = [
+        compare("initial state", stored(_arrays(start)), _arrays(candidate.init(seed)), drawn)
+    ]
+    start = replace(start, parameters=nudged(start.parameters, seed))
+
+    right, right_state, right_metrics = _gradients(reference, start, batch)
+    _check_finite(layout, right_metrics, right)
+    got, got_state, got_metrics = _gradients(candidate, start, batch)
+    right = _arrays_to_host(right)
+    gradient = compare("gradient", stored(right), got, bounds["gradient"])
+    checks.append(gradient)
+    loss_error = relative(got_metrics["loss"], right_metrics["loss"])
+    checks.append(Check("loss", 1, "loss", loss_error, bounds["loss"]))
+    if right_state:
+        named = (_named_state(right_state), _named_state(got_state))
+        checks.append(compare("model state", *named, bounds["gradient"]))
+    states = (right_state, got_state)
+    checks.append(_update_check(reference, candidate, start, right, states, bounds["update"]))
+    idle = rounding_only(right, ROUNDING * bounds["gradient"])
+    checks += _steps_checks(reference, candidate, start, batch, steps, bounds, idle)
+
+    mistake = None
+    if averaging:
+        failed = [check.name for check in checks if not check.ok]
+        mistake = mistake_in(failed[0]) if failed else None
+    elif not gradient.ok:
+        mistake = likely_mistake(
+            _arrays_to_host(got),
+            stored(right),
+            mesh=layout.mesh,
+            microbatches=step.microbatches,
+            gradient_of_rows=lambda rows: stored(
+                _part_gradient(layout, step, hardware, start, batch, rows)
+            ),
+            rows=layout.model.batch_size,
+            replicas_agree=gradient.replicas_agree,
+            loss_agrees=loss_error <= bounds["loss"],
+            tolerance=bounds["gradient"],
+        )
+    elif not all(c.ok for c in checks):
+        mistake = _later_mistake(next(c for c in checks if not c.ok))
+    verdict = Verdict(dtype, tuple(checks), steps, layout.model.batch_size, mistake)
+    return replace(verdict, algorithm=reference.algorithm) if averaging else verdict
+
+
+def _later_mistake(check: Check) -> str:
+    if check.name == "initial state":
+        return (
+            "parameters are drawn differently: a random key was split or folded a device at a time"
+        )
+    if check.name == "update" and not check.replicas_agree:
+        return (
+            "the gradient is right, and after the update devices that should hold the same weights "
+            "do not: each updated its own piece and the new pieces were not gathered, or clipping "
+            "by the norm of one device's share"
+        )
+    if check.name == "update":
+        return (
+            "the gradient is right and the update from it is not: clipping by the norm of one "
+            "device's share, weight decay left out or given to other arrays, or moments that lie "
+            "otherwise than their parameters"
+        )
+    if check.name == "loss":
+        return "the gradient is right and the loss is not: it was summed or averaged over too much"
+    return (
+        "one step is right and several are not: state that a step should carry is lost or doubled"
+    )
+
+
+def _update_check(reference, candidate, start, gradients, model_states, bound) -> Check:
+    """One update from the same gradients, its error relative to the size of the update itself."""
+    before = start.parameters
+    right = _to_host(reference.apply(_on(reference, start), gradients, model_states[0]))
+    state = _on(candidate, start)
+    stored = partial(_as_stored, candidate.step.layout)
+    shared = jax.device_put(stored(gradients), candidate.gradient_shardings)
+    got = candidate.apply(state, shared, model_states[1])
+    moved = {p: right.parameters[p] - before[p] for p in before}
+    return compare(
+        "update",
+        stored(_arrays(right)),
+        _arrays(got),
+        bound,
+        norms=stored(_arrays(replace(right, parameters=moved))),
+    )
+
+
+def _steps_checks(reference, candidate, start, batch, steps, bounds, idle) -> list[Check]:
+    right, got = _on(reference, start), _on(candidate, start)
+    whole, placed = reference.place(batch), candidate.place(batch)
+    averaging = candidate.step.layout.strategy.averaging
+    worst = 0.0
+    for done in range(1, steps + 1):
+        gradients, model_state, right_metrics = reference.gradients(right, whole)
+        right = reference.apply(right, gradients, model_state)
+        got, got_metrics = candidate.update(got, placed)
+        error = relative(got_metrics["loss"], right_metrics["loss"])
+        worst = error if np.isnan(error) else max(worst, error)
+        if averaging and done % every_of(averaging) == 0:
+            right, got = reference.average(right), candidate.average(got)
+    stored = _as_stored(candidate.step.layout, _arrays(_to_host(right)))
+    judged = {
+        name: value
+        for name, value in stored.items()
+        if not any(f"/{name}".endswith(f"/{path}") for path in idle)
+    }
+    return [
+        Check(f"loss over {steps} steps", steps, "loss", worst, bounds["loss"]),
+        compare(f"state after {steps} steps", judged, _arrays(got), bounds["steps"]),
+    ]
+
+
+def _part_gradient(layout, step, hardware, start, batch, rows) -> dict[str, np.ndarray]:
+    part = {name: value[rows] for name, value in batch.items()}
+    model = layout.model.with_batch_size(len(next(iter(part.values()))))
+    program = on_one_device(model, optimizer=step.optimizer, microbatches=1, hardware=hardware)
+    return _arrays_to_host(_gradients(program, start, part)[0])
+
+
+def _gradients(program: Program, start: State, batch):
+    gradients, state, metrics = program.gradients(_on(program, start), program.place(batch))
+    return gradients, state, metrics
+
+
+def _on(program: Program, state: State) -> State:
+    """A host state on the program's devices; fresh buffers, because a step uses up its state."""
+
+    def put(value, abstract, sharding):
+        if _is_key(abstract):
+            return jax.random.wrap_key_data(jax.device_put(value, sharding))
+        return jax.device_put(np.array(value), sharding)
+
+    leaves = _as_stored(program.step.layout, _arrays(state))
+    state = jax.tree.unflatten(jax.tree.structure(state), leaves.values())
+    return jax.tree.map(put, state, program.step.state, program.state_shardings)
+
+
+def _as_stored(layout: Layout, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays by name, stacks of layers (and moments of them) in the order the layout stores."""
+    orders = {path: order for path in layout.parameters if (order := layout.order_of(path))}
+    return {
+        name: next(
+            (
+                np.take(np.asarray(value), order, axis=0)
+                for path, order in orders.items()
+                if f"/{name}".endswith(f"/{path}") and value.shape == layout.parameters[path].shape
+            ),
+            value,
+        )
+        for name, value in arrays.items()
+    }
+
+
+def _to_host(state: State) -> State:
+    """The whole state in host memory, random keys as their data."""
+    return jax.tree.map(lambda x: np.array(jax.random.key_data(x) if _is_key(x) else x), state)
+
+
+def _is_key(value) -> bool:
+    return jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+def _arrays_to_host(arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    return {path: np.asarray(value) for path, value in arrays.items()}
+
+
+def _named_state(state: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Model state, its random keys as their data."""
+    return {path: jax.random.key_data(v) if _is_key(v) else v for path, v in state.items()}
+
+
+def _arrays(state: State) -> dict[str, jax.Array]:
+    """Every number of a state by path, random keys as their data."""
+    named = {}
+    for path, value in jax.tree_util.tree_leaves_with_path(state):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        named[name] = jax.random.key_data(value) if _is_key(value) else value
+    return named

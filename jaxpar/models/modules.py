@@ -1,0 +1,112 @@
+"""A Flax module taken apart into structure, learned values and other state, and put together.
+
+The only place that knows how Flax keeps variables. What is learned is told from the rest by Flax's
+own types, unless the model says otherwise.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+import jax
+from flax import nnx
+
+from jaxpar.models.record import Model
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A module taken apart: its graph, its variables by path, and Flax's own keys of a path."""
+
+    graph: Any
+    parameters: Mapping[str, nnx.Variable]
+    state: Mapping[str, nnx.Variable]
+    keys: Mapping[str, tuple[Any, ...]]
+
+    def put_together(self, parameters: Mapping[str, Any], state: Mapping[str, Any]) -> nnx.Module:
+        """The module holding these values, given by path."""
+        filled = [
+            nnx.from_flat_state(
+                [(self.keys[path], _holding(v, values[path])) for path, v in variables.items()]
+            )
+            for variables, values in ((self.parameters, parameters), (self.state, state))
+        ]
+        return nnx.merge(self.graph, *filled)
+
+
+def take_apart(module: nnx.Module, trainable: Any = nnx.Param) -> Parts:
+    """Split a module into structure, what is learned and other state.
+
+    Args:
+        module: any NNX module.
+        trainable: a Flax filter of what is learned.
+    """
+    graph, parameters, state = nnx.split(module, trainable, ...)
+    keys = {
+        _path(keys): keys for part in (parameters, state) for keys, _ in nnx.to_flat_state(part)
+    }
+    return Parts(graph, _by_path(parameters), _by_path(state), MappingProxyType(keys))
+
+
+def values_of(variables: Mapping[str, nnx.Variable]) -> dict[str, jax.Array]:
+    """The arrays in a mapping of variables."""
+    return {path: value_of(v) for path, v in variables.items()}
+
+
+def value_of(leaf: Any) -> jax.Array:
+    """The array in a variable, or a bare array that a module holds as an attribute."""
+    return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+
+
+def refill(module: nnx.Module, parts: Parts, values: Mapping[str, Any]) -> None:
+    """Give the state of a module other values, by path, in place.
+
+    Args:
+        module: as it was taken apart.
+        parts: what it was taken apart into.
+        values: path -> array, for all of `parts.state`.
+    """
+    pairs = [(parts.keys[path], _holding(v, values[path])) for path, v in parts.state.items()]
+    nnx.update(module, nnx.from_flat_state(pairs))
+
+
+def build(model: Model, seed: Any) -> nnx.Module:
+    """Build the module; `seed` is an integer under `eval_shape` or a key under `jit`."""
+    # Flax would try to place each variable on a mesh at once; here names are only names.
+    with nnx.use_eager_sharding(False):
+        return model.build(nnx.Rngs(seed))
+
+
+def abstract(model: Model) -> Parts:
+    """The module taken apart, its arrays as shapes: nothing is allocated."""
+    taken = []
+
+    def make():
+        # Taken apart while its arrays are arrays: Flax would take bare shapes for structure.
+        parts = take_apart(build(model, 0), model.trainable)
+        taken.append(parts)
+        return dict(parts.parameters), dict(parts.state)
+
+    parameters, state = map(MappingProxyType, jax.eval_shape(make))
+    return replace(taken[-1], parameters=parameters, state=state)
+
+
+def names_in_metadata(leaf: Any) -> tuple[str | None, ...] | None:
+    """What Flax's partitioning metadata calls each dim of a variable, or None if it has none."""
+    if not isinstance(leaf, nnx.Variable):
+        return None
+    names = leaf.get_metadata().get("out_sharding")
+    return None if names is None else tuple(names)
+
+
+def _by_path(state: nnx.State) -> Mapping[str, nnx.Variable]:
+    return MappingProxyType({_path(keys): variable for keys, variable in nnx.to_flat_state(state)})
+
+
+def _path(keys: tuple[Any, ...]) -> str:
+    return "/".join("/".join(map(str, k)) if isinstance(k, tuple) else str(k) for k in keys)
+
+
+def _holding(variable: Any, value: Any) -> Any:
+    return jax.tree.unflatten(jax.tree.structure(variable), [value])

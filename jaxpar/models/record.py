@@ -1,0 +1,162 @@
+"""The Model record: a Flax module, its loss and an example batch, with a name for every dim.
+
+A model never names a mesh axis. Its loss is a `Mean`, a numerator and a denominator, so that
+splitting the batch over devices or microbatches cannot turn it into a mean of means.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from inspect import Parameter, signature
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxpar.core.errors import RequestError, unknown
+from jaxpar.core.roles import ROLES, check_role
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Mean:
+    """A weighted mean as two scalars: `total` (summed values) and `weight` (summed weights)."""
+
+    total: jax.Array
+    weight: jax.Array
+
+    @property
+    def value(self) -> jax.Array:
+        """The mean itself, a scalar."""
+        return self.total / self.weight
+
+
+def weighted_mean(values: jax.Array, weight: jax.Array) -> Mean:
+    """The mean of `values` under `weight`, two arrays of one shape.
+
+    Args:
+        values: any shape; what is averaged.
+        weight: same shape; 1 for what counts, 0 for padding.
+    """
+    weight = weight.astype(values.dtype)
+    return Mean(jnp.sum(values * weight), jnp.sum(weight))
+
+
+@dataclass(frozen=True)
+class Field:
+    """One array of the example batch: its shape, dtype and the name of each dim, batch first.
+
+    `below` bounds integer ids (a vocabulary or a number of classes), so that probe batches are
+    legal.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    dims: tuple[str, ...]
+    below: int | None = None
+
+    def __post_init__(self):
+        if len(self.shape) != len(self.dims) or self.dims[:1] != ("batch",):
+            raise RequestError(
+                f"batch field of shape {self.shape} names dims {self.dims}: name every dim, and "
+                "the first 'batch'"
+            )
+
+
+def check_sizes(model: str, config: Any) -> None:
+    """Refuse a config with a size below 1, or a dropout rate outside 0 up to 1."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if type(value) is int and value < 1:
+            raise RequestError(f"{model}: {f.name}={value}: use 1 or more")
+    rate = getattr(config, "dropout", 0.0)
+    if not 0 <= rate < 1:
+        raise RequestError(f"{model}: dropout={rate}: use a rate from 0 up to, not including, 1")
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is trained.
+
+    Attributes:
+        name: for people.
+        build: `build(rngs) -> nnx.Module`, called only under tracing.
+        loss: `loss(module, batch, *, key, **seams) -> (Mean, {name: Mean})`. `key` drives dropout.
+        batch: field name -> `Field`; the sizes are those of the example, the batch dim may vary.
+        roles: dim name -> role; a dim named after a role has it, others are `feature`.
+        seams: which of `through` and `attend` the loss accepts as keyword arguments, and
+            "positions" if it asks `seams.positions` where its rows stand, which may then be
+            dealt out in another order.
+        compute_dtype: what weights are cast to for use, or None to use them as they are.
+        data: what the model is usually trained on: a catalogue name, or a Dataset.
+        config: the frozen record of sizes that `build` closes over, or None.
+        remake: `remake(config) -> Model`, so that one field can be changed from outside.
+        trainable: Flax filter of the variables that are learned.
+        dims: path of a variable -> a name for each of its dims, where Flax's metadata has none.
+        units: dim -> into how many pieces it can be cut at most; such a dim stays whole, and the
+            layout says so, where a mesh asks for a number that does not divide that.
+        named: what was found out about a model that nobody annotated, a record a class of dims.
+        example: field name -> values of an example batch, or None where only shapes are known.
+        notes: what a person should know of how the model was read, a sentence each.
+    """
+
+    name: str
+    build: Callable[[nnx.Rngs], nnx.Module]
+    loss: Callable[..., tuple[Mean, dict[str, Mean]]]
+    batch: Mapping[str, Field]
+    roles: Mapping[str, str] = field(default_factory=dict)
+    seams: tuple[str, ...] = ()
+    compute_dtype: str | None = None
+    data: Any = None
+    config: Any = None
+    remake: Callable[[Any], "Model"] | None = None
+    trainable: Any = nnx.Param
+    dims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    units: Mapping[str, int] = field(default_factory=dict)
+    named: tuple[Any, ...] = ()
+    example: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for role in self.roles.values():
+            check_role(role)
+        kinds = {p.name: p.kind for p in signature(self.loss).parameters.values()}
+        if "key" not in kinds and Parameter.VAR_KEYWORD not in kinds.values():
+            raise RequestError(
+                f"model '{self.name}': its loss takes no 'key': declare loss(module, batch, *, "
+                "key=None), and leave key unused if there is no dropout"
+            )
+        for table in ("batch", "roles", "dims", "units"):
+            object.__setattr__(self, table, MappingProxyType(dict(getattr(self, table))))
+
+    @property
+    def batch_size(self) -> int:
+        """Rows in the example batch."""
+        return next(iter(self.batch.values())).shape[0]
+
+    def with_batch_size(self, size: int) -> "Model":
+        """The same model with an example batch of `size` rows."""
+        if size < 1:
+            raise RequestError(f"batch size {size}: a batch has at least one row")
+        resized = {name: replace(f, shape=(size, *f.shape[1:])) for name, f in self.batch.items()}
+        return replace(self, batch=resized)
+
+    def with_fields(self, **changes: Any) -> "Model":
+        """The same model with fields of its config changed; an unknown field is refused."""
+        if not changes:
+            return self
+        if self.config is None or self.remake is None:
+            raise RequestError(
+                f"model '{self.name}' has no fields to set; edit its factory instead"
+            )
+        known = [f.name for f in fields(self.config)]
+        for name in changes:
+            if name not in known:
+                raise unknown(f"field of model '{self.name}'", name, known)
+        return self.remake(replace(self.config, **changes)).with_batch_size(self.batch_size)
+
+
+def role_of(model: Model, dim: str) -> str:
+    """The role of `dim` in `model`: what the model says, else a role of that name, else feature."""
+    return model.roles.get(dim, dim if dim in ROLES else "feature")

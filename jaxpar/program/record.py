@@ -1,0 +1,253 @@
+"""A Program: one step compiled for devices, be they fake, here, or only described.
+
+This is the first place where devices exist. A described program can be read but not run.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from jaxpar.hardware.record import Hardware
+from jaxpar.program.devices import device_mesh
+from jaxpar.program.warnings import Complaint, compile_listening, compile_quietly
+from jaxpar.step.constraints import Dropped, watching
+from jaxpar.step.modes.explicit import Island, mapping
+from jaxpar.step.record import State, Step
+
+QUICK = {"xla_backend_optimization_level": 0}
+"""For code run once on fake devices: the same program, machine code in a fifth of the time."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A compiled update, and what was learned while it was made.
+
+    Attributes:
+        update: what JAX made of it.
+        complaints: what XLA complained of, now or when it compiled the same program before.
+        dropped: what the step asked to lie in pieces and could not.
+        islands: operations that explicit mode left to XLA.
+        trace_seconds, compile_seconds: wall clock; the latter is short if JAX had kept the program.
+    """
+
+    update: Any
+    complaints: tuple[Complaint, ...]
+    dropped: tuple[Dropped, ...]
+    islands: tuple[Island, ...]
+    trace_seconds: float
+    compile_seconds: float
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled step.
+
+    Attributes:
+        step: what was compiled.
+        hardware: for what.
+        mesh: the devices, named.
+        for_speed: whether XLA takes its time over code that will run many times.
+    """
+
+    step: Step
+    hardware: Hardware
+    mesh: Mesh
+    for_speed: bool = True
+
+    @property
+    def update(self) -> Any:
+        """The compiled update: (State, batch) -> (State, metrics); the given State is used up."""
+        return self.made.update
+
+    @cached_property
+    def made(self) -> "Made":
+        """The compiled update and what is known of its making."""
+        update = jax.jit(
+            self.step.update,
+            in_shardings=(self.state_shardings, self.batch_shardings),
+            out_shardings=(self.state_shardings, None),
+            donate_argnums=0,
+        )
+        started = time.perf_counter()
+        with watching() as dropped, mapping() as islands:
+            lowered = update.lower(self.step.state, self.step.batch)
+        traced = time.perf_counter()
+        compiled, said = compile_listening(lowered, lambda: self._compiled(lowered))
+        return Made(
+            update=compiled,
+            complaints=said,
+            dropped=tuple(dict.fromkeys(dropped)),
+            islands=tuple(dict.fromkeys(islands)),
+            trace_seconds=traced - started,
+            compile_seconds=time.perf_counter() - traced,
+        )
+
+    @cached_property
+    def average(self) -> Any:
+        """The compiled averaging of copies that train apart: State -> State, the given one used up.
+
+        None where none do.
+        """
+        if self.step.average is None:
+            return None
+        average = jax.jit(
+            self.step.average,
+            in_shardings=(self.state_shardings,),
+            out_shardings=self.state_shardings,
+            donate_argnums=0,
+        )
+        return self._compiled(average.lower(self.step.state))
+
+    @cached_property
+    def text(self) -> str:
+        """The optimized, scheduled HLO module."""
+        return self.update.as_text()
+
+    @property
+    def state_shardings(self) -> State:
+        """Where every array of the state lies."""
+        return _on(self.mesh, self.step.state_specs)
+
+    @property
+    def gradient_shardings(self) -> dict[str, NamedSharding]:
+        """Where every gradient lies once it is summed."""
+        return _on(self.mesh, self.step.gradient_specs)
+
+    @property
+    def batch_shardings(self) -> dict[str, NamedSharding]:
+        """Where every field of a batch lies."""
+        return _on(self.mesh, dict(self.step.layout.batch))
+
+    def init(self, seed: int = 0) -> State:
+        """A fresh state, created where it will lie: no array is ever whole on one device."""
+        return self._create(np.uint32(seed))
+
+    @property
+    def init_memory(self) -> Any:
+        """XLA's account of one device's memory while the state is created."""
+        return self._create.memory_analysis()
+
+    @cached_property
+    def _create(self) -> Any:
+        def create(seed):
+            return self.step.init(jax.random.key(seed))
+
+        seed = jax.ShapeDtypeStruct((), np.uint32)
+        return self._quickly(jax.jit(create, out_shardings=self.state_shardings), seed)
+
+    @cached_property
+    def evaluate(self) -> Any:
+        """Compiled evaluation: (State, batch) -> {name: Mean}."""
+        shardings = (self.state_shardings, self.batch_shardings)
+        evaluate = jax.jit(self.step.evaluate, in_shardings=shardings)
+        lowered = evaluate.lower(self.step.state, self.step.batch)
+        # What XLA has to say of this it has said of the update.
+        return compile_quietly(lowered.compile)
+
+    @cached_property
+    def gradients(self) -> Any:
+        """Compiled gradients: (State, batch) -> (gradients, model_state, metrics)."""
+        specs = self.step.state_specs
+        gradients = jax.jit(
+            self.step.gradients,
+            in_shardings=(self.state_shardings, self.batch_shardings),
+            out_shardings=(
+                self.gradient_shardings,
+                _on(self.mesh, specs.model_state),
+                None,
+            ),
+        )
+        return self._quickly(gradients, self.step.state, self.step.batch)
+
+    @cached_property
+    def apply(self) -> Any:
+        """Compiled optimizer update: (State, gradients, model_state) -> State."""
+        specs, state = self.step.state_specs, self.step.state
+        apply = jax.jit(
+            self.step.apply,
+            in_shardings=_on(self.mesh, (specs, self.step.gradient_specs, specs.model_state)),
+            out_shardings=self.state_shardings,
+        )
+        return self._quickly(apply, state, state.parameters, state.model_state)
+
+    @cached_property
+    def local_rows(self) -> slice:
+        """Which rows of a batch this process hands in: those that its own devices hold."""
+        name, sharding = next(iter(self.batch_shardings.items()))
+        shape = self.step.batch[name].shape
+        rows = [i[0] for i in sharding.addressable_devices_indices_map(shape).values()]
+        return slice(
+            min(r.indices(shape[0])[0] for r in rows), max(r.indices(shape[0])[1] for r in rows)
+        )
+
+    def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Put a batch on the devices; each process hands in only the rows it holds."""
+        return {
+            name: jax.make_array_from_process_local_data(
+                sharding, np.asarray(batch[name]), self.step.batch[name].shape
+            )
+            for name, sharding in self.batch_shardings.items()
+        }
+
+    def _compiled(self, lowered) -> Any:
+        """Compile what training runs."""
+        quick = QUICK if self.hardware.kind == "fake" and not self.for_speed else {}
+        with _kept_unless(self.hardware.kind == "described"):
+            return lowered.compile({**self.hardware.compiler_options, **quick} or None)
+
+    def _quickly(self, function, *arguments) -> Any:
+        """Compile what runs only a few times."""
+        lowered = function.lower(*arguments)
+        options = QUICK if self.hardware.kind == "fake" else None
+        return compile_quietly(lambda: lowered.compile(options))
+
+
+def compile_step(step: Step, *, hardware: Hardware, for_speed: bool = True) -> Program:
+    """Compile `step` for `hardware`, as many devices as its mesh has.
+
+    Args:
+        step: from `make_step`.
+        hardware: what to compile for.
+        for_speed: False when the program will run only a few times on fake devices; each part of
+            it is then compiled when it is first used.
+
+    Raises:
+        RequestError: when the machine has fewer devices than the mesh, or cannot compile for them.
+    """
+    program = Program(step, hardware, device_mesh(step.layout.mesh, hardware), for_speed)
+    if for_speed:
+        program.update  # noqa: B018  (compiled now, so that what XLA refuses is refused here)
+    return program
+
+
+@contextmanager
+def _kept_unless(described: bool) -> Iterator[None]:
+    """Keep a program for devices that are not here out of JAX's compilation cache.
+
+    JAX would write it there and then fail to read it back ("PjRtCompiler must be constructed with a
+    Client"), with a warning at every later compilation.
+    """
+    setting = "jax_persistent_cache_min_compile_time_secs"
+    usual = getattr(jax.config, setting)
+    if described:
+        jax.config.update(setting, float("inf"))
+    try:
+        yield
+    finally:
+        jax.config.update(setting, usual)
+
+
+def _on(mesh: Mesh, specs: Any) -> Any:
+    """NamedShardings on `mesh` for a tree of PartitionSpecs."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        specs,
+        is_leaf=lambda leaf: isinstance(leaf, jax.sharding.PartitionSpec),
+    )

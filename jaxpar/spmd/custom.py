@@ -1,0 +1,260 @@
+"""Functions with derivative rules of their own: the rule is traced at global shapes and walked too.
+
+Inlining them would give relu another slope at 0, and would lose a custom backward pass.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import Literal
+
+from jaxpar.jaxprs.alone import alone
+from jaxpar.spmd.carry import Carry
+from jaxpar.spmd.frame import Frame
+from jaxpar.spmd.value import Value, axes_of, unsplit, varying
+
+
+class _Alone:
+    """One equation as a function of its distinct variables, with its derivatives as jaxprs."""
+
+    def __init__(self, eqn):
+        self.inner = eqn.params["call_jaxpr"]
+        self.eqn = eqn
+        self.vars, self.function = alone(eqn)
+        self.smooth = [i for i, v in enumerate(self.vars) if _smooth(v)]
+        self.smooth_out = [k for k, v in enumerate(eqn.outvars) if _smooth(v)]
+        self.abstract = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in self.vars]
+        self.tangents = [self.abstract[i] for i in self.smooth]
+
+    def _of_smooth(self, args):
+        def function(*moving):
+            full = list(args)
+            for i, x in zip(self.smooth, moving, strict=True):
+                full[i] = x
+            results = self.function(*full)
+            return [results[k] for k in self.smooth_out], results
+
+        return function
+
+    @cached_property
+    def jvp(self):
+        """Read (arguments, tangents) to (results, tangents), smooth ones only for the tangents."""
+
+        def run(args, tangents):
+            _, out, results = jax.jvp(
+                self._of_smooth(args), [args[i] for i in self.smooth], tangents, has_aux=True
+            )
+            return results, out
+
+        return jax.make_jaxpr(run)(self.abstract, self.tangents)
+
+    @cached_property
+    def forward(self):
+        """Read arguments to (results, residuals), and what to rebuild the residuals' tree with."""
+
+        def run(*args):
+            _, back, results = jax.vjp(
+                self._of_smooth(args), *[args[i] for i in self.smooth], has_aux=True
+            )
+            return results, back
+
+        jaxpr, (_, back) = jax.make_jaxpr(run, return_shape=True)(*self.abstract)
+        return jaxpr, jax.tree.structure(back), jax.tree.leaves(back)
+
+    @cached_property
+    def backward(self):
+        """Read (residuals, cotangents) to the smooth arguments' cotangents."""
+        _, tree, leaves = self.forward
+        out = [self.eqn.outvars[k].aval for k in self.smooth_out]
+
+        def run(residuals, cotangents):
+            return jax.tree.unflatten(tree, residuals)(cotangents)
+
+        return jax.make_jaxpr(run)(
+            leaves, [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in out]
+        )
+
+
+class _Call:
+    """One such equation being walked: its operands held, its results' placement agreed upon."""
+
+    def __init__(self, frame, eqn, operands):
+        self.run = frame.run
+        self.alone = self.run.custom.setdefault(id(eqn), None) or _Alone(eqn)
+        self.run.custom[id(eqn)] = self.alone
+        held = {
+            v: frame.settle(x)
+            for v, x in zip(eqn.invars, operands, strict=True)
+            if not isinstance(v, Literal)
+        }
+        self.args = [held[v] for v in self.alone.vars]
+        self.outcome = Carry([Value(np.zeros(()), unsplit(v.aval.ndim)) for v in eqn.outvars])
+
+    def wrap(self, arrays, like=None):
+        """Give local arrays the placement of the operands they stand for."""
+        like = self.args if like is None else like
+        return [Value(array, v.dims) for array, v in zip(arrays, like, strict=True)]
+
+    def walk(self, closed, values):
+        """Walk a rule; nothing is differentiated through it, so no result of it is live."""
+        child = Frame(self.run)
+        silent = [False] * len(closed.jaxpr.outvars)
+        return child, child.walk(closed.jaxpr, closed.consts, values, silent)
+
+    def primal(self, arrays):
+        """Walk the function itself."""
+        alone, values = self.alone, dict(zip(self.alone.vars, self.wrap(arrays), strict=True))
+        closed = alone.inner
+        operands = [
+            Value(np.asarray(v.val, v.aval.dtype), unsplit(0))
+            if isinstance(v, Literal)
+            else values[v]
+            for v in alone.eqn.invars
+        ]
+        return self.walk(closed, operands)
+
+    def settle(self, *walks):
+        """Join what several ways of computing the results say, until they agree."""
+        arrays = [v.array for v in self.args]
+        log = []
+
+        def probe(arrays):
+            changes = []
+            for k, walk in enumerate(walks):
+                with self.run.aside() as entries:
+                    child, results = walk(arrays)
+                    changes.append(self.outcome.join(child, results))
+                if k == 0:
+                    log[:] = entries
+            return any(changes)
+
+        self.run.repeat(probe, lambda: (arrays,))
+        self.run.keep(log)
+
+    def plain(self, *arrays):
+        """Compute the function on local arrays."""
+        with self.run.aside():
+            return self.outcome.arrays(*self.primal(arrays))
+
+
+def _inline(frame, eqn, operands):
+    # A rule may call its own function (relu's does); where nothing is differentiated the function
+    # itself is enough.
+    closed = eqn.params["call_jaxpr"]
+    return frame.walk(closed.jaxpr, closed.consts, operands, [False] * len(eqn.outvars))
+
+
+def custom_jvp(frame, eqn, operands, live):
+    """Make the same function on shards, with the same forward rule."""
+    if not any(live):
+        return _inline(frame, eqn, operands)
+    call = _Call(frame, eqn, operands)
+    alone = call.alone
+    count = len(eqn.outvars)
+
+    def rule(arrays, tangents):
+        moving = call.wrap(tangents, [call.args[i] for i in alone.smooth])
+        child, both = call.walk(alone.jvp, [*call.wrap(arrays), *moving])
+        # A tangent has the placement and type of its result, so it stands in its place.
+        moved = both[:count]
+        for k, tangent in zip(alone.smooth_out, both[count:], strict=True):
+            moved[k] = tangent
+        return child, both[:count], moved
+
+    def try_results(arrays):
+        child, results, _ = rule(arrays, [arrays[i] for i in alone.smooth])
+        return child, results
+
+    def try_tangents(arrays):
+        child, _, moved = rule(arrays, [arrays[i] for i in alone.smooth])
+        return child, moved
+
+    call.settle(call.primal, try_results, try_tangents)
+    function = jax.custom_jvp(call.plain)
+
+    @function.defjvp
+    def _(primals, tangents):
+        with call.run.aside():
+            child, results, moved = rule(primals, [tangents[i] for i in alone.smooth])
+            arrays, moved = call.outcome.arrays(child, results), call.outcome.arrays(child, moved)
+        return arrays, [
+            moved[k] if k in alone.smooth_out else _no_tangent(a) for k, a in enumerate(arrays)
+        ]
+
+    return call.outcome.wrap(function(*[v.array for v in call.args]))
+
+
+def custom_vjp(frame, eqn, operands, live):
+    """Make the same function on shards, with the same backward rule."""
+    if not any(live):
+        return _inline(frame, eqn, operands)
+    call = _Call(frame, eqn, operands)
+    alone, run = call.alone, call.run
+    count = len(eqn.outvars)
+    kept: list[Value] = []
+
+    def forward(arrays):
+        child, both = call.walk(alone.forward[0], call.wrap(arrays))
+        return child, both[:count], both[count:]
+
+    call.settle(call.primal, lambda arrays: forward(arrays)[:2])
+    function = jax.custom_vjp(call.plain)
+
+    def fwd(*arrays):
+        with run.aside():
+            child, results, residuals = forward(arrays)
+            kept[:] = [child.settle(v) for v in residuals]
+            return call.outcome.arrays(child, results), [v.array for v in kept]
+
+    def bwd(residuals, cotangents):
+        with run.aside():
+            whole = [
+                _whole_cotangent(cotangents[k], call.outcome.dims[k], call.outcome.axes[k])
+                for k in alone.smooth_out
+            ]
+            child, results = call.walk(alone.backward, [*call.wrap(residuals, kept), *whole])
+            answer = [None] * len(call.args)
+            for i, v in zip(alone.smooth, results, strict=True):
+                answer[i] = _own_share(child, v, call.args[i])
+        return tuple(answer)
+
+    function.defvjp(fwd, bwd)
+    return call.outcome.wrap(function(*[v.array for v in call.args]))
+
+
+def _whole_cotangent(array, dims, axes):
+    # A result that is equal on devices, but typed as varying, comes back with each device's part.
+    parts = tuple(sorted(axes - axes_of(dims)))
+    return Value(lax.psum(array, parts) if parts else array, dims)
+
+
+def _own_share(frame, value, operand):
+    """Turn the cotangent of a whole operand into what JAX's type of that operand asks for."""
+    value = frame.place(value, operand.dims)
+    held, wanted = varying(value.array), varying(operand.array)
+    array = value.array
+    if extra := tuple(sorted(held - wanted)):
+        array = lax.pmean(array, extra)  # equal on these devices, which the type did not know
+    if copies := tuple(sorted(wanted - axes_of(operand.dims))):
+        # JAX adds up what the copies of an operand return, so each returns its share.
+        array = array / frame.run.count(copies)
+    return frame.vary(Value(array, operand.dims), wanted).array
+
+
+def _smooth(var) -> bool:
+    return jnp.issubdtype(var.aval.dtype, jnp.inexact)
+
+
+def _no_tangent(array):
+    return np.zeros(np.shape(array), jax.dtypes.float0)
+
+
+RULES = {
+    "custom_jvp_call": custom_jvp,
+    **dict.fromkeys(("custom_vjp_call", "custom_vjp_call_jaxpr"), custom_vjp),
+}

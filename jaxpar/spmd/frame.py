@@ -1,0 +1,232 @@
+"""One body being walked: moves values between placements, each movement made once and shared.
+
+Sharing matters for the backward pass. Three products that read the same activation share one cast
+to "varying", so that its transpose is one all-reduce and not three. Memory of these movements ends
+with the body (of a loop, of a remat), which keeps weights gathered inside the innermost body.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import jax
+import numpy as np
+from jax import lax
+from jax.extend.core import Literal
+from jax.extend.source_info_util import current_name_stack, user_context
+
+from jaxpar.spmd.value import (
+    Deferred,
+    Placement,
+    Value,
+    axes_of,
+    constant,
+    local_shape,
+    unsplit,
+    varying,
+)
+
+
+class Frame:
+    """A body in which values move between placements; `memo` may bring movements made outside."""
+
+    def __init__(self, run, memo=None):
+        """Start a body with nothing moved yet."""
+        self.run = run
+        self.memo = dict(memo or {})
+        self.gathers = False
+        """Whether a stored weight was gathered directly in this body."""
+        self.pieces: dict[int, Value] = {}
+        """The stored weight that a gathered one was made of, by the latter's id."""
+
+    def _once(self, value, movement: str, argument, make):
+        key = (id(value), movement, argument)
+        if key not in self.memo:
+            # The value is kept beside its result: an id is only good while its object lives.
+            self.memo[key] = (value, make())
+        return self.memo[key][1]
+
+    def vary(self, value: Value, axes) -> Value:
+        """Cast to a type that may differ along `axes`; its transpose sums gradients over them."""
+        missing = tuple(sorted(frozenset(axes) - varying(value.array)))
+        if not missing:
+            return value
+
+        def make():
+            if piece := self.pieces.get(id(value)):
+                # Cast in pieces and gathered anew (the first gather is dead code then), so that
+                # what the transpose sums over these axes is a scattered piece, not the whole.
+                with self.run.aside():
+                    return self.used(self.vary(piece, missing))
+            return Value(lax.pcast(value.array, missing, to="varying"), value.dims, value.use)
+
+        return self._once(value, "vary", missing, make)
+
+    def used(self, value):
+        """Gather a weight that is stored in pieces to the placement it is computed with."""
+        if isinstance(value, Deferred) or value.use is None:
+            return value
+
+        def make():
+            return self._move(Value(value.array, value.dims), value.use, stored=True)
+
+        self.gathers = True
+        whole = self._once(value, "used", None, make)
+        self.pieces[id(whole)] = value
+        return whole
+
+    def settle(self, value) -> Value:
+        """Make a value real, in the placement it has by itself."""
+        return self.place(value, value.use if getattr(value, "use", None) else value.dims)
+
+    def place(self, value, dims: Placement) -> Value:
+        """Move a value to a placement: gather what is split too much, slice what is not enough.
+
+        An axis that goes from one dim to another is neither: that is an all-to-all.
+        """
+        if isinstance(value, Deferred):
+            return self._once(value, "place", dims, lambda: self._make(value, dims))
+        value = self.used(value)
+        if value.dims == dims:
+            return value
+        return self._once(value, "place", dims, lambda: self._move(value, dims))
+
+    def _move(self, value: Value, dims: Placement, *, stored: bool = False) -> Value:
+        # All gathers first: they free the axes that a slice may need.
+        value = value if stored else self._exchanged(value, dims)
+        now = list(value.dims)
+        array = value.array
+        for d, (have, want) in enumerate(zip(value.dims, dims, strict=True)):
+            same = 0
+            while same < min(len(have), len(want)) and have[same] == want[same]:
+                same += 1
+            if excess := have[same:]:
+                # A stored weight is cast to nothing: the products that use it differ by device, and
+                # the transpose is then a reduce-scatter. An activation becomes equal everywhere.
+                to = "varying" if stored else "invarying"
+                array = lax.all_gather(array, excess, axis=d, tiled=True, to=to)
+                now[d] = have[:same]
+                over = " and ".join(f"'{axis}'" for axis in excess)
+                reason = (
+                    f"a weight stored in pieces over {over} is gathered for use"
+                    if stored
+                    else f"{self.run.primitive} needs dim {d} whole, and it is split over {over}"
+                )
+                self.run.note("all-gather", excess, reason, array)
+        result = Value(array, tuple(now)) if now != list(value.dims) else value
+        for d, want in enumerate(dims):
+            if lacking := want[len(now[d]) :]:
+                now[d] = want
+                result = self._slice(result, d, lacking, tuple(now))
+        return result
+
+    def _exchanged(self, value: Value, dims: Placement) -> Value:
+        """Where axes only go from one dim to another, the devices hand each other pieces."""
+        array, now = value.array, list(value.dims)
+        for d, want in enumerate(dims):
+            moving = now[d][len(want) :] if now[d][: len(want)] == want else ()
+            takers = [e for e, wanted in enumerate(dims) if wanted == (*now[e], *moving) and e != d]
+            if not moving or not takers or array.shape[takers[0]] % self.run.count(moving):
+                continue
+            (e,) = takers
+            array = lax.all_to_all(array, moving, split_axis=e, concat_axis=d, tiled=True)
+            now[d], now[e] = want, dims[e]
+            over = " and ".join(f"'{axis}'" for axis in moving)
+            reason = f"{self.run.primitive} wants {over} to split dim {e} instead of dim {d}"
+            self.run.note("all-to-all", moving, reason, array)
+        return Value(array, tuple(now)) if now != list(value.dims) else value
+
+    def _slice(self, value: Value, d: int, axes, dims: Placement) -> Value:
+        array = self.vary(value, axes).array
+        count = self.run.count(axes)
+        if array.shape[d] % count:
+            raise self.run.refuse(f"dim {d} of size {array.shape[d]} does not divide by {count}")
+        size = array.shape[d] // count
+        return Value(lax.dynamic_slice_in_dim(array, lax.axis_index(axes) * size, size, d), dims)
+
+    def _make(self, value: Deferred, dims: Placement) -> Value:
+        shape = local_shape(value.shape, dims, self.run.sizes)
+        if value.source is None:
+            array = lax.broadcasted_iota(value.dtype, shape, value.along)
+            if axes := dims[value.along]:
+                offset = lax.axis_index(axes) * shape[value.along]
+                array = array + offset.astype(value.dtype)
+            return self.vary(Value(array, dims), axes_of(dims))
+        source = self.used(value.source)
+        wanted = tuple(
+            dims[at] if size != 1 or value.shape[at] == 1 else ()
+            for size, at in zip(self.global_shape(source), value.where, strict=True)
+        )
+        # Cast before broadcasting, so that the gradient is summed after it has shrunk again.
+        source = self.vary(self.place(source, wanted), axes_of(dims))
+        return Value(lax.broadcast_in_dim(source.array, shape, value.where), dims)
+
+    def global_shape(self, value) -> tuple[int, ...]:
+        """The shape of the whole array of which a value is this device's piece."""
+        if isinstance(value, Deferred):
+            return value.shape
+        return tuple(
+            size * prod(self.run.sizes[axis] for axis in axes)
+            for size, axes in zip(np.shape(value.array), value.dims, strict=True)
+        )
+
+    def walk(self, jaxpr, consts, args, live=None) -> list:
+        """Run a jaxpr written for whole arrays on values; `live` marks results with a gradient."""
+        live = set_of_live(jaxpr, live)
+        needed = set_of_needed(jaxpr)
+        env = dict(zip(jaxpr.constvars, map(constant, consts), strict=True))
+        env |= dict(zip(jaxpr.invars, args, strict=True))
+
+        def read(atom):
+            if isinstance(atom, Literal):
+                return Value(np.asarray(atom.val, atom.aval.dtype), unsplit(0))
+            return env[atom]
+
+        for eqn, wanted in zip(jaxpr.eqns, needed, strict=True):
+            if not wanted:
+                continue
+            self.run.trail.append(eqn)
+            rule = self.run.rules.get(eqn.primitive.name, self.run.rules[""])
+            operands = [read(atom) for atom in eqn.invars]
+            # What we emit carries the user's source line, so a compiled program can be read by it.
+            info = eqn.source_info
+            stack = current_name_stack() + info.name_stack
+            with user_context(info.traceback, name_stack=stack):
+                results = rule(self, eqn, operands, [var in live for var in eqn.outvars])
+            env |= dict(zip(eqn.outvars, results, strict=True))
+            self.run.trail.pop()
+        return [read(atom) for atom in jaxpr.outvars]
+
+
+def set_of_needed(jaxpr) -> list[bool]:
+    """For every equation, whether anything asks for its results: no collective for dead code."""
+    asked = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+    flags = []
+    for eqn in reversed(jaxpr.eqns):
+        flag = bool(eqn.effects) or any(v in asked for v in eqn.outvars)
+        if flag:
+            asked.update(v for v in eqn.invars if not isinstance(v, Literal))
+        flags.append(flag)
+    return flags[::-1]
+
+
+def set_of_live(jaxpr, live=None) -> set:
+    """The variables through which a gradient can flow, given which results carry one (else all).
+
+    Softmax subtracts `stop_gradient(max)`: that maximum is not live, and may use pmax, which JAX
+    cannot differentiate.
+    """
+    flags = [True] * len(jaxpr.outvars) if live is None else live
+    found = {
+        v
+        for v, flag in zip(jaxpr.outvars, flags, strict=True)
+        if flag and not isinstance(v, Literal) and _has_gradient(v)
+    }
+    for eqn in reversed(jaxpr.eqns):
+        if eqn.primitive.name != "stop_gradient" and any(v in found for v in eqn.outvars):
+            found.update(v for v in eqn.invars if not isinstance(v, Literal) and _has_gradient(v))
+    return found
+
+
+def _has_gradient(var) -> bool:
+    return jax.numpy.issubdtype(var.aval.dtype, jax.numpy.inexact)

@@ -1,0 +1,262 @@
+"""First-order equations on shards: agree on a split, move the operands there, compute, combine.
+
+One rule serves nearly every primitive, through the table of factors; the exceptions here are what
+need not be made yet (broadcast, iota) and weights that stay in their pieces a little longer.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding
+
+from jaxpar.core.mesh import axes_of
+from jaxpar.jaxprs.rules import Factors, factors
+from jaxpar.spmd.value import Deferred, Placement, Value, local_shape, varying
+
+_STAYS_STORED = frozenset(
+    "convert_element_type slice squeeze dynamic_slice reshape transpose copy copy_p".split()
+)
+"""Through these a stored weight stays in its pieces, to be gathered later and smaller."""
+
+
+def apply(frame, eqn, operands, live):
+    """Run any first-order equation by its factors."""
+    fac = factors(eqn)
+    if (kept := _keep_stored(frame, eqn, fac, operands)) is not None:
+        return kept
+    if eqn.primitive.name == "convert_element_type" and isinstance(operands[0], Value):
+        # Flax casts one activation once per layer that reads it; shared, it is cast to varying
+        # once, and its gradient summed once.
+        key = (eqn.params["new_dtype"], eqn.params.get("weak_type"))
+        return frame._once(
+            operands[0], "convert", key, lambda: compute(frame, eqn, fac, operands, live)
+        )
+    return compute(frame, eqn, fac, operands, live)
+
+
+def compute(frame, eqn, fac, operands, live):
+    """Run an equation with the factors given."""
+    operands = [frame.used(v) for v in operands]
+    split = agree(frame, fac, operands)
+    arrays = meet(frame, fac, operands, split)
+    params = local_params(frame, eqn, fac, split, arrays)
+    results = eqn.primitive.bind(*arrays, **params)
+    results = results if eqn.primitive.multiple_results else [results]
+    return combine(frame, eqn, fac, split, results, live)
+
+
+def meet(frame, fac, operands, split):
+    """Move the operands to a split; return local arrays, all of which vary along the same axes."""
+    placed = [
+        frame.place(v, placement(fac_dims, split))
+        for v, fac_dims in zip(operands, fac.operands, strict=True)
+    ]
+    axes = frozenset().union(*(varying(v.array) for v in placed))
+    return [frame.vary(v, axes).array for v in placed]
+
+
+def placement(dims, split) -> Placement:
+    """The placement of an array whose dims are made of these factors."""
+    return tuple(tuple(axis for f in fs for axis in split.get(f, ())) for fs in dims)
+
+
+def spread(dims, held: Placement, fac: Factors, sizes) -> tuple[dict, bool]:
+    """Say how a placement cuts the factors of each dim; and whether all of it could be said."""
+    cut: dict[int, tuple[str, ...]] = {}
+    complete = True
+    for fs, axes in zip(dims, held, strict=True):
+        left = list(axes)
+        for f in fs:
+            size = fac.sizes[f]
+            while left and size > 1 and size % sizes[left[0]] == 0:
+                size //= sizes[left[0]]
+                cut[f] = (*cut.get(f, ()), left.pop(0))
+            if size != 1:
+                break
+        complete = complete and not left
+    return cut, complete
+
+
+def agree(frame, fac: Factors, operands) -> dict[int, tuple[str, ...]]:
+    """Choose the axes that each factor of an equation is split over.
+
+    The largest operand speaks first, since moving it would cost most; an axis goes to one factor
+    only; a factor that must be whole gets none.
+    """
+    sizes = frame.run.sizes
+
+    def weight(i):
+        v = operands[i]
+        return 0 if isinstance(v, Deferred) else -np.size(v.array)
+
+    split: dict[int, tuple[str, ...]] = {}
+    for i in sorted(range(len(operands)), key=weight):
+        cut, _ = spread(fac.operands[i], operands[i].dims, fac, sizes)
+        for f, axes in cut.items():
+            have = split.get(f, ())
+            taken = {a for g, other in split.items() if g != f for a in other}
+            if f in fac.whole or axes[: len(have)] != have:
+                continue
+            free = []
+            for axis in axes:
+                if axis in taken:
+                    break
+                free.append(axis)
+            if len(free) > len(have):
+                split[f] = tuple(free)
+    # [B, S] merged into B*S: S can stay split only where B is split to the last row, as a piece
+    # is one contiguous stretch.
+    for fs in (fs for dims in (*fac.operands, *fac.results) for fs in dims):
+        contiguous = True
+        for f in fs:
+            if not contiguous:
+                split.pop(f, None)
+            contiguous = contiguous and frame.run.count(split.get(f, ())) == fac.sizes[f]
+    return split
+
+
+def local_params(frame, eqn, fac, split, arrays):
+    """Rewrite the sizes among an equation's parameters to those of one device's piece."""
+    params = dict(eqn.params)
+    for key in ("sharding", "out_sharding"):
+        if key in params:
+            params[key] = None
+    name = eqn.primitive.name
+    if name in ("reshape", "dynamic_slice", "slice"):
+        shape = local_shape(
+            eqn.outvars[0].aval.shape, placement(fac.results[0], split), frame.run.sizes
+        )
+        if name == "reshape":
+            params["new_sizes"] = shape
+        elif name == "dynamic_slice":
+            params["slice_sizes"] = shape
+        else:
+            # A split dim is one taken from end to end.
+            params["limit_indices"] = tuple(
+                min(limit, size)
+                for limit, size in zip(params["limit_indices"], arrays[0].shape, strict=True)
+            )
+    elif name == "gather":
+        whole = eqn.invars[0].aval.shape
+        params["slice_sizes"] = tuple(
+            here if size == full else size
+            for size, full, here in zip(
+                params["slice_sizes"], whole, np.shape(arrays[0]), strict=True
+            )
+        )
+    return params
+
+
+def combine(frame, eqn, fac, split, results, live):
+    """Reduce local results over the axes of contracted dims, and place them."""
+    kinds = {kind for f, kind in fac.reduced if split.get(f)}
+    axes = tuple(axis for f, _ in fac.reduced for axis in split.get(f, ()))
+    values = []
+    for array, dims, var, alive in zip(results, fac.results, eqn.outvars, live, strict=True):
+        if axes:
+            (kind,) = kinds
+            array = _reduce(frame, eqn, kind, axes, array, alive)
+        values.append(Value(array, placement(dims, split)))
+        assert var.aval.shape == frame.global_shape(values[-1]), (eqn, values[-1])
+    return values
+
+
+def _reduce(frame, eqn, kind, axes, array, alive):
+    over = " and ".join(f"'{axis}'" for axis in axes)
+    what = "contracts" if eqn.primitive.name in ("dot_general", "gather") else "reduces"
+    reason = f"{eqn.primitive.name} {what} a dim that is split over {over}"
+    if kind == "sum":
+        result = lax.psum(array, axes)
+    elif kind in ("max", "min") and not alive and array.dtype != bool:
+        largest = lax.pmax if kind == "max" else lax.pmin
+        result = largest(lax.stop_gradient(array), axes)
+    else:
+        # JAX cannot differentiate pmax, and has no product or logical reduction over devices: bring
+        # the candidates together and reduce once more.
+        together = lax.all_gather(array, axes, axis=0, to="invarying")
+        frame.run.note("all-gather", axes, reason, together)
+        return {"max": jnp.max, "min": jnp.min, "prod": jnp.prod, "and": jnp.all, "or": jnp.any}[
+            kind
+        ](together, axis=0)
+    frame.run.note("all-reduce", axes, reason, result)
+    return result
+
+
+def _keep_stored(frame, eqn, fac, operands):
+    """Run a cut or a narrowing cast on the pieces of a stored weight, if they survive it."""
+    if eqn.primitive.name not in _STAYS_STORED or isinstance(operands[0], Deferred):
+        return None
+    weight, *rest = operands
+    if weight.use is None or any(np.ndim(v.array) for v in rest):
+        return None
+    if eqn.outvars[0].aval.dtype.itemsize > eqn.invars[0].aval.dtype.itemsize:
+        return None  # a wider copy would travel as more bytes than the weight itself
+    after = []
+    for held in (weight.use, weight.dims):
+        cut, complete = spread(fac.operands[0], held, fac, frame.run.sizes)
+        if not complete or any(f in fac.whole for f in cut):
+            return None
+        agreed = agree(frame, fac, [Value(weight.array, held), *rest])
+        if agreed != cut:
+            return None
+        after.append(placement(fac.results[0], cut))
+    axes = varying(weight.array).union(*(varying(v.array) for v in rest))
+    arrays = [frame.vary(v, axes).array for v in operands]
+    params = local_params(frame, eqn, fac, cut, arrays)
+    use, dims = after
+    return [Value(eqn.primitive.bind(*arrays, **params), dims, use)]
+
+
+def broadcast(frame, eqn, operands, live):
+    """Put a broadcast off until it is known which piece is needed."""
+    source = operands[0]
+    shape, where = eqn.params["shape"], tuple(eqn.params["broadcast_dimensions"])
+    if isinstance(source, Deferred) and source.source is not None:
+        where = tuple(where[at] for at in source.where)
+        source = source.source
+    elif isinstance(source, Deferred):
+        source = frame.settle(source)
+    held = source.use or source.dims
+    dims = [()] * len(shape)
+    for size, axes, at in zip(frame.global_shape(source), held, where, strict=True):
+        dims[at] = axes if size == shape[at] else ()
+    return [Deferred(source, tuple(shape), tuple(dims), where, eqn.outvars[0].aval.dtype)]
+
+
+def iota(frame, eqn, operands, live):
+    """Put an iota off, likewise."""
+    shape = tuple(eqn.params["shape"])
+    dtype, along = np.dtype(eqn.params["dtype"]), eqn.params["dimension"]
+    return [Deferred(None, shape, ((),) * len(shape), (), dtype, along)]
+
+
+def identity(frame, eqn, operands, live):
+    """Drop an equation that only advises the partitioner."""
+    return operands
+
+
+def pinned(frame, eqn, operands, live):
+    """Put a value where a pin wants it, if the pin speaks of the axes that are walked over.
+
+    A pin on another mesh is a user's advice to XLA about devices that are not these: it is dropped.
+    """
+    sharding = eqn.params["sharding"]
+    if not isinstance(sharding, NamedSharding):
+        return operands
+    entries = [*sharding.spec, *[None] * (eqn.invars[0].aval.ndim - len(sharding.spec))]
+    dims = tuple(axes_of(entry) for entry in entries)
+    known = frame.run.sizes.items() <= dict(sharding.mesh.shape).items()
+    if not known or not {axis for axes in dims for axis in axes} <= frame.run.sizes.keys():
+        return operands
+    return [frame.place(operands[0], dims)]
+
+
+RULES = {
+    "": apply,
+    "broadcast_in_dim": broadcast,
+    "iota": iota,
+    "sharding_constraint": pinned,
+    **dict.fromkeys(("reshard", "mesh_cast", "device_put"), identity),
+}

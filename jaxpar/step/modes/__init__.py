@@ -1,0 +1,1 @@
+"""Modes: how a traced loss becomes gradients on a mesh. One file each."""

@@ -1,0 +1,126 @@
+"""A step's gradients under shard_map, every collective placed by `jaxpar.spmd` and not by XLA.
+
+The loss is traced at its global shapes and walked on shards. Differentiating it there gives
+complete
+gradients: under shard_map's type check the transposes bring the sums that backward needs.
+"""
+
+from collections.abc import Callable
+
+import jax
+from jax.sharding import PartitionSpec
+
+from jaxpar.core.mesh import axes_of, free_axes, sizes_of
+from jaxpar.layout.record import Array, Layout
+from jaxpar.spmd import trace
+
+
+def differentiate_by_hand(layout: Layout, loss_of: Callable, factor: float = 1.0) -> Callable:
+    """The gradient function of `loss_of` on shards.
+
+    Args:
+        layout: where parameters, state and batch lie.
+        loss_of: (parameters, model_state, batch, key) -> (Mean, metrics, model_state), for whole
+            arrays.
+        factor: what the loss's total is multiplied by before it is differentiated.
+
+    Returns:
+        (lands, parameters, model_state, batch, key) -> (gradients of the total x factor,
+        model_state, {name: Mean}). The gradients lie as the attribute `lands` of the layout's
+        arrays says.
+    """
+    stored = {path: a.stored for path, a in layout.parameters.items()}
+    used = {path: a.computed for path, a in layout.parameters.items()}
+    state = {path: a.stored for path, a in layout.state.items()}
+    batches = dict(layout.batch)
+    whole = PartitionSpec()
+
+    def differentiate(lands, parameters, model_state, batch, key):
+        shares = {path: _shares(layout, a, lands) for path, a in layout.parameters.items()}
+        arguments = (parameters, model_state, batch, key)
+        plan = trace(
+            loss_of,
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments),
+            specs=(stored, state, batches, whole),
+            use_specs=(used, state, batches, whole),
+            out_specs=(whole, whole, state),
+            axis_sizes=sizes_of(layout.mesh),
+        )
+
+        def on_shards(parameters, model_state, batch, key):
+            def total(parameters):
+                loss, metrics, new = plan(parameters, model_state, batch, key)
+                return loss.total * factor, ({"loss": loss, **metrics}, new)
+
+            totals, (metrics, new) = jax.grad(total, has_aux=True)(_parted(shares, parameters))
+            return _summed(shares, totals), new, metrics
+
+        mesh = layout.mesh.abstract
+        return jax.shard_map(
+            on_shards,
+            mesh=mesh,
+            axis_names=free_axes(mesh),
+            in_specs=(stored, state, batches, whole),
+            out_specs=(
+                {path: getattr(a, lands) for path, a in layout.parameters.items()},
+                state,
+                whole,
+            ),
+        )(*arguments)
+
+    return differentiate
+
+
+def _parted(shares, parameters):
+    """Weights whose gradients are cut finer: free to differ between devices, so that each device's
+    gradient is its own share, not yet summed."""
+    return {
+        path: jax.lax.pcast(value, axes, to="varying") if axes else value
+        for path, value in parameters.items()
+        for axes in [tuple(axis for _, axis in shares[path])]
+    }
+
+
+def _summed(shares, totals):
+    """Sum such gradients: scattered first, so that what is summed over the rest is a piece."""
+    for path, value in totals.items():
+        for dim, axis in shares[path]:
+            value = (
+                jax.lax.psum(value, axis)
+                if dim is None
+                else jax.lax.psum_scatter(value, axis, scatter_dimension=dim, tiled=True)
+            )
+        totals[path] = value
+    return totals
+
+
+def _shares(layout: Layout, array: Array, lands: str) -> list[tuple[int | None, str]]:
+    """Over which axes a gradient's shares are summed here: (the dim that each cuts or None, axis).
+
+    Those that cut the gradient and not its weight; and after them, if there are any, the others
+    that the batch lies over. All other gradients are complete as they come.
+    """
+    cut = cut_further(array, lands)
+    if not cut:
+        return []
+    taken = {
+        axis for spec in (array.stored, getattr(array, lands)) for e in spec for axis in axes_of(e)
+    }
+    over = {axis for spec in layout.batch.values() for e in spec for axis in axes_of(e)}
+    return [*cut, *((None, axis) for axis in layout.mesh.axes if axis in over - taken)]
+
+
+def cut_further(array: Array, lands: str) -> list[tuple[int, str]]:
+    """The dims, and the axes over them, along which a gradient lands cut and its weight is not.
+
+    Args:
+        array: the weight.
+        lands: "gradient" or "moment", an attribute of it.
+    """
+    pairs = zip(getattr(array, lands), array.stored, strict=True)
+    return [
+        (dim, axis)
+        for dim, (fine, coarse) in enumerate(pairs)
+        for axis in axes_of(fine)
+        if axis not in axes_of(coarse)
+    ]

@@ -1,0 +1,10 @@
+"""Pipeline parallelism: a stack of layers in stages, run by the table of a schedule.
+
+One shard_map program. Every device walks the table tick by tick, does what its stage has to do (a
+forward pass, a backward pass, or nothing) and exchanges one activation or gradient with its
+neighbour by a permute. Inside a stage the collectives of other axes are placed by `jaxpar.spmd`.
+"""
+
+from jaxpar.step.pipeline.gradient import evaluate_in_stages, staged
+
+__all__ = ["evaluate_in_stages", "staged"]

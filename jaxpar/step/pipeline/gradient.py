@@ -1,0 +1,282 @@
+"""A step's gradients, or its evaluation, with the layers in stages: the shard_map around the walk.
+
+Weights are made to differ between the devices that share a batch (or hold the same weight for
+different stages), so that each adds up its own share over all microbatches; the shares are summed
+once, at the end.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from jaxpar.core.mesh import axes_of, sizes_of
+from jaxpar.layout.record import Layout
+from jaxpar.layout.stages import AXIS
+from jaxpar.models.record import Mean
+from jaxpar.schedules.record import Schedule
+from jaxpar.spmd import Plan, trace
+from jaxpar.spmd.value import varying
+from jaxpar.step.modes.manual import cut_further
+from jaxpar.step.pipeline.held import vary
+from jaxpar.step.pipeline.parts import Parts, take_loss_apart
+from jaxpar.step.pipeline.piece import Piece, remembering
+from jaxpar.step.pipeline.timetable import timetable
+from jaxpar.step.pipeline.walk import Local, walk
+
+WHOLE = PartitionSpec()
+
+
+@dataclass(frozen=True)
+class _Plans:
+    """The parts of a loss, ready to run on shards."""
+
+    parts: Parts
+    before: Plan
+    aside: Plan
+    layer: Plan
+    after: Plan
+
+
+def staged(
+    layout: Layout,
+    loss_of: Callable,
+    schedule: Schedule,
+    factor: float = 1.0,
+    *,
+    fill: float = 0.0,
+) -> Callable:
+    """The gradient function of a loss whose layers run in stages.
+
+    Args:
+        layout: where parameters and batch lie; its strategy has `stages`.
+        loss_of: (parameters, batch, key, through) -> (Mean, metrics), for whole arrays.
+        schedule: who does what when, for as many microbatches as the batch is cut into.
+        factor: what the loss's total is multiplied by before it is differentiated.
+        fill: what idle stages hand on, for tests: no result may depend on it.
+
+    Returns:
+        (lands, parameters, model_state, batch, key) -> (gradients of the total x factor,
+        model_state, {name: Mean}), of the whole batch. The gradients lie as the attribute `lands`
+        of the layout's arrays says; `idle` among the means is the share of idle ticks, as counted
+        while they passed.
+    """
+    table = timetable(schedule)
+
+    def on_shards(lands, plans, parameters, microbatches, key):
+        apart = _apart(layout, plans)
+        parted = {p: vary(v, apart) for p, v in parameters.items()}
+        held = walk(
+            _local(layout, plans, schedule, parted, microbatches, key),
+            table,
+            factor=factor,
+            fill=fill,
+        )
+        layers = {p: _unchunked(g, schedule, parameters[p]) for p, g in held.layers.items()}
+        totals = {**held.rest, **layers}
+        totals = {
+            p: _summed(cut_further(a, lands), totals[p], parameters[p])
+            for p, a in layout.parameters.items()
+        }
+        return totals, _gathered(held, schedule)
+
+    def differentiate(lands, parameters, model_state, batch, key):
+        specs = {path: getattr(a, lands) for path, a in layout.parameters.items()}
+        run = partial(on_shards, lands)
+        totals, means = _on_mesh(
+            layout, loss_of, schedule, run, (specs, WHOLE), parameters, batch, key
+        )
+        return totals, model_state, means
+
+    return differentiate
+
+
+def evaluate_in_stages(layout: Layout, loss_of: Callable, schedule: Schedule) -> Callable:
+    """(parameters, batch) -> {name: Mean}, by the forward passes of a schedule alone."""
+    schedule = schedule.forward_only()
+    table = timetable(schedule)
+
+    def on_shards(plans, parameters, microbatches, key):
+        local = _local(layout, plans, schedule, parameters, microbatches, key)
+        return _gathered(walk(local, table), schedule)
+
+    def evaluate(parameters, batch):
+        return _on_mesh(layout, loss_of, schedule, on_shards, WHOLE, parameters, batch, None)
+
+    return evaluate
+
+
+def _on_mesh(layout, loss_of, schedule, on_shards, out_specs, parameters, batch, key):
+    """Cut the batch into microbatches and hand everything to the devices."""
+    count = schedule.microbatches
+    # Microbatch m takes every count-th row: contiguous rows would move between devices.
+    microbatches = jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), dict(batch)
+    )
+    one = {n: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for n, x in microbatches.items()}
+    abstract = {p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in parameters.items()}
+    plans = _plans(layout, loss_of, abstract, one, key)
+    keys = () if key is None else (key,)
+    return jax.shard_map(
+        lambda parameters, batch, *key: on_shards(plans, parameters, batch, *(key or (None,))),
+        mesh=layout.mesh.abstract,
+        in_specs=(
+            {path: a.stored for path, a in layout.parameters.items()},
+            {name: PartitionSpec(None, *spec) for name, spec in layout.batch.items()},
+            *(WHOLE for _ in keys),
+        ),
+        out_specs=out_specs,
+    )(parameters, microbatches, *keys)
+
+
+def _plans(layout: Layout, loss_of, parameters, batch, key) -> _Plans:
+    """Trace the parts of the loss at their whole shapes; stages are unknown to them."""
+    parts = take_loss_apart(layout.model.name, loss_of, parameters, batch, key)
+    if key is not None:
+        key = jax.ShapeDtypeStruct(key.shape, key.dtype)
+    arrays = {p: a for p, a in layout.parameters.items() if p not in parts.layer_paths}
+    layers = {p: layout.parameters[p] for p in parts.layer_paths}
+    rest = {p: parameters[p] for p in arrays}
+    weights = {p: jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for p, a in layers.items()}
+    stored = {p: a.stored for p, a in arrays.items()}
+    used = {p: a.computed for p, a in arrays.items()}
+    batches = dict(layout.batch)
+    x = jax.tree.map(
+        lambda _, dims: layout.place_of(dims, between=True), parts.activation, parts.dims
+    )
+
+    def traced(fn, args, specs, uses, out=None):
+        return trace(
+            fn,
+            args,
+            specs=specs,
+            use_specs=uses,
+            out_specs=out,
+            axis_sizes=sizes_of(layout.mesh),
+            unknown=(AXIS,),
+        )
+
+    inputs, specs, uses = (rest, batch, key), (stored, batches, WHOLE), (used, batches, WHOLE)
+    aside = traced(lambda *a: parts.aside(*a), inputs, specs, uses)
+    one = [
+        (jax.ShapeDtypeStruct(s.shape[1:], s.dtype), PartitionSpec(*spec[1:]))
+        if i < parts.stacked_asides
+        else (s, spec)
+        for i, (s, spec) in enumerate(zip(parts.asides, aside.out_specs, strict=True))
+    ]
+    beside, beside_specs = [s for s, _ in one], [spec for _, spec in one]
+    layer = traced(
+        parts.layer,
+        (weights, beside, parts.activation),
+        ({p: PartitionSpec(*a.stored[1:]) for p, a in layers.items()}, beside_specs, x),
+        ({p: PartitionSpec(*a.computed[1:]) for p, a in layers.items()}, beside_specs, x),
+        out=x,
+    )
+    after = traced(
+        parts.after,
+        (rest, parts.activation, batch, key),
+        (stored, x, batches, WHOLE),
+        (used, x, batches, WHOLE),
+        out=WHOLE,
+    )
+    return _Plans(parts, traced(parts.before, inputs, specs, uses, out=x), aside, layer, after)
+
+
+def _local(layout, plans: _Plans, schedule: Schedule, parameters, microbatches, key) -> Local:
+    parts = plans.parts
+
+    def key_of(m):
+        if key is None or schedule.microbatches == 1:
+            return key
+        return jax.random.fold_in(key, m)
+
+    def before(*arguments):
+        # What is nothing yet (a sum over layers) is the same everywhere until the first layer.
+        entering = plans.before(*arguments)
+        specs = jax.tree.leaves(plans.before.out_specs, is_leaf=_is_spec)
+        leaves, tree = jax.tree.flatten(entering)
+        axes = ({AXIS, *(a for entry in spec for a in axes_of(entry))} for spec in specs)
+        return jax.tree.unflatten(tree, map(vary, leaves, axes))
+
+    return Local(
+        before=before,
+        aside=plans.aside,
+        after=plans.after,
+        piece=Piece(remembering(plans.layer, parts.remat)),
+        rest={p: v for p, v in parameters.items() if p not in parts.layer_paths},
+        layers={
+            p: _chunked(parameters[p], schedule, layout.parameters[p].shape[0])
+            for p in parts.layer_paths
+        },
+        count=layout.parameters[parts.layer_paths[0]].shape[0],
+        stacked_asides=parts.stacked_asides,
+        pieces=schedule.pieces,
+        stages=schedule.stages,
+        batch_of=lambda m: jax.tree.map(
+            lambda x: lax.dynamic_index_in_dim(x, m, 0, keepdims=False), microbatches
+        ),
+        key_of=key_of,
+    )
+
+
+def _is_spec(node) -> bool:
+    return isinstance(node, PartitionSpec)
+
+
+def _apart(layout: Layout, plans: _Plans) -> frozenset[str]:
+    """Along which axes devices add up shares of a gradient of their own: those that cut the
+    activation's rows and positions, and the stages."""
+    parts = plans.parts
+    specs = jax.tree.map(lambda _, dims: tuple(layout.place_of(dims)), parts.activation, parts.dims)
+    entries = jax.tree.leaves(specs, is_leaf=lambda entry: entry is None)
+    return frozenset({AXIS, *(axis for entry in entries for axis in axes_of(entry))})
+
+
+def _chunked(stack: jax.Array, schedule: Schedule, layers: int) -> jax.Array:
+    """This stage's own layers of a stack, as (chunks, layers a chunk, ...).
+
+    A stack whose layers do not divide by the pieces came whole: it is filled up with zeros, and the
+    stage takes its pieces out of it.
+    """
+    if layers % schedule.pieces == 0:
+        return stack.reshape(schedule.chunks, -1, *stack.shape[1:])
+    each = -(-layers // schedule.pieces)
+    fill = [(0, each * schedule.pieces - layers), *[(0, 0)] * (stack.ndim - 1)]
+    pieces = jnp.pad(stack, fill).reshape(schedule.chunks, schedule.stages, each, *stack.shape[1:])
+    return lax.dynamic_index_in_dim(pieces, lax.axis_index(AXIS), 1, keepdims=False)
+
+
+def _unchunked(gradient: jax.Array, schedule: Schedule, parameter: jax.Array) -> jax.Array:
+    """The gradient of the stack from that of this stage's layers: `_chunked` the other way."""
+    each, after = gradient.shape[1], gradient.shape[2:]
+    if schedule.chunks * each == parameter.shape[0]:
+        return gradient.reshape(-1, *after)
+    pieces = vary(
+        jnp.zeros((schedule.chunks, schedule.stages, *gradient.shape[1:]), gradient.dtype),
+        varying(gradient),
+    )
+    pieces = lax.dynamic_update_index_in_dim(pieces, gradient, lax.axis_index(AXIS), 1)
+    return pieces.reshape(-1, *after)[: parameter.shape[0]]
+
+
+def _summed(cut: list[tuple[int, str]], share: jax.Array, parameter: jax.Array) -> jax.Array:
+    """Sum the shares of a gradient over the axes along which its parameter does not differ."""
+    axes = varying(share) - varying(parameter)
+    for dim, axis in cut:
+        share = lax.psum_scatter(share, axis, scatter_dimension=dim, tiled=True)
+        axes -= {axis}
+    return lax.psum(share, tuple(sorted(axes))) if axes else share
+
+
+def _gathered(held, schedule: Schedule) -> Mapping[str, Any]:
+    """The means that the last stage has taken, and the idle ticks of all, on every device."""
+    means = {
+        **held.means,
+        "idle": Mean(held.idle, jnp.full_like(held.idle, schedule.ticks)),
+    }
+    return jax.tree.map(lambda x: lax.psum(x, AXIS), means)

@@ -1,0 +1,70 @@
+"""What a device holds between ticks: slots for what waits, sums of what is done, their handling.
+
+Slots are arrays with a leading dim; which slot is used when is the timetable's business.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxpar.spmd.value import varying
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Held:
+    """What a device holds between ticks.
+
+    Attributes:
+        x, dy, y: trees like the activation, of (slots, ...): activations and gradients that wait
+            for their turn, and results of the last piece that wait for their loss.
+        kept: what forward passes keep for backward, [(slots, layers a chunk, ...)].
+        rest, layers: gradients so far, as the parameters of `Local`.
+        means: the loss and the metrics so far.
+        idle: idle ticks so far, a float32 scalar.
+    """
+
+    x: Any
+    dy: Any
+    y: Any
+    kept: Any
+    rest: Any
+    layers: Any
+    means: Any
+    idle: Any
+
+
+def vary(tree: Any, axes) -> Any:
+    """Arrays cast to a type that may differ between devices along `axes`."""
+
+    def one(x):
+        missing = tuple(sorted(frozenset(axes) - varying(x)))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(one, tree)
+
+
+def at(stack, index):
+    """What lies in a slot, of every array of a tree."""
+    index = jnp.maximum(index, 0)
+    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, 0, keepdims=False), stack)
+
+
+def add(stack, value, index):
+    """A stack of arrays with `value` added to the one at `index`."""
+    return lax.dynamic_update_index_in_dim(stack, at(stack, index) + value, index, 0)
+
+
+def put(stack, value, slot):
+    """A tree with `value` in a slot; as it was where the slot is nowhere or nothing came."""
+
+    def one(held, new):
+        if held.shape[0] == 0:
+            return held
+        kept = jnp.where(slot >= 0, new, at(held, slot))
+        return lax.dynamic_update_index_in_dim(held, kept, jnp.maximum(slot, 0), 0)
+
+    return stack if value is None else jax.tree.map(one, stack, value)

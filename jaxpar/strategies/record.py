@@ -1,0 +1,253 @@
+"""The Strategy record, and how two strategies become a hybrid.
+
+A strategy is a pair of tables from roles to mesh axes: where a dim lies while it is computed with,
+and how stored weights are cut further between uses. (Two mappings, one for compute and one for
+storage, is Haliax's definition of FSDP, and the shortest correct one.) It also states which
+collectives it must and must never cause on each axis, so that a law can hold the compiled program
+to it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from math import inf
+from types import MappingProxyType
+
+from jaxpar.core.errors import LayoutError, RequestError, unknown
+from jaxpar.core.mesh import AXES, axes_of
+from jaxpar.core.roles import check_role
+
+ALL_REDUCE = "all-reduce"
+ALL_GATHER = "all-gather"
+REDUCE_SCATTER = "reduce-scatter"
+ALL_TO_ALL = "all-to-all"
+PERMUTE = "collective-permute"
+KINDS = frozenset({ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, ALL_TO_ALL, PERMUTE})
+"""XLA's collective kinds, spelled as XLA spells them."""
+
+
+CUTS = ("parameters", "gradients", "moments")
+"""What of a weight can be kept in pieces between uses (Rajbhandari et al. 2020)."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """How a stack of equal layers is run as stages.
+
+    Attributes:
+        schedule: catalogue name of the order in which stages work on microbatches.
+        chunks: pieces of the stack that each device holds; above 1 only where a schedule says so.
+        pad: whether a layer count that does not divide is filled up with layers that do nothing.
+    """
+
+    schedule: str
+    chunks: int = 1
+    pad: bool = False
+
+
+APART = "replica"
+"""The mesh axis along which replicas that average train apart."""
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """Replicas that train by themselves and average their parameters now and then.
+
+    Attributes:
+        every: updates between two averagings; 0 averages only at the end of training.
+        outer_rate, outer_momentum: the step that is taken along the averaged change, with Nesterov
+            momentum (DiLoCo, Douillard et al. 2023); 1 and 0 take the average itself.
+    """
+
+    every: int
+    outer_rate: float = 1.0
+    outer_momentum: float = 0.0
+
+    def __post_init__(self):
+        if not 0 < self.outer_rate < inf:
+            raise RequestError(f"outer_rate={self.outer_rate}: use a number above 0")
+        if not 0 <= self.outer_momentum < 1:
+            raise RequestError(
+                f"outer_momentum={self.outer_momentum}: use a number from 0 up to, not including, 1"
+            )
+
+    @property
+    def plain(self) -> bool:
+        """Whether an averaging takes the average itself, and so remembers nothing."""
+        return (self.outer_rate, self.outer_momentum) == (1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How a network is split, said in roles and mesh axes.
+
+    Attributes:
+        name: as typed on the command line.
+        compute: role -> mesh axes (one may be given as its name), for activations and for weights
+            while they are in use.
+        between: role -> mesh axes, for the residual between the parts of a block, where these say
+            more than `compute` does.
+        store: mesh axis -> roles in order of preference. What `cuts` names of each weight is cut
+            over that axis along the first of its dims in this order that divides.
+        cuts: of `CUTS`, what `store` cuts: parameters (gathered for use), gradients, moments.
+        needs: roles without which a model gains nothing from this strategy, and is refused.
+        whole_below: arrays with fewer elements than this are not cut by `store`; the layout says
+            which.
+        attend: catalogue name of the exchange by which attention sees a split sequence, or None.
+        stages: how layers are run as stages, or None for one after another.
+        averaging: how replicas that train apart come together, or None when they never part.
+        must: mesh axis -> collective kinds the compiled step has to contain when the axis is larger
+            than 1 and the model has a dim that the strategy splits over it.
+        never: mesh axis -> collective kinds the compiled step may not contain.
+    """
+
+    name: str
+    compute: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    between: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    store: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    cuts: frozenset[str] = frozenset(CUTS)
+    needs: frozenset[str] = frozenset()
+    whole_below: int = 0
+    attend: str | None = None
+    stages: Stages | None = None
+    averaging: Averaging | None = None
+    must: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    never: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for table in ("compute", "between"):
+            tuples = {role: axes_of(axes) for role, axes in getattr(self, table).items()}
+            object.__setattr__(self, table, tuples)
+        for role in (*self.compute, *self.between, *(r for rs in self.store.values() for r in rs)):
+            check_role(role)
+        for axis in (*(a for axes in self._tables for a in axes), *self.store):
+            if axis not in AXES:
+                raise unknown("mesh axis", axis, AXES)
+        for table in ("compute", "between", "store", "must", "never"):
+            object.__setattr__(self, table, MappingProxyType(dict(getattr(self, table))))
+
+    @property
+    def _tables(self) -> tuple[tuple[str, ...], ...]:
+        return (*self.compute.values(), *self.between.values())
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The mesh axes this strategy uses."""
+        used = {axis for axes in self._tables for axis in axes} | set(self.store)
+        return tuple(axis for axis in AXES if axis in used)
+
+    def roles_on(self, axis: str) -> frozenset[str]:
+        """The roles of dims that lie over `axis` while they are computed with."""
+        return frozenset(role for role, axes in self.compute.items() if axis in axes)
+
+
+def combine(*strategies: Strategy, name: str | None = None) -> Strategy:
+    """Both (or all) at once: the union of their tables. Rows may be split over several axes.
+
+    Raises:
+        LayoutError: when two of them want one axis for different things, or differ in what can be
+            decided once only (a schedule, an exchange, what is cut, how replicas average).
+    """
+    first, *others = strategies
+    for other in others:
+        first = _pair(first, other)
+    return first if name is None else replace(first, name=name)
+
+
+def _pair(a: Strategy, b: Strategy) -> Strategy:
+    _refuse_contradictions(a, b)
+    axes = set(a.must) | set(b.must) | set(a.never) | set(b.never)
+    must = {axis: _on(a.must, axis) | _on(b.must, axis) for axis in axes}
+    # Where both use an axis, what one of them needs the other may not forbid.
+    never = {axis: (_on(a.never, axis) | _on(b.never, axis)) - must[axis] for axis in axes}
+    for one, other in ((a, b), (b, a)):
+        for axis in set(one.axes) & set(other.axes):
+            never[axis] &= _on(other.never, axis)
+    return Strategy(
+        name=f"{a.name}+{b.name}",
+        compute=_union(a.compute, b.compute),
+        between=_union(a.between, b.between),
+        store={
+            axis: a.store.get(axis, ())
+            + tuple(r for r in b.store.get(axis, ()) if r not in a.store.get(axis, ()))
+            for axis in [*a.store, *(axis for axis in b.store if axis not in a.store)]
+        },
+        cuts=a.cuts if a.store else b.cuts,
+        needs=a.needs | b.needs,
+        whole_below=max(a.whole_below, b.whole_below),
+        attend=a.attend or b.attend,
+        stages=a.stages or b.stages,
+        averaging=a.averaging or b.averaging,
+        must=must,
+        never=never,
+    )
+
+
+def _refuse_contradictions(a: Strategy, b: Strategy) -> None:
+    both = f"strategies '{a.name}' and '{b.name}' cannot be combined: "
+    for role in sorted(a.compute.keys() & b.compute.keys()):
+        if role != "batch" and a.compute[role] != b.compute[role]:
+            raise LayoutError(
+                f"{both}'{a.name}' splits role '{role}' over axis '{' x '.join(a.compute[role])}' "
+                f"and '{b.name}' over '{' x '.join(b.compute[role])}'; a dim lies on one axis, so "
+                "choose one of the two"
+            )
+    for axis in AXES:
+        mine, theirs = a.roles_on(axis), b.roles_on(axis)
+        if mine and theirs and not (mine <= theirs or theirs <= mine):
+            raise LayoutError(
+                f"{both}both want mesh axis '{axis}', '{a.name}' for {_listed(mine)} and "
+                f"'{b.name}' for {_listed(theirs)}; an axis does one thing, so choose one of the "
+                "two"
+            )
+    if (a.stages or b.stages) and (a.averaging or b.averaging):
+        raise LayoutError(
+            f"{both}copies that train apart are each mapped over devices, and so are the stages of "
+            "a pipeline; one map at a time, so choose one of the two"
+        )
+    if a.store and b.store and a.cuts != b.cuts:
+        raise LayoutError(
+            f"{both}'{a.name}' keeps {_listed(a.cuts)} in pieces and '{b.name}' {_listed(b.cuts)}; "
+            "choose one of the two"
+        )
+    for one, other in ((a, b), (b, a)):
+        if one.averaging and not other.averaging and APART in other.axes:
+            raise LayoutError(
+                f"{both}'{one.name}' trains a copy apart at each place along mesh axis '{APART}', "
+                f"and '{other.name}' works on one over the same axis; choose one of the two"
+            )
+    for what, noun in (
+        ("attend", "how attention sees a split sequence"),
+        ("stages", "how stages take turns"),
+        ("averaging", "how replicas average"),
+    ):
+        mine, theirs = getattr(a, what), getattr(b, what)
+        if mine and theirs and mine != theirs:
+            raise LayoutError(f"{both}each decides {noun}; choose one of the two")
+
+
+def _listed(words: Iterable[str]) -> str:
+    *most, last = sorted(words)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _union(a: Mapping[str, tuple[str, ...]], b: Mapping[str, tuple[str, ...]]) -> dict:
+    return {
+        role: tuple(axis for axis in AXES if axis in (*a.get(role, ()), *b.get(role, ())))
+        for role in [*a, *(role for role in b if role not in a)]
+    }
+
+
+def _on(table: Mapping[str, frozenset[str]], axis: str) -> frozenset[str]:
+    return table.get(axis, frozenset())
+
+
+def parts(text: str) -> tuple[str, ...]:
+    """The names in `fsdp+tensor`, refusing an empty one.
+
+    >>> parts("fsdp+tensor")
+    ('fsdp', 'tensor')
+    """
+    names = tuple(piece.strip() for piece in text.split("+"))
+    if not all(names):
+        raise RequestError(f"strategy '{text}': a name is missing beside '+'; write fsdp+tensor")
+    return names
