@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from jaxpar.core.catalogue import DATA, HARDWARE, MODELS, STRATEGIES
+from jaxpar.core.catalogue import DATA, HARDWARE, MODELS, MODES, STRATEGIES
 from jaxpar.core.errors import RequestError, unknown
 from jaxpar.core.mesh import MeshShape
 from jaxpar.data.record import Dataset
@@ -25,7 +25,7 @@ from jaxpar.models.record import Model
 from jaxpar.program.devices import MOST_FAKE_DEVICES, USUAL_FAKE_DEVICES, ask_for_devices
 from jaxpar.program.record import Program, compile_step
 from jaxpar.runtime.train import Training, check_data, optimizer_of, set_fields
-from jaxpar.step.make_step import MODES, make_step
+from jaxpar.step.make_step import make_step
 from jaxpar.step.record import Step
 from jaxpar.strategies.record import Strategy, combine, parts
 
@@ -76,8 +76,7 @@ class Case:
         model = model.with_fields(**_typed(model.config, changes))
         if batch is not None:
             model = model.with_batch_size(batch)
-        if self.mode not in MODES:
-            raise unknown("mode", self.mode, MODES)
+        MODES.load(self.mode)  # an unknown one is refused before anything is laid out
         layout = lay_out(model, strategy=strategy, mesh=mesh)
         return Resolved(self, layout, hardware, training)
 

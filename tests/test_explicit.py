@@ -67,7 +67,7 @@ def test_a_model_of_products_alone_needs_no_island():
         return jnp.mean(net.down(nnx.relu(net.up(batch["x"]))) ** 2)
 
     program = program_of(loss, {"x": jax.ShapeDtypeStruct((16, 8), "float32")})
-    assert program.made.islands == ()
+    assert program.step.traced.islands == ()
     assert {row.kind for row in jaxpar.inspect(program).collectives} == {"all-reduce"}
 
 

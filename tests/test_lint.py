@@ -10,12 +10,12 @@ import pytest
 from flax import nnx
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from jax.sharding import NamedSharding, PartitionSpec
-from small import small_layout
+from small import small_layout, small_model
 
 import jaxpar
+from jaxpar.core import hooks
 from jaxpar.measures.lint import Finding, lint
 from jaxpar.program.warnings import read_complaints
-from jaxpar.step.constraints import pinned, watching
 
 CPU = jaxpar.HARDWARE.load("cpu")()
 MESH = jaxpar.MeshShape(data=4, model=2)
@@ -145,12 +145,22 @@ def test_an_array_that_comes_back_otherwise_than_asked_is_found(monkeypatch):
 
 
 def test_a_named_activation_that_does_not_divide_is_found():
-    """JAX leaves such a dim whole without a word."""
+    """JAX leaves such a dim whole without a word; the step says so."""
 
-    layout = small_layout("mlp", "hybrid", "data=4,model=2")
-    with watching() as dropped:
-        jax.make_jaxpr(lambda x: pinned(layout, x, PartitionSpec("data", None)))(jnp.zeros((6, 2)))
-    assert [(d.shape, d.dim, d.axes) for d in dropped] == [((6, 2), 0, ("data",))]
+    model = small_model("mlp")
+
+    def loss(module, batch, *, key=None):
+        found = hooks.named(batch["weight"][:6], ("batch",))
+        mean, metrics = model.loss(module, batch, key=key)
+        return replace(mean, total=mean.total + 0 * found.sum()), metrics
+
+    layout = jaxpar.lay_out(
+        replace(model, loss=loss).with_batch_size(16),
+        strategy=jaxpar.STRATEGIES.load("hybrid")(),
+        mesh=MESH,
+    )
+    (unmet,) = jaxpar.make_step(layout).traced.unmet
+    assert (unmet.shape, unmet.dim, unmet.axes) == ((6,), 0, ("data",))
 
 
 def test_the_record_holds_what_lint_finds_and_warn_makes_it_a_warning():

@@ -3,31 +3,30 @@
 What a model asks of its attention is found by tracing its loss with one that only looks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxpar.attention.record import Exchange, Split
+from jaxpar.core.annotations import ATTEND
 from jaxpar.core.catalogue import EXCHANGES
 from jaxpar.core.errors import LayoutError
 from jaxpar.core.mesh import MeshShape, refuse_faults
+from jaxpar.jaxprs.equations import equations
 from jaxpar.models.record import Model, role_of
 from jaxpar.strategies.record import Strategy
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of attention: the shapes of its operands, and what else was said."""
+    """One call of attention: the shapes of its operands."""
 
     queries: tuple[int, ...]
     keys: tuple[int, ...]
     values: tuple[int, ...]
-    more: int
-    options: frozenset[str]
 
 
 def exchange_of(model: Model, strategy: Strategy, mesh: MeshShape) -> Exchange | None:
@@ -39,10 +38,10 @@ def exchange_of(model: Model, strategy: Strategy, mesh: MeshShape) -> Exchange |
     """
     if strategy.attend is None:
         return None
-    if "attend" not in model.seams:
+    if "attend" not in model.hooks:
         raise LayoutError(
             f"model '{model.name}' has no attention that strategy '{strategy.name}' could put an "
-            "exchange in the place of: let its loss take attend= and say so in its seams, or "
+            "exchange in the place of: let its loss take attend= and say so in its hooks, or "
             "choose a strategy that leaves the sequence whole"
         )
     make = EXCHANGES.load(strategy.attend)
@@ -50,24 +49,32 @@ def exchange_of(model: Model, strategy: Strategy, mesh: MeshShape) -> Exchange |
         tuple(axis for axis in strategy.compute.get(role, ()) if mesh.size(axis) > 1)
         for role in ("batch", "sequence")
     )
-    return make(Split(mesh, batch, sequence, "positions" in model.seams)) if sequence else None
+    return make(Split(mesh, batch, sequence, "positions" in model.hooks)) if sequence else None
 
 
-def refuse_unfit(exchange: Exchange, model: Model, parts: Any) -> None:
+def refuse_unfit(exchange: Exchange, model: Model, calls: Sequence[Call]) -> None:
     """Refuse lengths, heads and kinds of attention that an exchange cannot serve.
 
     Args:
         exchange: from `exchange_of`.
-        model: whose loss is traced.
-        parts: its module taken apart, abstract.
+        model: for its name and the lengths of its batch.
+        calls: what its loss asks of its attention.
 
     Raises:
         LayoutError: one sentence with all that is wrong.
     """
     refuse_faults({f"batch {name}": why for name, why in _lengths(exchange, model).items()})
-    calls = _calls(model, parts)
     what = f"attention of model '{model.name}'"
     refuse_faults({what: list(dict.fromkeys(f for c in calls for f in _unfit(exchange, c)))})
+
+
+def calls_in(jaxpr: Any) -> list[Call]:
+    """What a traced loss asks of its attention, a record a call."""
+    return [
+        Call(*(tuple(v.aval.shape) for v in eqn.invars))
+        for eqn, _ in equations(jaxpr)
+        if eqn.primitive.name == ATTEND
+    ]
 
 
 def dealt(
@@ -105,35 +112,8 @@ def _lengths(exchange, model) -> dict[str, list[str]]:
     return faults
 
 
-def _calls(model, parts) -> list[Call]:
-    """What the model's loss asks of its attention, a record a call."""
-    seen = []
-
-    def attend(q, k, v, *more, causal=True, **options):
-        del causal
-        seen.append(Call(q.shape, k.shape, v.shape, len(more), frozenset(options)))
-        return jnp.zeros_like(q)
-
-    def loss(parameters, state, batch, key):
-        module = parts.put_together(parameters, state)
-        module.train()
-        return model.loss(module, batch, key=key, attend=attend)
-
-    variables = (parts.parameters, parts.state)
-    values = ({path: v.get_value() for path, v in group.items()} for group in variables)
-    batch = {n: jax.ShapeDtypeStruct(f.shape, f.dtype) for n, f in model.batch.items()}
-    jax.eval_shape(loss, *values, batch, jax.eval_shape(lambda: jax.random.key(0)))
-    return seen
-
-
 def _unfit(exchange, call: Call) -> list[str]:
     said = f"exchange '{exchange.name}' "
-    if call.more or call.options:
-        what = ", ".join(sorted(call.options)) or "a fourth operand"
-        return [
-            f"{said}knows attention that is causal or sees everything, and is also given {what}: "
-            "leave that out, or choose a strategy that keeps the sequence whole"
-        ]
     if len(call.queries) != 5 or call.keys != (*call.queries[:3], call.queries[-1]):
         return [
             f"{said}needs queries (batch, sequence, kv_heads, group, head_dim) and keys (batch, "

@@ -1,7 +1,7 @@
 """The Exchange record, and the Split that one is made for.
 
 An exchange is made for a mesh, the axes over which rows and positions lie, and knows no model and
-no strategy. It gives attention as one function of whole arrays, as the seam wants it.
+no strategy. It gives attention as one function of whole arrays, as the hook wants it.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxpar.core.mesh import MeshShape, entry_of
 
 Attend = Callable[..., jax.Array]
-"""`attend(q, k, v, *, causal=True)`, shapes as in `seams.attention`."""
+"""`attend(q, k, v, *, causal=True)`, shapes as in `hooks.attention`."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Split:
         return prod(self.mesh.size(axis) for axis in self.sequence)
 
     def over_shards(self, local: Callable, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """`local(q, k, v)` on every device's piece; shapes as in `seams.attention`."""
+        """`local(q, k, v)` on every device's piece; shapes as in `hooks.attention`."""
         rows = (entry_of(self.batch), entry_of(self.sequence))
         queries, keys = PartitionSpec(*rows, None, None, None), PartitionSpec(*rows, None, None)
         mapped = jax.shard_map(
@@ -81,5 +81,5 @@ class Exchange:
     def __call__(
         self, q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = True
     ) -> jax.Array:
-        """Attention over the whole sequence; shapes as in `seams.attention`."""
+        """Attention over the whole sequence; shapes as in `hooks.attention`."""
         return self.split.over_shards(partial(self.local, causal=causal), q, k, v)

@@ -22,7 +22,7 @@ from jaxpar.attention import blocks, zigzag
 from jaxpar.attention.record import Exchange, Split
 
 UNBALANCED = (
-    "the model does not ask where its rows stand (no 'positions' in its seams; with dropout none "
+    "the model does not ask where its rows stand (no 'positions' in its hooks; with dropout none "
     "does), so each device holds a run of them: a causal ring then computes all pairs and drops "
     "half of them"
 )

@@ -22,7 +22,7 @@ from jaxpar.measures.inspect import Inspection
 from jaxpar.measures.lint import Finding
 from jaxpar.measures.verify.verify import Verdict
 from jaxpar.runtime.train import Outcome
-from jaxpar.step.modes.explicit import Island
+from jaxpar.step.modes.record import Island
 
 PICTURE_COLUMNS = 108
 _MEETING = "averaging (not every step)"

@@ -1,61 +1,55 @@
-"""The two places where a model lets others decide: the way through its layers, and its attention.
+"""What a model may say of itself, and the two hooks by which it lets others decide.
 
-`through` runs equal layers one after another; a pipeline may run them elsewhere at other times.
-`attend` is attention as one function; a ring may pass keys and values around. A model calls the
-seams that it is given and, given none, the plain ones here. There is no third seam.
+`named`, `entering`, `leaving` and `positions` say what an array is. `through` runs equal layers one
+after another; a pipeline may run them elsewhere at other times. `attend` is attention as one
+function; a ring may pass keys and values around. A model calls the hooks that it is given and,
+given none, the plain ones here: `in_order` and `attention`. There is no third hook.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import jaxpr_as_fun
 
-from jaxpar.core.errors import unknown
+from jaxpar.core.annotations import (
+    ENTERING,
+    LEAVING,
+    USED,
+    bind_attend,
+    bind_layers,
+    bind_named,
+    bind_ordered,
+)
+from jaxpar.core.errors import RequestError, unknown
+from jaxpar.core.jax_compat import with_constants_first
 
 REMAT = ("none", "full", "dots")
 """What is kept from forward for backward: everything, only layer inputs, or matrix products."""
-
-# A weight that was moved, cast or reshaped for use is remade in backward rather than kept: keeping
-# it would hold every layer's whole weights at once, which is what cutting them was to avoid.
-_CHEAP = frozenset(
-    {"sharding_constraint", "convert_element_type", "reshape", "transpose", "squeeze", "name"}
-)
-
 
 ARRIVED = "arrived"
 """The `checkpoint_name` of what came from other devices: moved, but not cheap to move again."""
 
 
-def _keep_all_but_moves(primitive, *_, **params) -> bool:
-    return primitive.name not in _CHEAP or params.get("name") == ARRIVED
-
-
-def rematerialized(body: Callable, remat: str, *, gathers: bool, looped: bool = True) -> Callable:
+def rematerialized(
+    body: Callable, remat: str, *, otherwise: Callable | None = None, looped: bool = True
+) -> Callable:
     """`body` under the checkpoint policy that `remat` names.
 
     Args:
         body: one layer.
         remat: "none", "full", "dots", or names joined by commas as given to `checkpoint_name`.
-        gathers: whether `body` gathers its weights; if so they are gathered again in backward.
+        otherwise: the policy for "none"; None keeps everything.
         looped: whether forward and backward run in loops of their own; if not, XLA must be kept
             from merging what is computed twice, which would undo the policy.
     """
     policies = jax.checkpoint_policies
-    if remat == "none":
-        policy = _keep_all_but_moves if gathers else None
-        if policy is None:
-            return body
-    elif remat == "full":
-        policy = policies.nothing_saveable
-    elif remat == "dots":
-        policy = policies.dots_saveable
-    else:
+    named = {"none": otherwise, "full": policies.nothing_saveable, "dots": policies.dots_saveable}
+    if remat not in named:
         policy = policies.save_only_these_names(*remat.split(","))
+    elif (policy := named[remat]) is None:
+        return body
     return jax.checkpoint(body, policy=policy, prevent_cse=not looped)
 
 
@@ -68,91 +62,46 @@ def check_remat(remat: str, names: tuple[str, ...]) -> str:
     return remat
 
 
-_place: ContextVar[Callable[..., jax.Array] | None] = ContextVar("place", default=None)
-_fetch: ContextVar[Callable[..., jax.Array] | None] = ContextVar("fetch", default=None)
-_share: ContextVar[Callable[..., jax.Array] | None] = ContextVar("share", default=None)
-
-
-def is_placing() -> bool:
-    """Whether somebody places what is named, so that a loss should say names."""
-    return _place.get() is not None
-
-
 def named(x: jax.Array, dims: tuple[str, ...]) -> jax.Array:
     """`x`, with a name for each of its dims: the spelling of "this is what that array is".
 
-    Says nothing about devices, and is `x` itself outside a step. A step pins what was named where
-    its layout wants such dims, so that XLA need not guess.
+    Says nothing about devices. A step constrains what was named to the sharding that its layout
+    wants of such dims, so that XLA need not guess.
     """
-    return _placed(x, dims, between=False)
+    return bind_named(x, dims, USED)
 
 
 def entering(x: jax.Array, dims: tuple[str, ...]) -> jax.Array:
     """`x`, made from the residual, as a part of a block reads it.
 
-    Where the residual lies in pieces this is their gather, and in backward the sum of what the
-    devices made of it, of which each keeps its piece. What was gathered is kept for backward.
+    Where the residual is sharded this is its all-gather, and in backward the reduce-scatter of what
+    the devices made of it. What was gathered is kept for backward.
     """
-    x = _placed(_placed(x, dims, between=True), dims, between=False)
-    return x if _place.get() is None else checkpoint_name(x, ARRIVED)
+    return bind_named(x, dims, ENTERING)
 
 
 def leaving(x: jax.Array, dims: tuple[str, ...]) -> jax.Array:
     """`x`, made by a part of a block, as the residual between the parts takes it up.
 
-    Where the residual lies in pieces each device keeps its piece of the sum of what all of them
-    made, and in backward the pieces are gathered for the part to read. Without the first of the two
-    pins XLA was seen to gather a table, or to move a product's other operand, instead.
+    Where the residual is sharded each device keeps its shard of the sum of what all of them made,
+    and in backward the shards are gathered for the part to read.
     """
-    return _placed(_placed(x, dims, between=False), dims, between=True)
+    return bind_named(x, dims, LEAVING)
 
 
-def _placed(x, dims, *, between):
-    place = _place.get()
-    return x if place is None else place(x, dims, between=between)
+def positions(length: int) -> jax.Array:
+    """Where each row stands in its sequence, (length,) int32: 0, 1, 2, ... in order.
 
-
-@contextmanager
-def placing(
-    place: Callable[..., jax.Array],
-    fetch: Callable[..., jax.Array] | None = None,
-    share: Callable[..., jax.Array] | None = None,
-) -> Iterator[None]:
-    """While a loss is traced: what `named` does, as `place(x, dims, between=...)`.
-
-    Args:
-        place: lays an activation out.
-        fetch: brings one layer's weight, `fetch(x, dims)`, from where it is stored to where it is
-            used; None if weights are there before the loss begins.
-        share: computes a function where its operands lie, `share(function, operands, dims,
-            result_dims)`, a dims for each operand; None to leave that to XLA.
+    Under a ring the rows of a sequence may be dealt to devices in another order, and these are then
+    the positions in that order. A model that places its rows by this says "positions" among its
+    hooks.
     """
-    tokens = _place.set(place), _fetch.set(fetch), _share.set(share)
-    try:
-        yield
-    finally:
-        _place.reset(tokens[0])
-        _fetch.reset(tokens[1])
-        _share.reset(tokens[2])
+    return in_position_order(jnp.arange(length, dtype=jnp.int32))
 
 
-def sharing() -> Callable[..., jax.Array] | None:
-    """What computes a function where its operands lie, or None to leave that to XLA."""
-    return _share.get()
-
-
-def fetching() -> Callable[..., jax.Array] | None:
-    """What brings one layer's weight to where it is used, or None where it is there already."""
-    return _fetch.get()
-
-
-def positions(attend: Callable[..., jax.Array], length: int) -> jax.Array | None:
-    """Where each row stands in its sequence under `attend`, (length,); None means in order.
-
-    A model that places its rows by this says "positions" among its seams.
-    """
-    order = getattr(attend, "positions", None)
-    return None if order is None else order(length)
+def in_position_order(x: jax.Array, axis: int = 0) -> jax.Array:
+    """`x`, one row for each position along `axis`, in the order in which rows stand."""
+    return bind_ordered(x, axis)
 
 
 def in_order(
@@ -163,8 +112,6 @@ def in_order(
     dims: Any,
     remat: str = "none",
     unroll: int = 1,
-    place_weights: Callable[[Any], Any] | None = None,
-    place_activation: Callable[[jax.Array, tuple[str, ...]], jax.Array] | None = None,
 ) -> Any:
     """Run `x` through the layers one after another, as one scan.
 
@@ -175,25 +122,95 @@ def in_order(
         dims: the name of each dim of `x`, in a tree like it.
         remat: what backward keeps; see `rematerialized`.
         unroll: layers compiled as one piece; 1 keeps the program small, more is faster.
-        place_weights: puts one layer's weights where they are needed for use, or None.
-        place_activation: pins `x` by its dims at each layer boundary, or None. Without the pin XLA
-            was seen to split activations rather than gather weights.
 
     Returns:
         The activation after the last layer.
     """
-    pin = partial(jax.tree.map, place_activation or (lambda y, _: y))
-    place = place_weights or (lambda layer: layer)
+    del dims
 
     def body(y, layer):
-        return pin(block(place(layer), y), dims)
+        return block(layer, y)
 
-    body = rematerialized(body, remat, gathers=place_weights is not None, looped=unroll == 1)
+    body = rematerialized(body, remat, looped=unroll == 1)
+    return over_layers(body, stacked, x, unroll=unroll)
+
+
+def over_layers(body: Callable[[Any, Any], Any], stacked: Any, x: Any, *, unroll: int) -> Any:
+    """What `body(x, layer) -> x` makes of `x`, layer after layer, `unroll` of them in one piece."""
 
     def one(y, layer):
         return body(y, layer), None
 
-    return jax.lax.scan(one, pin(x, dims), stacked, unroll=unroll)[0]
+    return jax.lax.scan(one, x, stacked, unroll=unroll)[0]
+
+
+def layers(
+    block: Callable[[Any, Any], Any],
+    stacked: Any,
+    x: Any,
+    *,
+    dims: Any,
+    remat: str = "none",
+    unroll: int = 1,
+) -> Any:
+    """As `in_order`, said in the jaxpr: the hook `through` that a loss is traced with.
+
+    What `block` closes over becomes an operand like the others.
+    """
+    leaves, tree = jax.tree.flatten(stacked)
+    carry, carry_tree = jax.tree.flatten(x)
+    slices = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in leaves]
+
+    def flat(slices, carry):
+        y = block(jax.tree.unflatten(tree, slices), jax.tree.unflatten(carry_tree, carry))
+        return jax.tree.leaves(y)
+
+    closed = jax.make_jaxpr(flat)(slices, carry)
+    names = jax.tree.leaves(dims, is_leaf=_is_names)
+    made = bind_layers(
+        [*closed.consts, *leaves, *carry],
+        evaluate_layers,
+        body=with_constants_first(closed),
+        consts=len(closed.consts),
+        stacked=len(leaves),
+        names=tuple(map(tuple, names)),
+        remat=remat,
+        unroll=unroll,
+    )
+    return jax.tree.unflatten(carry_tree, made)
+
+
+def evaluate_layers(*operands, body, consts, stacked, names, remat, unroll) -> list[jax.Array]:
+    """What `layers` stands for, computed: one scan over the stacks."""
+    fixed, stacks = operands[:consts], operands[consts : consts + stacked]
+    function = jaxpr_as_fun(body)
+
+    def block(slices, carry):
+        return list(function(*fixed, *slices, *carry))
+
+    carry = list(operands[consts + stacked :])
+    return in_order(block, list(stacks), carry, dims=names, remat=remat, unroll=unroll)
+
+
+def _is_names(node: Any) -> bool:
+    return isinstance(node, tuple) and all(isinstance(name, str) for name in node)
+
+
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, *more: Any, causal: bool = True, **options: Any
+) -> jax.Array:
+    """As `attention`, said in the jaxpr: the hook `attend` that a loss is traced with.
+
+    Raises:
+        RequestError: it is given more than attention that is causal or sees everything needs.
+    """
+    if more or options:
+        what = ", ".join(sorted(options)) or "a fourth operand"
+        raise RequestError(
+            f"the hook `attend` knows attention that is causal or sees everything, and is also "
+            f"given {what}: leave that out, or let the loss take no attend="
+        )
+    return bind_attend(q, k, v, attention, causal=causal)
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = True) -> jax.Array:

@@ -8,8 +8,8 @@ what is wrong with a model is found before anything is compiled.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,16 +22,20 @@ from jax.extend.source_info_util import register_exclusion
 
 from jaxpar.core.errors import RequestError, unknown
 from jaxpar.core.roles import check_role
+from jaxpar.inference.annotate import annotated
 from jaxpar.inference.build import remade
 from jaxpar.inference.calling import trying
 from jaxpar.inference.example import read_example
 from jaxpar.inference.judge import judge
-from jaxpar.inference.losses import PlainLoss, SpokenLoss, trace_loss
+from jaxpar.inference.losses import PlainLoss
 from jaxpar.inference.names import christen
-from jaxpar.inference.pieces import held, pieces_of, worth_cutting
+from jaxpar.inference.pieces import Cut, held, pieces_of, worth_cutting
+from jaxpar.inference.traced import KEY, TracedLoss, module_of, remember, traced_loss
+from jaxpar.jaxprs.piecewise import piecewise
 from jaxpar.jaxprs.record import FIELD
+from jaxpar.jaxprs.spell import names_of
 from jaxpar.jaxprs.unify import relate
-from jaxpar.models.modules import Parts, abstract, names_in_metadata, values_of
+from jaxpar.models.modules import Parts, names_in_metadata
 from jaxpar.models.record import Model
 
 # A line in Flax's Linear is true and of no use: lines are to be those of the person's own module.
@@ -96,33 +100,58 @@ def model(
         data=data,
         example=example.arrays,
     )
-    parts = trying(called, "making it", lambda: abstract(bare))
+    parts = trying(called, "making it", lambda: module_of(bare))
     if not parts.parameters:
         raise RequestError(
             f"model '{called}' has nothing to learn: none of its variables is of the type that "
             "trainable= names (nnx.Param unless you say otherwise)"
         )
-    values = (values_of(parts.parameters), values_of(parts.state), example.leaves)
-    closed, _, arguments = trying(
-        called, "calling its loss", lambda: trace_loss(plain, parts, *values)
-    )
+    traced = trying(called, "calling its loss", lambda: traced_loss(bare))
+    closed, arguments = traced.closed, traced.arguments
     dims = _checked(called, dims or {}, arguments)
     fields = {path: leaf for path, leaf in arguments.items() if path.startswith(FIELD)}
     never: set[str] = set()
-    cuts = worth_cutting(closed, arguments, _weights(parts), fields)
+    cuts = worth_cutting(closed, arguments, traced.weights, fields)
     while cuts:
         in_pieces = plain.of_pieces(cuts)
         cut = replace(bare, loss=in_pieces, build=partial(remade, module, in_pieces))
-        taken = abstract(cut)
+        taken = module_of(cut)
         alike = {path: c for path, c in cuts.items() if _learned_alike(path, parts, taken, cuts)}
         if alike == cuts:
             plain, bare, parts = in_pieces, cut, taken
-            closed, arguments = held(closed, arguments, cuts)
+            traced = in_parts(traced, cuts)
             dims = {piece: dims[path] for path in dims for piece in pieces_of(path, cuts)}
             break
         never |= cuts.keys() - alike.keys()
-        cuts = worth_cutting(closed, arguments, _weights(parts), fields, never)
-    return _named(bare, plain, example, parts, closed, arguments, dims, roles or {}, loss)
+        cuts = worth_cutting(closed, arguments, traced.weights, fields, never)
+    return _named(bare, plain, example, parts, traced, dims, roles or {}, loss)
+
+
+def in_parts(traced: TracedLoss, cuts: Mapping[str, Cut]) -> TracedLoss:
+    """A traced loss as one of weights in pieces."""
+    closed, arguments = held(traced.closed, traced.arguments, cuts)
+    state = [piece for path in traced.state for piece in pieces_of(path, cuts)]
+    weights = [piece for path in traced.weights for piece in pieces_of(path, cuts)]
+    return TracedLoss(closed, arguments, traced.tree, tuple(state), tuple(weights))
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What was found out about a loss's dims, to be said in every trace of it.
+
+    Attributes:
+        dims: path of an argument -> a name for each of its dims.
+        residual: names of the widths that run through the whole network.
+    """
+
+    dims: Mapping[str, tuple[str, ...]]
+    residual: frozenset[str]
+
+    def __call__(self, closed: Any, arguments: Mapping[str, Any], weights: Sequence[str]) -> Any:
+        """The loss, computed in pieces where it is cut anyway, its dims named."""
+        closed = piecewise(closed)
+        trace = relate(closed, arguments, weights)
+        return annotated(closed, trace, names_of(trace, self.dims), self.residual)
 
 
 def _learned_alike(path: str, parts: Parts, taken: Parts, cuts: Mapping[str, Any]) -> bool:
@@ -132,12 +161,6 @@ def _learned_alike(path: str, parts: Parts, taken: Parts, cuts: Mapping[str, Any
     """
     group = "parameters" if path in parts.parameters else "state"
     return all(piece in getattr(taken, group) for piece in pieces_of(path, cuts))
-
-
-def _weights(parts: Parts) -> list[str]:
-    """Paths of what is learned, and of what would be if it were not frozen."""
-    frozen = [path for path, leaf in parts.state.items() if isinstance(leaf, nnx.Param)]
-    return [*parts.parameters, *frozen]
 
 
 def _checked(called: str, dims: Mapping[str, Any], arguments: Mapping[str, Any]):
@@ -153,11 +176,12 @@ def _checked(called: str, dims: Mapping[str, Any], arguments: Mapping[str, Any])
     return dims
 
 
-def _named(bare, plain, example, parts, closed, arguments, dims, roles, loss) -> Model:
+def _named(bare, plain, example, parts, traced, dims, roles, loss) -> Model:
     """The model with what its trace says of it."""
+    arguments = {path: a for path, a in traced.arguments.items() if path != KEY}
     fields = {path: leaf for path, leaf in arguments.items() if path.startswith(FIELD)}
-    weights = {path: arguments[path] for path in _weights(parts)}
-    trace = relate(closed, arguments, list(weights))
+    weights = {path: arguments[path] for path in traced.weights}
+    trace = relate(traced.closed, traced.arguments, traced.weights)
     judgement = judge(trace, weights, fields)
     metadata = {
         path: names
@@ -172,18 +196,19 @@ def _named(bare, plain, example, parts, closed, arguments, dims, roles, loss) ->
     of_fields = {path[len(FIELD) :]: names.of[path] for path in fields}
     below = {path[len(FIELD) :]: size for path, size in trace.below.items() if path in fields}
     residual = frozenset(n for n, role in names.roles.items() if role == "residual")
-    return replace(
+    named = replace(
         bare,
-        loss=SpokenLoss(
-            plain, names.of, residual, {path: a.dtype for path, a in arguments.items()}
-        ),
+        loss=plain.of_dtypes({path: a.dtype for path, a in arguments.items()}),
         batch=example.fields(of_fields, below),
         roles=names.roles,
         dims={path: dims for path, dims in names.of.items() if path not in fields},
         units=names.units,
         named=names.dims,
         notes=_notes(trace, loss, plain.cuts),
+        annotate=Annotation(names.of, residual),
     )
+    remember(named, traced)
+    return named
 
 
 def _notes(trace, loss, cuts) -> tuple[str, ...]:

@@ -8,21 +8,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from jaxpar.core.jax_compat import scan_parts
 from jaxpar.core.mesh import axes_of
+from jaxpar.jaxprs.interpreter import held_by
 from jaxpar.jaxprs.record import Facts
-from jaxpar.jaxprs.scan import scan_parts
-
-
-def _inner(eqn):
-    for name in ("call_jaxpr", "jaxpr", "fun_jaxpr"):
-        if name in eqn.params:
-            return eqn.params[name]
-    return None
 
 
 def call(walk, eqn, index, scope, times, where):
     """A jit, a remat, a function with its own derivative: what is inside, once."""
-    jaxpr = _inner(eqn)
+    jaxpr = held_by(eqn)
     operands = [walk.dims(scope, a) for a in eqn.invars]
     facts = [walk.fact(a) for a in eqn.invars]
     results = walk.inner(jaxpr, operands, facts, scope, index, times, where)
@@ -130,14 +124,32 @@ def shard_map(walk, eqn, index, scope, times, where):
         walk.facts[var] = replace(fact, field=None, count=None)
 
 
+def layers(walk, eqn, index, scope, times, where):
+    """The hook `through`: a loop over a stack of layers."""
+    p = eqn.params
+    consts, end = p["consts"], p["consts"] + p["stacked"]
+    dims = [walk.dims(scope, a) for a in eqn.invars]
+    facts = [walk.fact(a) for a in eqn.invars]
+    length = eqn.invars[consts].aval.shape[0]
+    turns = () if length == 1 else (walk.classes.new(length),)
+    for d, fact in zip(dims[consts:end], facts[consts:end], strict=True):
+        walk.classes.unify(turns, d[0])
+        (walk.stacked if fact.is_weight else walk.turned).append(turns)
+    mixed = Facts.mixed(facts)
+    inside = [*facts[:end], *[mixed] * len(dims[end:])]
+    operands = [*dims[:consts], *(d[1:] for d in dims[consts:end]), *dims[end:]]
+    results = walk.inner(p["body"], operands, inside, scope, index, times * length, where)
+    for before, (after, _), var in zip(dims[end:], results, eqn.outvars, strict=True):
+        walk.join(before, after)
+        scope.dims[var], walk.facts[var] = list(before), mixed
+
+
 RULES = {
-    **dict.fromkeys(
-        "jit pjit closed_call core_call call remat checkpoint remat2 custom_jvp_call "
-        "custom_vjp_call custom_vjp_call_jaxpr custom_lin".split(),
-        call,
-    ),
+    **dict.fromkeys(("call", "remat", "custom"), call),
     "scan": scan,
     "while": while_loop,
     "cond": cond,
-    "shard_map": shard_map,
+    "shards": shard_map,
+    "layers": layers,
 }
+"""Kind of a primitive that holds jaxprs -> how the dims around it and in it relate."""

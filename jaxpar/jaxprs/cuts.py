@@ -14,21 +14,15 @@ from typing import Any
 
 from jax.extend.core import Literal
 
-from jaxpar.jaxprs.interpreter import INLINE, REMATS
-from jaxpar.jaxprs.rules import elementwise, factors
-from jaxpar.jaxprs.scan import scan_parts
+from jaxpar.core.jax_compat import scan_parts
+from jaxpar.jaxprs.interpreter import held_by
+from jaxpar.jaxprs.rules import factors, rule_of
 
 Points = frozenset[int]
 """Where a dim is cut: positions between 0 and its size, both left out."""
 
 MOST = 16
 """Pieces beyond which an array is a table that is read place by place, and not several in one."""
-
-PIECEWISE = frozenset(elementwise.ELEMENTWISE) | frozenset(
-    "dot_general conv_general_dilated broadcast_in_dim reshape transpose squeeze reduce_sum "
-    "reduce_max reduce_min slice split concatenate".split()
-)
-"""Primitives that can be computed a piece at a time along a dim that passes through them."""
 
 
 @dataclass
@@ -67,14 +61,14 @@ def find_cuts(jaxpr: Any, results: Mapping[int, Mapping[int, Points]] | None = N
     for index, asked in (results or {}).items():
         cuts.ask(jaxpr.outvars[index], asked)
     for index, eqn in reversed(list(enumerate(jaxpr.eqns))):
-        name, asked = eqn.primitive.name, [cuts.at(v) for v in eqn.outvars]
-        if name in INLINE | REMATS:
-            called = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-            _inside(cuts, eqn, index, called, dict(enumerate(asked)))
-        elif name == "scan":
+        asked = [cuts.at(v) for v in eqn.outvars]
+        kind = rule_of(eqn).kind
+        if kind in ("call", "remat"):
+            _inside(cuts, eqn, index, held_by(eqn), dict(enumerate(asked)))
+        elif kind == "scan":
             _loop(cuts, eqn, index, asked)
         else:
-            if name in PIECEWISE and any(asked):
+            if rule_of(eqn).is_piecewise and any(asked):
                 _back(cuts, eqn, asked)
             if made := _made_by(eqn):
                 cuts.ask(eqn.invars[0], made)

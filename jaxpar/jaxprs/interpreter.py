@@ -1,26 +1,52 @@
-"""A jaxpr evaluated beside the scopes that a walk left; what else is done, subclasses say.
+"""The one interpreter of jaxprs: equation by equation, with what they hold made anew around it.
 
-Calls are inlined; remats, scans and branches are made anew around what their jaxprs become.
+Calls are inlined; remats, loops and branches are built again around what their jaxprs become; all
+else is computed as it is. A subclass says what is different: at a leaf (`leaf`), at a loop's carry
+(`carried`), at what a loop takes apart or puts together (`slices`, `stacked`). Beside a jaxpr a
+subclass may have something of its own for each jaxpr that is reached, such as the dims of its
+variables; the interpreter hands it down.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-from jax.extend.core import Literal
+from jax.extend.core import Literal, jaxprs_in_params
 from jax.extend.source_info_util import current_name_stack, summarize, user_context
 
+from jaxpar.core import hooks
+from jaxpar.core.jax_compat import open_jaxpr, scan_parts
 from jaxpar.jaxprs.alone import alone
-from jaxpar.jaxprs.record import Scope
-from jaxpar.jaxprs.scan import scan_parts
-
-INLINE = frozenset({"jit", "pjit", "closed_call", "core_call", "call"})
-REMATS = frozenset({"remat", "checkpoint", "remat2"})
+from jaxpar.jaxprs.rules import rule_of
 
 
-class Evaluator:
+@dataclass(frozen=True)
+class Here:
+    """Where an equation is met.
+
+    Attributes:
+        beside: what the subclass has beside the jaxpr that the equation stands in, or None.
+        inner: the same for each jaxpr that the equation holds, in their order.
+        memo: what lasts for one run of that jaxpr, empty at its start.
+    """
+
+    beside: Any
+    inner: Sequence[Any]
+    memo: dict[Any, Any] = field(default_factory=dict)
+
+    def within(self, index: int = 0) -> Any:
+        """What is beside the jaxpr of that number in the equation."""
+        return self.inner[index] if len(self.inner) > index else None
+
+
+class Interpreter:
     """Evaluates every equation as it is; a subclass says what else is to be done."""
+
+    through: Callable[..., Any] = staticmethod(hooks.layers)
+    """What becomes of a stack of layers; said again in the new jaxpr unless a subclass differs."""
 
     def __init__(self):
         """Start outside any equation."""
@@ -29,103 +55,209 @@ class Evaluator:
     @property
     def said(self) -> Any:
         """What is known of where it was asked for; of the call, where a cached jit has no lines."""
-        return next((info for info in reversed(self.trail) if _line(info)), self.trail[-1])
+        known = (eqn.source_info for eqn in reversed(self.trail))
+        return next((info for info in known if _line(info)), self.trail[-1].source_info)
 
     @property
     def source(self) -> str:
-        """The line of the user's code that asked for it."""
-        return _line(self.said)
+        """The line of the user's code that asked for the equation, or ""."""
+        return _line(self.said) if self.trail else ""
 
-    def run(self, jaxpr: Any, consts, scope: Scope, args) -> list:
-        """Evaluate a jaxpr on one value an argument."""
-        env = dict(zip(jaxpr.constvars, consts, strict=True))
+    def run(self, jaxpr: Any, consts, args, beside: Any = None) -> list:
+        """The results of an open jaxpr, given one value for each constant and argument."""
+        env = dict(zip(jaxpr.constvars, map(self.constant, consts), strict=True))
         env |= dict(zip(jaxpr.invars, args, strict=True))
         memo: dict[Any, Any] = {}
 
         def read(atom):
-            return atom.val if isinstance(atom, Literal) else env[atom]
+            return self.literal(atom) if isinstance(atom, Literal) else env[atom]
 
-        for index, eqn in enumerate(jaxpr.eqns):
-            info = eqn.source_info
-            stack = current_name_stack() + info.name_stack
-            self.trail.append(info)
+        for index, eqn in self.wanted(jaxpr):
+            self.trail.append(eqn)
+            stack = current_name_stack() + eqn.source_info.name_stack
             with user_context(self.said.traceback, name_stack=stack):
-                operands = [read(a) for a in eqn.invars]
-                results = self.equation(eqn, operands, scope.inner.get(index, []), scope, memo)
+                operands = [read(atom) for atom in eqn.invars]
+                here = Here(beside, self.inner(beside, index), memo)
+                results = self.equation(eqn, operands, here)
             self.trail.pop()
             env |= dict(zip(eqn.outvars, results, strict=True))
-        return [read(a) for a in jaxpr.outvars]
+        return [read(atom) for atom in jaxpr.outvars]
 
-    def equation(self, eqn: Any, operands, inner: list[Scope], scope: Scope, memo: dict) -> list:
-        """Evaluate one equation; `inner` are the scopes of its jaxprs, `memo` lasts for a body."""
-        name, p = eqn.primitive.name, eqn.params
-        if name in INLINE and inner:
-            closed = p.get("jaxpr", p.get("call_jaxpr"))
-            return self.run(closed.jaxpr, closed.consts, inner[0], operands)
-        if name in REMATS and inner:
-            return self.remat(p, operands, inner[0])
-        if name == "scan":
-            return self.scan(eqn, operands, inner[0], scope)
-        if name == "cond":
-            return self.cond(eqn, operands, inner, scope)
-        return self.plain(eqn, operands, scope, memo)
+    def run_held(self, held: Any, args, beside: Any = None) -> list:
+        """As `run`, of a jaxpr as an equation holds it, closed or not."""
+        jaxpr, consts = open_jaxpr(held)
+        return self.run(jaxpr, consts, list(args), beside)
 
-    def plain(self, eqn: Any, operands, scope: Scope, memo: dict) -> list:
-        """Evaluate an equation that is not looked into."""
+    def constant(self, value: Any) -> Any:
+        """What stands for a constant of a jaxpr."""
+        return value
+
+    def literal(self, atom: Literal) -> Any:
+        """What stands for a number that is written in an equation."""
+        return atom.val
+
+    def wanted(self, jaxpr: Any):
+        """The equations to evaluate, each with its index."""
+        return enumerate(jaxpr.eqns)
+
+    def inner(self, beside: Any, index: int) -> Sequence[Any]:
+        """What is beside the jaxprs in the equation of that index."""
+        return () if beside is None else beside.inner.get(index, ())
+
+    def equation(self, eqn: Any, operands, here: Here) -> list:
+        """The results of one equation."""
+        kind = rule_of(eqn).kind
+        evaluate = getattr(self, _METHODS[kind]) if kind in _METHODS else self.leaf
+        return evaluate(eqn, operands, here)
+
+    def leaf(self, eqn: Any, operands, here: Here) -> list:
+        """The results of an equation that is not looked into."""
+        del here
         return as_it_is(eqn, operands)
 
-    def remat(self, p, operands, inner: Scope) -> list:
-        """Make the same remat around what is inside."""
-        jaxpr = p["jaxpr"]
-        consts = getattr(jaxpr, "consts", ())  # JAX 0.12 has no other kind of jaxpr
-        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    def call(self, eqn: Any, operands, here: Here) -> list:
+        """The results of what is called, in place."""
+        return self.run_held(held_by(eqn), operands, here.within())
+
+    def custom(self, eqn: Any, operands, here: Here) -> list:
+        """A function with a derivative rule of its own is a leaf."""
+        return self.leaf(eqn, operands, here)
+
+    def shards(self, eqn: Any, operands, here: Here) -> list:
+        """A region on shards is a leaf."""
+        return self.leaf(eqn, operands, here)
+
+    def remat(self, eqn: Any, operands, here: Here) -> list:
+        """The same remat around what is inside."""
+        p = eqn.params
 
         def body(*args):
-            return self.run(jaxpr, consts, inner, args)
+            return self.run_held(p["jaxpr"], args, here.within())
 
         return jax.checkpoint(body, prevent_cse=p["prevent_cse"], policy=p["policy"])(*operands)
 
-    def scan(self, eqn: Any, operands, inner: Scope, scope: Scope) -> list:
-        """Make the same loop around what is inside."""
-        p = eqn.params
-        consts, end = scan_parts(p)
-        carries = end - consts
-        fixed, closed = operands[:consts], p["jaxpr"]
+    def scan(self, eqn: Any, operands, here: Here) -> list:
+        """The same loop around what is inside."""
+        consts, end = scan_parts(eqn.params)
+        count, held = end - consts, eqn.params["jaxpr"]
+        jaxpr, inner = open_jaxpr(held)[0], here.within()
+        fixed, init, xs = operands[:consts], operands[consts:end], operands[end:]
 
         def body(carry, slices):
-            results = self.run(closed.jaxpr, closed.consts, inner, [*fixed, *carry, *slices])
-            return results[:carries], results[carries:]
+            slices = self.slices(slices, jaxpr.invars[end:], inner)
+            results = self.run_held(held, [*fixed, *carry, *slices], inner)
+            carry = self.carried(results[:count], jaxpr.invars[consts:end], inner)
+            return carry, self.stacked(results[count:], jaxpr.outvars[count:], inner)
 
-        last, stacked = jax.lax.scan(
-            body,
-            operands[consts : consts + carries],
-            operands[consts + carries :],
-            length=p["length"],
-            reverse=p["reverse"],
-            unroll=p["unroll"],
-        )
-        return [*last, *stacked]
+        init = self.carried(init, jaxpr.invars[consts:end], inner)
+        last, made = loop(eqn, self.loop_body(eqn, body, operands), init, self.scanned(xs))
+        return [*last, *self.put_together(made)]
 
-    def cond(self, eqn: Any, operands, inner: list[Scope], scope: Scope) -> list:
-        """Make the same choice between what is inside."""
+    def carried(self, values: list, variables, beside: Any) -> list:
+        """What a turn hands on, as the next turn takes it; also what the first turn takes."""
+        del variables, beside
+        return values
+
+    def scanned(self, stacks: list) -> list:
+        """What a loop takes apart, as the loop may take it."""
+        return stacks
+
+    def slices(self, slices: list, variables, beside: Any) -> list:
+        """What one turn takes of it, as the body uses it."""
+        del variables, beside
+        return slices
+
+    def stacked(self, values: list, variables, beside: Any) -> list:
+        """What a turn makes for the stacks, as the loop may put it together."""
+        del variables, beside
+        return values
+
+    def put_together(self, stacks: list) -> list:
+        """The stacks that a loop has made, as what comes after uses them."""
+        return stacks
+
+    def loop_body(self, eqn: Any, body: Callable, operands) -> Callable:
+        """The body of a loop, perhaps with a policy of what is kept for backward."""
+        del eqn, operands
+        return body
+
+    def while_loop(self, eqn: Any, operands, here: Here) -> list:
+        """The same loop around its condition and its body."""
+        p = eqn.params
+        first, second = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
+        variables = open_jaxpr(p["body_jaxpr"])[0].invars[p["body_nconsts"] :]
+
+        def condition(held):
+            return self.run_held(p["cond_jaxpr"], [*operands[:first], *held], here.within(0))[0]
+
+        def body(held):
+            args = [*operands[first:second], *held]
+            results = self.run_held(p["body_jaxpr"], args, here.within(1))
+            return self.carried(results, variables, here.within(1))
+
+        init = self.carried(operands[second:], variables, here.within(1))
+        return list(jax.lax.while_loop(condition, body, init))
+
+    def cond(self, eqn: Any, operands, here: Here) -> list:
+        """The same choice between what is inside."""
         index, *rest = operands
 
-        def branch(closed, scope):
-            return lambda *args: self.run(closed.jaxpr, closed.consts, scope, args)
+        def branch(number, held):
+            return lambda *args: self.run_held(held, args, here.within(number))
 
-        return jax.lax.switch(index, [*map(branch, eqn.params["branches"], inner)], *rest)
+        branches = [branch(k, held) for k, held in enumerate(eqn.params["branches"])]
+        return list(jax.lax.switch(index, branches, *rest))
+
+    def layers(self, eqn: Any, operands, here: Here) -> list:
+        """The stack of layers, run `through` the hook that this interpreter has for it."""
+        p = eqn.params
+        stacked = p["consts"] + p["stacked"]
+        fixed, stacks = operands[: p["consts"]], operands[p["consts"] : stacked]
+
+        def block(slices, carry):
+            return self.run_held(p["body"], [*fixed, *slices, *carry], here.within())
+
+        carry, names = operands[stacked:], list(p["names"])
+        how = {"remat": p["remat"], "unroll": p["unroll"]}
+        return self.through(block, stacks, carry, dims=names, **how)
 
 
-def _line(info) -> str:
-    return summarize(info) if info.traceback else ""
+_METHODS = {
+    kind: {"while": "while_loop"}.get(kind, kind)
+    for kind in ("call", "custom", "shards", "remat", "scan", "while", "cond", "layers")
+}
+"""Kind of a primitive that holds jaxprs -> the method that evaluates it."""
+
+
+def held_by(eqn: Any) -> Any:
+    """The jaxpr that a call, a remat or a function with its own derivative holds."""
+    p = eqn.params
+    return next(p[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in p)
+
+
+def loop(eqn: Any, body: Callable, init: Any, xs: Any) -> tuple[Any, Any]:
+    """A scan like that of an equation: (last carry, stacked results) of another body."""
+    p = eqn.params
+    return jax.lax.scan(
+        body, init, xs, length=p["length"], reverse=p["reverse"], unroll=p["unroll"]
+    )
 
 
 def as_it_is(eqn: Any, operands) -> list:
-    """Evaluate an equation as it was traced."""
-    if next(iter(jax.extend.core.jaxprs_in_params(eqn.params)), None) is not None:
+    """The results of an equation as it was traced."""
+    if next(iter(jaxprs_in_params(eqn.params)), None) is not None:
         variables, function = alone(eqn)
         pairs = zip(eqn.invars, operands, strict=True)
         values = {v: x for v, x in pairs if not isinstance(v, Literal)}
         return list(function(*(values[v] for v in variables)))
-    results = eqn.primitive.bind(*operands, **eqn.params)
+    return bound(eqn, operands, eqn.params)
+
+
+def bound(eqn: Any, operands, params) -> list:
+    """The results of an equation's primitive with other parameters."""
+    results = eqn.primitive.bind(*operands, **params)
     return list(results) if eqn.primitive.multiple_results else [results]
+
+
+def _line(info: Any) -> str:
+    return summarize(info) if info.traceback else ""

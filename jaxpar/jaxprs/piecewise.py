@@ -18,10 +18,9 @@ import jax
 from jax import lax
 from jax.extend.core import ClosedJaxpr
 
-from jaxpar.jaxprs.cuts import PIECEWISE, Cuts, carried, find_cuts
-from jaxpar.jaxprs.interpreter import Evaluator, as_it_is
-from jaxpar.jaxprs.rules import factors
-from jaxpar.jaxprs.scan import scan_parts
+from jaxpar.jaxprs.cuts import Cuts, carried, find_cuts
+from jaxpar.jaxprs.interpreter import Interpreter, as_it_is, bound
+from jaxpar.jaxprs.rules import factors, rule_of
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["parts"], meta_fields=["dim"])
@@ -75,7 +74,7 @@ def piecewise(closed: ClosedJaxpr) -> ClosedJaxpr:
         return closed
 
     def function(*args):
-        results = _InPieces().run(closed.jaxpr, closed.consts, cuts, args)
+        results = _InPieces().run(closed.jaxpr, closed.consts, args, cuts)
         return [whole(r) for r in results]
 
     return jax.make_jaxpr(function)(*closed.in_avals)
@@ -89,7 +88,7 @@ def in_pieces(closed: ClosedJaxpr, arguments: Sequence[Any]) -> ClosedJaxpr:
     cuts = find_cuts(closed.jaxpr)
 
     def function(*args):
-        return _InPieces().run(closed.jaxpr, closed.consts, cuts, args)
+        return _InPieces().run(closed.jaxpr, closed.consts, args, cuts)
 
     return jax.make_jaxpr(function)(*arguments)
 
@@ -117,35 +116,28 @@ def _parted(eqn, cuts: Cuts) -> list[int]:
     return [end for end in ends if end in asked]
 
 
-class _InPieces(Evaluator):
-    """Evaluates with some values as `Pieces`; its scopes are `Cuts`."""
+class _InPieces(Interpreter):
+    """Evaluates with some values as `Pieces`; beside each jaxpr are its `Cuts`."""
 
-    def cond(self, eqn, operands, inner, scope):
+    def cond(self, eqn, operands, here):
         return as_it_is(eqn, [whole(x) for x in operands])
 
-    def scan(self, eqn, operands, inner, scope):
-        p = eqn.params
-        consts, first = scan_parts(p)
-        carries = first - consts
-        fixed, closed = operands[:consts], p["jaxpr"]
+    while_loop = cond
 
-        def body(carry, slices):
-            slices = [_moved(x, -1) for x in slices]
-            results = self.run(closed.jaxpr, closed.consts, inner, [*fixed, *carry, *slices])
-            return [whole(r) for r in results[:carries]], results[carries:]
+    def carried(self, values, variables, beside):
+        return [whole(x) for x in values]
 
-        last, stacked = lax.scan(
-            body,
-            [whole(x) for x in operands[consts:first]],
-            [whole(x) if isinstance(x, Pieces) and x.dim == 0 else x for x in operands[first:]],
-            length=p["length"],
-            reverse=p["reverse"],
-            unroll=p["unroll"],
-        )
-        return [*last, *(_moved(x, 1) for x in stacked)]
+    def scanned(self, stacks):
+        return [whole(x) if isinstance(x, Pieces) and x.dim == 0 else x for x in stacks]
 
-    def plain(self, eqn, operands, scope, memo):
-        if ends := _parted(eqn, scope):
+    def slices(self, slices, variables, beside):
+        return [_moved(x, -1) for x in slices]
+
+    def put_together(self, stacks):
+        return [_moved(x, 1) for x in stacks]
+
+    def leaf(self, eqn, operands, here):
+        if ends := _parted(eqn, here.beside):
             at = eqn.params["dimension"]
             joined = Pieces(tuple(whole(x) for x in operands), at)
             size = eqn.outvars[0].aval.shape[at]
@@ -154,7 +146,7 @@ class _InPieces(Evaluator):
         if not any(isinstance(x, Pieces) for x in operands):
             return as_it_is(eqn, operands)
         results = _cut(eqn, operands[0])
-        if results is None and eqn.primitive.name in PIECEWISE:
+        if results is None and rule_of(eqn).is_piecewise:
             results = _piece_by_piece(eqn, operands)
         return as_it_is(eqn, [whole(x) for x in operands]) if results is None else results
 
@@ -223,9 +215,7 @@ def _piece_by_piece(eqn, operands) -> list | None:
     made: list[list] = [[] for _ in places]
     for k, parts in enumerate(zip(*columns, strict=True)):
         params = _params(eqn, places, k, lead)
-        results = eqn.primitive.bind(*parts, **params)
-        results = results if eqn.primitive.multiple_results else [results]
-        for column, result in zip(made, results, strict=True):
+        for column, result in zip(made, bound(eqn, parts, params), strict=True):
             column.append(result)
     return [Pieces(tuple(c), dim) for c, (dim, _) in zip(made, places, strict=True)]
 

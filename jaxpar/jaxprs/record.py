@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaxpar.jaxprs.classes import Classes, Dim
+from jaxpar.jaxprs.rules import is_cast, rule_of
 
 FIELD = "batch/"
 """What stands before a field's name where it is named beside variables."""
@@ -19,19 +20,13 @@ class Scope:
     Attributes:
         dims: variable -> one `Dim` for each of its dims.
         inner: index of an equation -> the scopes of the jaxprs in it, in their order.
-        weights: the variables that are weights, perhaps reshaped or cast.
+        weights: the variables that are weights, perhaps reshaped or cast -> the weight's path if
+            it is the whole weight as it is stored, perhaps cast; else None.
     """
 
     dims: dict[Any, list[Dim]] = field(default_factory=dict)
     inner: dict[int, list[Scope]] = field(default_factory=dict)
-    weights: set[Any] = field(default_factory=set)
-
-
-# Through these an array of integers still holds the ids that the batch gave.
-_KEEPS = frozenset(
-    "reshape broadcast_in_dim convert_element_type squeeze transpose slice copy add sub lt ge "
-    "select_n max min clamp stop_gradient expand_dims concatenate and or pad rem".split()
-)
+    weights: dict[Any, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,12 +38,14 @@ class Facts:
         other: something of the batch, or something drawn, went into it.
         field: the field of the batch whose integers it holds, or None.
         count: how many numbers it counts, if it is 0, 1, 2, ... along one of its dims.
+        path: of the weight that it is, cast perhaps, but neither cut nor reshaped; or None.
     """
 
     weight: bool = False
     other: bool = False
     field: str | None = None
     count: int | None = None
+    path: str | None = None
 
     @property
     def is_weight(self) -> bool:
@@ -68,10 +65,12 @@ class Facts:
     @classmethod
     def made_from(cls, facts: Sequence[Facts], eqn: Any) -> Facts:
         """Of what an equation makes."""
-        name, made = eqn.primitive.name, cls.mixed(facts)
-        if name == "iota":
+        made = cls.mixed(facts)
+        if eqn.primitive.name == "iota":
             return cls(count=eqn.params["shape"][eqn.params["dimension"]])
-        if name not in _KEEPS:
+        if is_cast(eqn):
+            return facts[0]
+        if not rule_of(eqn).keeps_ids:
             return made
         fields = {f.field for f in facts if f.field}
         counts = {f.count for f in facts if f.count}

@@ -18,16 +18,7 @@ from jax.extend.core import Literal
 from jaxpar.jaxprs import control
 from jaxpar.jaxprs.classes import Classes, Dim
 from jaxpar.jaxprs.record import FIELD, Facts, Operand, Scope, Trace, Use
-from jaxpar.jaxprs.rules import factors, is_known
-
-_CONTRACT = frozenset({"dot_general", "conv_general_dilated", "ragged_dot_general", "ragged_dot"})
-_PLACE = frozenset({"dynamic_slice", "dynamic_update_slice"})
-# What these make has no dim in common with what they read, so that no rule is missing.
-_UNRELATED = frozenset(
-    "random_bits random_seed random_wrap random_unwrap random_fold_in random_split random_clone "
-    "threefry2x32 rng_bit_generator rng_uniform create_token axis_index pvary pcast "
-    "debug_callback debug_print empty empty2 platform_index".split()
-)
+from jaxpar.jaxprs.rules import factors, is_known, rule_of
 
 
 def relate(closed: Any, arguments: Mapping[str, Any], weights: Sequence[str]) -> Trace:
@@ -48,6 +39,7 @@ def relate(closed: Any, arguments: Mapping[str, Any], weights: Sequence[str]) ->
             weight=path in weights,
             other=path not in weights and (path.startswith(FIELD) or not _is_float(var.aval)),
             field=path if integer and path not in weights else None,
+            path=path if path in weights else None,
         )
     walk.body(closed.jaxpr, closed.consts, scope, times=1, outer=None)
     dims = {
@@ -91,12 +83,14 @@ class Walk:
 
     def body(self, jaxpr: Any, consts: Sequence[Any], scope: Scope, *, times: int, outer) -> None:
         """Walk a jaxpr whose arguments have dims in `scope` already."""
-        scope.weights |= {var for var in jaxpr.invars if self.fact(var).is_weight}
+        for var in jaxpr.invars:
+            if self.fact(var).is_weight:
+                scope.weights[var] = self.fact(var).path
         for var in jaxpr.constvars:
             scope.dims.setdefault(var, self.classes.dims(var.aval.shape))
         for index, eqn in enumerate(jaxpr.eqns):
             where = eqn.source_info if eqn.source_info.traceback else outer
-            rule = control.RULES.get(eqn.primitive.name)
+            rule = control.RULES.get(rule_of(eqn).kind)
             if rule is not None:
                 rule(self, eqn, index, scope, times, where)
             else:
@@ -105,7 +99,7 @@ class Walk:
                 if var not in self.facts:
                     self.facts[var] = Facts.made_from([self.fact(a) for a in eqn.invars], eqn)
                 if self.facts[var].is_weight:
-                    scope.weights.add(var)
+                    scope.weights[var] = self.facts[var].path
 
     def inner(self, closed_or_open, operands, facts, scope, index, times, where) -> list:
         """Walk a jaxpr inside an equation; returns (dims, facts) of each of its results."""
@@ -129,7 +123,7 @@ class Walk:
     def plain(self, eqn: Any, scope: Scope, times: int, where: Any) -> None:
         """Relate the dims of a first-order equation."""
         name = eqn.primitive.name
-        if not is_known(name) and name not in _UNRELATED:
+        if not is_known(name):
             self.unknown.setdefault(name, where)
         fac = factors(eqn)
         node = [() if size == 1 else (self.classes.new(size),) for size in fac.sizes]
@@ -162,25 +156,24 @@ class Walk:
                 )
 
         reduced = [f for f, _ in fac.reduced]
-        if name in _CONTRACT:
-            flops = 2 * prod(first.aval.shape) * prod(fac.sizes[f] for f in reduced)
-            if name == "conv_general_dilated":
-                kernel = eqn.params["dimension_numbers"].rhs_spec[2:]
-                flops *= prod(eqn.invars[1].aval.shape[d] for d in kernel)
+        rule = rule_of(eqn)
+        kind = rule.kind
+        if kind == "product":
+            flops = rule.flops(eqn)
             use("contract", reduced, flops)
         elif reduced:
             use("reduce", reduced)
         read = {f for dims in fac.operands for dim in dims for f in dim}
         whole = [f for f in sorted(fac.whole) if f in read]
-        if whole and name == "gather":
+        if whole and kind == "lookup":
             indexed = {f for dim in fac.operands[0] for f in dim}
             ids = self.fact(eqn.invars[1]).field is not None
             use("lookup" if ids else "place", [f for f in whole if f in indexed])
         elif whole:
-            use("place" if name in _PLACE else "whole", whole)
-        if name == "broadcast_in_dim":
-            stretched = [f for dim in fac.results[0] for f in dim if f not in read]
-            use("stretch", stretched)
+            use("place" if kind == "place" else "whole", whole)
+        if kind == "view" and eqn.invars:
+            made_new = [f for dim in fac.results[0] for f in dim if f not in read]
+            use("stretch", [f for f in made_new if f not in fac.whole])
 
     def _bound(self, eqn, fac) -> None:
         """Where integers of the batch index or are compared with all ids: how many ids there are.
@@ -188,8 +181,7 @@ class Walk:
         A negative index counts from the end, so JAX adds the size where it is below zero; such
         arithmetic keeps what field the integers are from.
         """
-        name = eqn.primitive.name
-        if name in ("gather", "scatter", "scatter-add", "scatter_add"):
+        if rule_of(eqn).kind in ("lookup", "scatter"):
             field = self.fact(eqn.invars[1]).field
             numbers = eqn.params["dimension_numbers"]
             indexed = getattr(numbers, "start_index_map", None)
@@ -197,7 +189,7 @@ class Walk:
                 indexed = numbers.scatter_dims_to_operand_dims
             if field is not None and indexed:
                 self._below(field, min(eqn.invars[0].aval.shape[d] for d in indexed))
-        elif name == "eq":
+        elif rule_of(eqn).is_equality:
             sides = [self.fact(atom) for atom in eqn.invars]
             for one, other in (sides, sides[::-1]):
                 if one.field is not None and other.count is not None:

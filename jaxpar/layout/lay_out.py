@@ -9,9 +9,10 @@ from types import MappingProxyType
 
 from flax import nnx
 
-from jaxpar.attention.fit import exchange_of, refuse_unfit
+from jaxpar.attention.fit import calls_in, exchange_of, refuse_unfit
 from jaxpar.core.errors import LayoutError
 from jaxpar.core.mesh import MeshShape, check_spec, refuse_faults
+from jaxpar.inference.traced import module_of, traced_loss
 from jaxpar.layout.checks import (
     _check_between,
     _check_help,
@@ -24,7 +25,7 @@ from jaxpar.layout.notes import notes_of
 from jaxpar.layout.record import Array, Layout
 from jaxpar.layout.specs import _by_role, _cut_further
 from jaxpar.layout.stages import check_stages, runs_in_stages
-from jaxpar.models.modules import abstract, value_of
+from jaxpar.models.modules import value_of
 from jaxpar.models.record import Model
 from jaxpar.strategies.record import CUTS, Strategy
 
@@ -37,7 +38,7 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
             work; or a strategy that trains replicas apart on a mesh that holds one.
     """
     _check_replicas(strategy, mesh)
-    module = abstract(model)
+    module = module_of(model)
     check_stages(model, strategy, mesh, _layer_counts(model, module))
     faults: dict[str, list[str]] = {}
     kept_whole: list[str] = []
@@ -97,7 +98,7 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
                 "together, and the stages of a pipeline work at different times: use "
                 "--set exchange=ulysses, or pipe=1"
             )
-        refuse_unfit(exchange, model, module)
+        refuse_unfit(exchange, model, calls_in(traced_loss(model).closed))
     specs = [*batch.values(), *(a.moment for arrays in groups for a in arrays.values())]
     arrays = {**groups[0], **groups[1]}
     notes = notes_of(model, strategy, mesh, arrays, kept_whole, indivisible, specs)

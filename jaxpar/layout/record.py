@@ -1,7 +1,7 @@
 """The Layout record: where every dim of every array of a model lies on a mesh."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -91,6 +91,12 @@ class Layout:
     def row_shares(self) -> int:
         """Into how many shares the rows of a batch are cut."""
         return prod(self.mesh.size(axis) for axis in self.row_axes)
+
+    def with_rows(self, rows: int) -> "Layout":
+        """The same layout of a batch of so many rows."""
+        if rows == self.model.batch_size:
+            return self
+        return replace(self, model=self.model.with_batch_size(rows))
 
     def order_of(self, path: str) -> tuple[int, ...] | None:
         """Which layer lies at each place of a stored stack; None for their own order."""

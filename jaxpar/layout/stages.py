@@ -39,7 +39,7 @@ def check_stages(model: Model, strategy: Strategy, mesh: MeshShape, counts: Sequ
     if not runs_in_stages(strategy, mesh):
         return
     schedule_for(strategy, mesh, microbatches=mesh.size(AXIS))  # an unknown schedule, or its chunks
-    if "through" not in model.seams or not counts:
+    if "through" not in model.hooks or not counts:
         raise LayoutError(
             f"model '{model.name}' has no stack of equal layers that it runs by `through`, and "
             f"strategy '{strategy.name}' cuts one into stages: use pipe=1, or a strategy without "

@@ -14,7 +14,7 @@ from jaxpar.measures.lint import Finding, lint
 from jaxpar.measures.traffic import TrafficRow, as_records, traffic
 from jaxpar.program.record import Program
 from jaxpar.schedules.record import Schedule
-from jaxpar.step.modes.explicit import Island
+from jaxpar.step.modes.record import Island
 from jaxpar.step.pipeline.timetable import timetable
 from jaxpar.strategies.record import APART
 
@@ -132,8 +132,8 @@ def inspect(program: Program, *, is_strict: bool = True) -> Inspection:
         faults=traffic_faults(layout, rows + averaging) + _between_meetings(layout, rows),
         lint=lint(program),
         is_strict=is_strict,
-        islands=program.made.islands,
-        trace_seconds=program.made.trace_seconds,
+        islands=program.step.traced.islands,
+        trace_seconds=program.step.traced.seconds,
         compile_seconds=program.made.compile_seconds,
         averaging=averaging,
         schedule=schedule_for(layout.strategy, layout.mesh, program.step.microbatches)

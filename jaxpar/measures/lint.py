@@ -97,7 +97,7 @@ def _indivisible(program: Program) -> list[Finding]:
             f"{found.shape[found.dim]}, so it stays whole",
             "change the size, or the axis",
         )
-        for found in program.made.dropped
+        for found in program.step.traced.unmet
     ]
 
 

@@ -116,7 +116,7 @@ class Decoder(transformer.Decoder):
 
     def __call__(self, tokens_BS, key=None, *, through=hooks.in_order, attend=hooks.attention):
         """Score the next token at every position; of each of `STATISTICS`, a row's mean layer."""
-        x_BSD, keys = self._embedded(tokens_BS, key, attend)
+        x_BSD, keys = self._embedded(tokens_BS, key)
         none_B = jnp.zeros(x_BSD.shape[:1], jnp.promote_types(x_BSD.dtype, jnp.float32))
         carried = {"residual": x_BSD, **dict.fromkeys(STATISTICS, none_B)}
         dims = {"residual": ("batch", "sequence", "embed")} | dict.fromkeys(STATISTICS, ("batch",))

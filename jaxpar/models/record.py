@@ -82,11 +82,11 @@ class Model:
     Attributes:
         name: for people.
         build: `build(rngs) -> nnx.Module`, called only under tracing.
-        loss: `loss(module, batch, *, key, **seams) -> (Mean, {name: Mean})`. `key` drives dropout.
+        loss: `loss(module, batch, *, key, **hooks) -> (Mean, {name: Mean})`. `key` drives dropout.
         batch: field name -> `Field`; the sizes are those of the example, the batch dim may vary.
         roles: dim name -> role; a dim named after a role has it, others are `feature`.
-        seams: which of `through` and `attend` the loss accepts as keyword arguments, and
-            "positions" if it asks `seams.positions` where its rows stand, which may then be
+        hooks: which of `through` and `attend` the loss accepts as keyword arguments, and
+            "positions" if it asks `hooks.positions` where its rows stand, which may then be
             dealt out in another order.
         compute_dtype: what weights are cast to for use, or None to use them as they are.
         data: what the model is usually trained on: a catalogue name, or a Dataset.
@@ -99,6 +99,11 @@ class Model:
         named: what was found out about a model that nobody annotated, a record a class of dims.
         example: field name -> values of an example batch, or None where only shapes are known.
         notes: what a person should know of how the model was read, a sentence each.
+        annotate: (traced loss as a ClosedJaxpr, its abstract arguments by path, paths of weights)
+            -> the same with the dims of its arrays named in it; None for a loss that names them
+            itself.
+        traced: what was traced of this model before, so that it is not again; see
+            `jaxpar.inference.traced`.
     """
 
     name: str
@@ -106,7 +111,7 @@ class Model:
     loss: Callable[..., tuple[Mean, dict[str, Mean]]]
     batch: Mapping[str, Field]
     roles: Mapping[str, str] = field(default_factory=dict)
-    seams: tuple[str, ...] = ()
+    hooks: tuple[str, ...] = ()
     compute_dtype: str | None = None
     data: Any = None
     config: Any = None
@@ -117,6 +122,8 @@ class Model:
     named: tuple[Any, ...] = ()
     example: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    annotate: Callable[..., Any] | None = None
+    traced: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self):
         for role in self.roles.values():

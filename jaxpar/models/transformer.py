@@ -187,7 +187,7 @@ class Block(nnx.Module):
             qkv_BSKCH = qkv_BSKCH + self.qkv_bias[...].astype(x_BSD.dtype)
         group = qkv_BSKCH.shape[3] - 2
         if self.config.positions == "rope":
-            at_S = hooks.positions(attend, x_BSD.shape[1])
+            at_S = hooks.positions(x_BSD.shape[1])
             turned = rotate(qkv_BSKCH[:, :, :, : group + 1], self.config.rope_base, at_S)
             q_BSKGH, k_BSKH = turned[:, :, :, :group], turned[:, :, :, group]
         else:
@@ -219,15 +219,14 @@ def dropped(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
 
 
-def rotate(x_BSKCH: jax.Array, base: float, at_S: jax.Array | None = None) -> jax.Array:
+def rotate(x_BSKCH: jax.Array, base: float, at_S: jax.Array) -> jax.Array:
     """Rotary positions (Su et al. 2021): turn halves of head_dim against each other by position.
 
-    `at_S` says where the rows stand; None, in order.
+    `at_S` says where the rows stand.
     """
     wide = jnp.promote_types(x_BSKCH.dtype, jnp.float32)
     half = x_BSKCH.shape[-1] // 2
     rate_H = base ** (-jnp.arange(half, dtype=wide) / half)
-    at_S = jnp.arange(x_BSKCH.shape[1]) if at_S is None else at_S
     angle_SH = at_S.astype(wide)[:, None] * rate_H
     cos, sin = (f(angle_SH)[:, None, None, :].astype(x_BSKCH.dtype) for f in (jnp.cos, jnp.sin))
     a, b = x_BSKCH[..., :half], x_BSKCH[..., half:]
@@ -260,18 +259,17 @@ class Decoder(nnx.Module):
 
     def __call__(self, tokens_BS, key=None, *, through=hooks.in_order, attend=hooks.attention):
         """Score the next token at every position; `key` draws the dropout masks."""
-        x_BSD, keys = self._embedded(tokens_BS, key, attend)
+        x_BSD, keys = self._embedded(tokens_BS, key)
         return self._scored(self._through(x_BSD, keys, RESIDUAL, through, attend))
 
-    def _embedded(self, tokens_BS, key, attend):
+    def _embedded(self, tokens_BS, key):
         """The residual before the first block, and a key for each block's dropout or None."""
         c = self.config
         dtype = c.compute_dtype or self.embedding.dtype
         x_BSD = hooks.leaving(self.embedding[...].astype(dtype)[tokens_BS], RESIDUAL)
         if c.positions == "learned":
-            at_S = hooks.positions(attend, tokens_BS.shape[1])
-            rows = slice(tokens_BS.shape[1]) if at_S is None else at_S
-            x_BSD = x_BSD + self.positions[...].astype(dtype)[rows]
+            rows_SD = self.positions[...].astype(dtype)[: tokens_BS.shape[1]]
+            x_BSD = x_BSD + hooks.in_position_order(rows_SD)
         if key is None or c.dropout == 0:
             return x_BSD, None
         key, first = jax.random.split(key)
@@ -333,7 +331,7 @@ def model(config: Transformer = Transformer(), *, name="transformer", **fields) 
             "vocab": "vocabulary",
         },
         # A mask is drawn row by row in the order that rows come in, which then has to stay.
-        seams=("through", "attend", *(("positions",) if config.dropout == 0 else ())),
+        hooks=("through", "attend", *(("positions",) if config.dropout == 0 else ())),
         compute_dtype=config.compute_dtype,
         data="text",
         config=config,

@@ -17,8 +17,6 @@ from jax.sharding import Mesh, NamedSharding
 from jaxpar.hardware.record import Hardware
 from jaxpar.program.devices import device_mesh
 from jaxpar.program.warnings import Complaint, compile_listening, compile_quietly
-from jaxpar.step.constraints import Dropped, watching
-from jaxpar.step.modes.explicit import Island, mapping
 from jaxpar.step.record import State, Step
 
 QUICK = {"xla_backend_optimization_level": 0}
@@ -32,16 +30,11 @@ class Made:
     Attributes:
         update: what JAX made of it.
         complaints: what XLA complained of, now or when it compiled the same program before.
-        dropped: what the step asked to lie in pieces and could not.
-        islands: operations that explicit mode left to XLA.
-        trace_seconds, compile_seconds: wall clock; the latter is short if JAX had kept the program.
+        compile_seconds: wall clock, lowering with it; short if JAX had kept the program.
     """
 
     update: Any
     complaints: tuple[Complaint, ...]
-    dropped: tuple[Dropped, ...]
-    islands: tuple[Island, ...]
-    trace_seconds: float
     compile_seconds: float
 
 
@@ -69,24 +62,24 @@ class Program:
     @cached_property
     def made(self) -> "Made":
         """The compiled update and what is known of its making."""
-        update = jax.jit(
-            self.step.update,
+        traced = self.step.traced
+
+        def update(state, batch):
+            return traced(state, batch)
+
+        jitted = jax.jit(
+            update,
             in_shardings=(self.state_shardings, self.batch_shardings),
             out_shardings=(self.state_shardings, None),
             donate_argnums=0,
         )
         started = time.perf_counter()
-        with watching() as dropped, mapping() as islands:
-            lowered = update.lower(self.step.state, self.step.batch)
-        traced = time.perf_counter()
+        lowered = jitted.lower(self.step.state, self.step.batch)
         compiled, said = compile_listening(lowered, lambda: self._compiled(lowered))
         return Made(
             update=compiled,
             complaints=said,
-            dropped=tuple(dict.fromkeys(dropped)),
-            islands=tuple(dict.fromkeys(islands)),
-            trace_seconds=traced - started,
-            compile_seconds=time.perf_counter() - traced,
+            compile_seconds=time.perf_counter() - started,
         )
 
     @cached_property

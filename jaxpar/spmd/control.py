@@ -11,20 +11,13 @@ import jax
 import numpy as np
 from jax import lax
 
-from jaxpar.jaxprs.scan import scan_parts
+from jaxpar.core.jax_compat import open_jaxpr, scan_parts
+from jaxpar.jaxprs.interpreter import held_by, loop
+from jaxpar.jaxprs.policy import keep_all_but_cheap
+from jaxpar.jaxprs.rules import rule_named
 from jaxpar.spmd.carry import Carry
 from jaxpar.spmd.frame import Frame
 from jaxpar.spmd.value import Deferred, Value, unsplit
-
-_FREE = frozenset(
-    """all_gather pvary convert_element_type reshape transpose squeeze broadcast_in_dim slice copy
-    copy_p optimization_barrier""".split()
-)
-
-
-def keep_all_but_gathers(primitive, *_, **__) -> bool:
-    """Save every result for the backward pass but gathered weights and mere rearrangements."""
-    return primitive.name not in _FREE
 
 
 def _but_gathers(policy):
@@ -33,7 +26,7 @@ def _but_gathers(policy):
         return None  # saves nothing at all
 
     def keep(primitive, *args, **params):
-        return primitive.name != "all_gather" and policy(primitive, *args, **params)
+        return not rule_named(primitive.name).traffic and policy(primitive, *args, **params)
 
     return keep
 
@@ -41,24 +34,23 @@ def _but_gathers(policy):
 def regather(fn, *, looped: bool):
     """Wrap a body so that the weights it gathered are gathered again in the backward pass."""
     # Outside a loop XLA would find the second gather equal to the first and keep its result.
-    return jax.checkpoint(fn, policy=keep_all_but_gathers, prevent_cse=not looped)
+    return jax.checkpoint(fn, policy=keep_all_but_cheap, prevent_cse=not looped)
 
 
 def call(frame, eqn, operands, live):
     """Walk through an inner jit in place."""
-    closed = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-    return frame.walk(closed.jaxpr, closed.consts, operands, live)
+    jaxpr, consts = open_jaxpr(held_by(eqn))
+    return frame.walk(jaxpr, consts, operands, live)
 
 
 def remat(frame, eqn, operands, live):
     """Make the same remat around the walked body."""
-    jaxpr = eqn.params["jaxpr"]
+    jaxpr, consts = open_jaxpr(eqn.params["jaxpr"])
     entries = []
 
     def body(*values):
-        with frame.run.aside() as log:
-            consts = getattr(jaxpr, "consts", ())  # JAX 0.12 has no other kind of jaxpr
-            results = [*Frame(frame.run).walk(jaxpr, consts, values, live)]
+        with frame.state.aside() as log:
+            results = [*Frame(frame.state).walk(jaxpr, consts, values, live)]
         entries[:] = log
         return results
 
@@ -66,7 +58,7 @@ def remat(frame, eqn, operands, live):
         body, prevent_cse=eqn.params["prevent_cse"], policy=_but_gathers(eqn.params["policy"])
     )
     results = body(*operands)
-    frame.run.keep(entries)
+    frame.state.keep(entries)
     return results
 
 
@@ -91,7 +83,7 @@ def _lift(frame, child, roots):
 
 def scan(frame, eqn, operands, live):
     """Scan over local slices; the carry's placement lasts, weights are gathered turn by turn."""
-    p, run = eqn.params, frame.run
+    p, run = eqn.params, frame.state
     inner = p["jaxpr"]
     first, second = scan_parts(p)
     consts, init = operands[:first], operands[first:second]
@@ -126,13 +118,11 @@ def scan(frame, eqn, operands, live):
         state["log"], state["ys"] = log, [v.dims for v in ys]
         return after, [v.array for v in ys]
 
-    last, stacked = lax.scan(
+    last, stacked = loop(
+        eqn,
         regather(body, looped=p["unroll"] == 1) if state["child"].gathers else body,
         carry.arrays(frame, init),
         [v.array for v in xs],
-        length=p["length"],
-        reverse=p["reverse"],
-        unroll=p["unroll"],
     )
     run.keep(state["log"], times=p["length"], looped=True)
     ys = [Value(y, ((), *dims)) for y, dims in zip(stacked, state["ys"], strict=True)]
@@ -151,7 +141,7 @@ def _whole_front(frame, value):
 
 def while_loop(frame, eqn, operands, live):
     """Loop while a condition that every device sees alike holds."""
-    p, run = eqn.params, frame.run
+    p, run = eqn.params, frame.state
     first, second = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
     cond_consts, body_consts, init = operands[:first], operands[first:second], operands[second:]
     carry = Carry(init)
@@ -189,7 +179,7 @@ def while_loop(frame, eqn, operands, live):
 def cond(frame, eqn, operands, live):
     """Branch; all branches end in one placement and type."""
     index, *rest = operands
-    run = frame.run
+    run = frame.state
     outcome = Carry([Value(np.zeros(()), unsplit(v.aval.ndim)) for v in eqn.outvars])
     entries: dict[int, list] = {}
     gathering = False
@@ -227,9 +217,10 @@ def cond(frame, eqn, operands, live):
 
 
 RULES = {
-    **dict.fromkeys(("jit", "pjit", "closed_call", "core_call", "call"), call),
-    **dict.fromkeys(("checkpoint", "remat", "remat2"), remat),
+    "call": call,
+    "remat": remat,
     "scan": scan,
     "while": while_loop,
     "cond": cond,
 }
+"""Kind of a primitive that holds jaxprs -> how it is run on shards."""

@@ -84,7 +84,7 @@ class _Call:
     """One such equation being walked: its operands held, its results' placement agreed upon."""
 
     def __init__(self, frame, eqn, operands):
-        self.run = frame.run
+        self.run = frame.state
         self.alone = self.run.custom.setdefault(id(eqn), None) or _Alone(eqn)
         self.run.custom[id(eqn)] = self.alone
         held = {
@@ -242,7 +242,7 @@ def _own_share(frame, value, operand):
         array = lax.pmean(array, extra)  # equal on these devices, which the type did not know
     if copies := tuple(sorted(wanted - axes_of(operand.dims))):
         # JAX adds up what the copies of an operand return, so each returns its share.
-        array = array / frame.run.count(copies)
+        array = array / frame.state.count(copies)
     return frame.vary(Value(array, operand.dims), wanted).array
 
 
@@ -254,7 +254,10 @@ def _no_tangent(array):
     return np.zeros(np.shape(array), jax.dtypes.float0)
 
 
-RULES = {
-    "custom_jvp_call": custom_jvp,
-    **dict.fromkeys(("custom_vjp_call", "custom_vjp_call_jaxpr"), custom_vjp),
-}
+def custom(frame, eqn, operands, live):
+    """Make the same function on shards, with the same rule."""
+    is_forward = "jvp_jaxpr_fun" in eqn.params or "jvp" in eqn.primitive.name
+    return (custom_jvp if is_forward else custom_vjp)(frame, eqn, operands, live)
+
+
+RULES = {"custom": custom}

@@ -7,14 +7,20 @@ with the body (of a loop, of a remat), which keeps weights gathered inside the i
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
 from math import prod
 
 import jax
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Literal
-from jax.extend.source_info_util import current_name_stack, user_context
 
+from jaxpar.core.annotations import LEAVING, NAMED
+from jaxpar.core.hooks import ARRIVED
+from jaxpar.jaxprs.interpreter import Interpreter
+from jaxpar.jaxprs.rules import rule_of
 from jaxpar.spmd.value import (
     Deferred,
     Placement,
@@ -22,17 +28,21 @@ from jaxpar.spmd.value import (
     axes_of,
     constant,
     local_shape,
+    placement_of,
     unsplit,
     varying,
 )
 
 
-class Frame:
+class Frame(Interpreter):
     """A body in which values move between placements; `memo` may bring movements made outside."""
 
     def __init__(self, run, memo=None):
         """Start a body with nothing moved yet."""
-        self.run = run
+        super().__init__()
+        self.state, self.trail = run, run.trail
+        self.target: Placement | None = None
+        """Where the result of the equation that is being run goes at once, or None."""
         self.memo = dict(memo or {})
         self.gathers = False
         """Whether a stored weight was gathered directly in this body."""
@@ -56,21 +66,25 @@ class Frame:
             if piece := self.pieces.get(id(value)):
                 # Cast in pieces and gathered anew (the first gather is dead code then), so that
                 # what the transpose sums over these axes is a scattered piece, not the whole.
-                with self.run.aside():
+                with self.state.aside():
                     return self.used(self.vary(piece, missing))
-            return Value(lax.pcast(value.array, missing, to="varying"), value.dims, value.use)
+            cast = lax.pcast(value.array, missing, to="varying")
+            return Value(cast, value.dims, value.use, value.arrives)
 
         return self._once(value, "vary", missing, make)
 
     def used(self, value):
-        """Gather a weight that is stored in pieces to the placement it is computed with."""
+        """Gather what is stored sharded, or arrives so, to the placement it is computed with."""
         if isinstance(value, Deferred) or value.use is None:
             return value
 
         def make():
-            return self._move(Value(value.array, value.dims), value.use, stored=True)
+            whole = self._move(Value(value.array, value.dims), value.use, stored=True)
+            if not value.arrives:
+                return whole
+            return Value(checkpoint_name(whole.array, ARRIVED), whole.dims)
 
-        self.gathers = True
+        self.gathers = self.gathers or not value.arrives
         whole = self._once(value, "used", None, make)
         self.pieces[id(whole)] = value
         return whole
@@ -110,9 +124,9 @@ class Frame:
                 reason = (
                     f"a weight stored in pieces over {over} is gathered for use"
                     if stored
-                    else f"{self.run.primitive} needs dim {d} whole, and it is split over {over}"
+                    else f"{self.state.primitive} needs dim {d} whole, and it is split over {over}"
                 )
-                self.run.note("all-gather", excess, reason, array)
+                self.state.note("all-gather", excess, reason, array)
         result = Value(array, tuple(now)) if now != list(value.dims) else value
         for d, want in enumerate(dims):
             if lacking := want[len(now[d]) :]:
@@ -126,26 +140,26 @@ class Frame:
         for d, want in enumerate(dims):
             moving = now[d][len(want) :] if now[d][: len(want)] == want else ()
             takers = [e for e, wanted in enumerate(dims) if wanted == (*now[e], *moving) and e != d]
-            if not moving or not takers or array.shape[takers[0]] % self.run.count(moving):
+            if not moving or not takers or array.shape[takers[0]] % self.state.count(moving):
                 continue
             (e,) = takers
             array = lax.all_to_all(array, moving, split_axis=e, concat_axis=d, tiled=True)
             now[d], now[e] = want, dims[e]
             over = " and ".join(f"'{axis}'" for axis in moving)
-            reason = f"{self.run.primitive} wants {over} to split dim {e} instead of dim {d}"
-            self.run.note("all-to-all", moving, reason, array)
+            reason = f"{self.state.primitive} wants {over} to split dim {e} instead of dim {d}"
+            self.state.note("all-to-all", moving, reason, array)
         return Value(array, tuple(now)) if now != list(value.dims) else value
 
     def _slice(self, value: Value, d: int, axes, dims: Placement) -> Value:
         array = self.vary(value, axes).array
-        count = self.run.count(axes)
+        count = self.state.count(axes)
         if array.shape[d] % count:
-            raise self.run.refuse(f"dim {d} of size {array.shape[d]} does not divide by {count}")
+            raise self.state.refuse(f"dim {d} of size {array.shape[d]} does not divide by {count}")
         size = array.shape[d] // count
         return Value(lax.dynamic_slice_in_dim(array, lax.axis_index(axes) * size, size, d), dims)
 
     def _make(self, value: Deferred, dims: Placement) -> Value:
-        shape = local_shape(value.shape, dims, self.run.sizes)
+        shape = local_shape(value.shape, dims, self.state.sizes)
         if value.source is None:
             array = lax.broadcasted_iota(value.dtype, shape, value.along)
             if axes := dims[value.along]:
@@ -166,36 +180,70 @@ class Frame:
         if isinstance(value, Deferred):
             return value.shape
         return tuple(
-            size * prod(self.run.sizes[axis] for axis in axes)
+            size * prod(self.state.sizes[axis] for axis in axes)
             for size, axes in zip(np.shape(value.array), value.dims, strict=True)
         )
 
     def walk(self, jaxpr, consts, args, live=None) -> list:
         """Run a jaxpr written for whole arrays on values; `live` marks results with a gradient."""
-        live = set_of_live(jaxpr, live)
-        needed = set_of_needed(jaxpr)
-        env = dict(zip(jaxpr.constvars, map(constant, consts), strict=True))
-        env |= dict(zip(jaxpr.invars, args, strict=True))
+        return self.run(jaxpr, consts, args, Beside(set_of_live(jaxpr, live), targets(jaxpr)))
 
-        def read(atom):
-            if isinstance(atom, Literal):
-                return Value(np.asarray(atom.val, atom.aval.dtype), unsplit(0))
-            return env[atom]
+    def constant(self, value):
+        """A constant, which every device holds whole."""
+        return constant(value)
 
-        for eqn, wanted in zip(jaxpr.eqns, needed, strict=True):
-            if not wanted:
-                continue
-            self.run.trail.append(eqn)
-            rule = self.run.rules.get(eqn.primitive.name, self.run.rules[""])
-            operands = [read(atom) for atom in eqn.invars]
-            # What we emit carries the user's source line, so a compiled program can be read by it.
-            info = eqn.source_info
-            stack = current_name_stack() + info.name_stack
-            with user_context(info.traceback, name_stack=stack):
-                results = rule(self, eqn, operands, [var in live for var in eqn.outvars])
-            env |= dict(zip(eqn.outvars, results, strict=True))
-            self.run.trail.pop()
-        return [read(atom) for atom in jaxpr.outvars]
+    def literal(self, atom):
+        """A number that is written in an equation."""
+        return Value(np.asarray(atom.val, atom.aval.dtype), unsplit(0))
+
+    def wanted(self, jaxpr):
+        """The equations whose results anything asks for: no collective for dead code."""
+        needed = zip(enumerate(jaxpr.eqns), set_of_needed(jaxpr), strict=True)
+        return (numbered for numbered, is_needed in needed if is_needed)
+
+    def inner(self, beside, index):
+        """Nothing is known of an inner jaxpr before it is walked."""
+        return ()
+
+    def equation(self, eqn, operands, here):
+        """Run an equation by the rule of its primitive, of its kind, or of all."""
+        rules, name = self.state.rules, eqn.primitive.name
+        rule = rules.get(name) or rules.get(rule_of(eqn).kind) or rules[""]
+        live = [var in here.beside.live for var in eqn.outvars]
+        outer, self.target = self.target, self.target_of(eqn, here.beside)
+        results = rule(self, eqn, operands, live)
+        self.target = outer
+        return results
+
+    def target_of(self, eqn, beside) -> Placement | None:
+        """Where the result of an equation goes at once, if it is named so next."""
+        names = beside.targets.get(eqn.outvars[0]) if eqn.outvars else None
+        if names is None or self.state.place is None:
+            return None
+        spec = self.state.place(names, tuple(eqn.outvars[0].aval.shape)).between
+        return placement_of(spec, eqn.outvars[0].aval.ndim)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What is known of a jaxpr's variables: those with a gradient, and the names of those that next
+    leave a part of a block, and are used for nothing else."""
+
+    live: set
+    targets: dict
+
+
+def targets(jaxpr) -> dict:
+    """Variable -> names, of what is only named as leaving a part of a block."""
+    uses = Counter(v for eqn in jaxpr.eqns for v in eqn.invars if not isinstance(v, Literal))
+    uses.update(v for v in jaxpr.outvars if not isinstance(v, Literal))
+    return {
+        eqn.invars[0]: eqn.params["names"]
+        for eqn in jaxpr.eqns
+        if eqn.primitive.name == NAMED
+        and eqn.params["says"] == LEAVING
+        and uses[eqn.invars[0]] == 1
+    }
 
 
 def set_of_needed(jaxpr) -> list[bool]:

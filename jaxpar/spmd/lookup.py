@@ -60,7 +60,7 @@ def gather(frame, eqn, operands, live):
     mine = jnp.ones(indices.shape[:-1], bool)
     for f, k in looked_up.items():
         if axes := split.get(f):
-            size = fac.sizes[f] // frame.run.count(axes)
+            size = fac.sizes[f] // frame.state.count(axes)
             here = indices[..., k] - (lax.axis_index(axes) * size).astype(indices.dtype)
             mine &= (here >= 0) & (here < size)
             indices = indices.at[..., k].set(jnp.clip(here, 0, size - 1))

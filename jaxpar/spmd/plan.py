@@ -35,6 +35,7 @@ class _Program:
     wanted: tuple[Any, ...] | None
     in_tree: Any
     out_tree: Any
+    place: Any = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ class Plan:
                 )
 
         def body(*arrays):
-            return [v.array for v in _walk(Frame(Run(sizes, _RULES)), program, arrays)]
+            return [
+                v.array for v in _walk(Frame(Run(sizes, _RULES, program.place)), program, arrays)
+            ]
 
         return jax.tree.unflatten(program.out_tree, body(*leaves))
 
@@ -90,6 +93,7 @@ def trace(
     use_specs=None,
     out_specs=None,
     unknown: tuple[str, ...] = (),
+    place=None,
 ) -> Plan:
     """Plan `fn(*args)` on a mesh: `specs` say how each argument leaf is stored.
 
@@ -102,6 +106,8 @@ def trace(
             for use, leaf by leaf. They are gathered where first used, inside the innermost body.
         out_specs: where the results must lie; left out, they lie where they fall.
         unknown: axes of the mesh along which the arguments may differ and nothing is to be done.
+        place: (names, shape) -> how an array that `fn` names is sharded, `used` in a part of a
+            block and `between` the parts; None to leave such an array where it falls.
 
     Raises:
         ManualError: a spec that does not fit its argument or the mesh.
@@ -129,12 +135,12 @@ def trace(
     wanted = None
     if out_specs is not None:
         wanted = read(out_specs, shapes, ["a result"] * len(shapes_flat), shapes_flat)
-    program = _Program(closed, tuple(sizes.items()), stored, use, wanted, in_tree, out_tree)
+    program = _Program(closed, tuple(sizes.items()), stored, use, wanted, in_tree, out_tree, place)
 
     found = {}
 
     def sketch(*arrays):
-        run = Run(sizes, _RULES)
+        run = Run(sizes, _RULES, place)
         frame = Frame(run)
         found["dims"] = [v.dims for v in _walk(frame, program, arrays)]
         found["log"] = tuple(run.log)
@@ -174,7 +180,7 @@ def _finish(frame, value, dims):
     elif getattr(value, "use", None) is None:
         value = frame.settle(value)
     # Along an axis that this walk does not know, the caller's arguments differ, and results may.
-    extra = varying(value.array) & frame.run.sizes.keys() - axes_of(value.dims)
+    extra = varying(value.array) & frame.state.sizes.keys() - axes_of(value.dims)
     extra = tuple(sorted(extra))
     if not extra:
         return Value(value.array, value.dims)
@@ -186,7 +192,7 @@ def _finish(frame, value, dims):
     else:
         result = lax.pmax(array.astype(np.int32) if array.dtype == bool else array, extra)
         result = result.astype(array.dtype)
-    frame.run.note(
+    frame.state.note(
         "all-reduce", extra, "a result is equal on devices that computed it apart", result
     )
     return Value(result, value.dims)

@@ -11,14 +11,10 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding
 
+from jaxpar.core.annotations import LEAVING, NAMED, USED
 from jaxpar.core.mesh import axes_of
-from jaxpar.jaxprs.rules import Factors, factors
-from jaxpar.spmd.value import Deferred, Placement, Value, local_shape, varying
-
-_STAYS_STORED = frozenset(
-    "convert_element_type slice squeeze dynamic_slice reshape transpose copy copy_p".split()
-)
-"""Through these a stored weight stays in its pieces, to be gathered later and smaller."""
+from jaxpar.jaxprs.rules import Factors, factors, rule_of
+from jaxpar.spmd.value import Deferred, Placement, Value, local_shape, placement_of, varying
 
 
 def apply(frame, eqn, operands, live):
@@ -85,7 +81,7 @@ def agree(frame, fac: Factors, operands) -> dict[int, tuple[str, ...]]:
     The largest operand speaks first, since moving it would cost most; an axis goes to one factor
     only; a factor that must be whole gets none.
     """
-    sizes = frame.run.sizes
+    sizes = frame.state.sizes
 
     def weight(i):
         v = operands[i]
@@ -113,40 +109,21 @@ def agree(frame, fac: Factors, operands) -> dict[int, tuple[str, ...]]:
         for f in fs:
             if not contiguous:
                 split.pop(f, None)
-            contiguous = contiguous and frame.run.count(split.get(f, ())) == fac.sizes[f]
+            contiguous = contiguous and frame.state.count(split.get(f, ())) == fac.sizes[f]
     return split
 
 
 def local_params(frame, eqn, fac, split, arrays):
-    """Rewrite the sizes among an equation's parameters to those of one device's piece."""
-    params = dict(eqn.params)
+    """An equation's parameters, their sizes those of one device's piece."""
+    params, rule = dict(eqn.params), rule_of(eqn)
     for key in ("sharding", "out_sharding"):
         if key in params:
             params[key] = None
-    name = eqn.primitive.name
-    if name in ("reshape", "dynamic_slice", "slice"):
-        shape = local_shape(
-            eqn.outvars[0].aval.shape, placement(fac.results[0], split), frame.run.sizes
-        )
-        if name == "reshape":
-            params["new_sizes"] = shape
-        elif name == "dynamic_slice":
-            params["slice_sizes"] = shape
-        else:
-            # A split dim is one taken from end to end.
-            params["limit_indices"] = tuple(
-                min(limit, size)
-                for limit, size in zip(params["limit_indices"], arrays[0].shape, strict=True)
-            )
-    elif name == "gather":
-        whole = eqn.invars[0].aval.shape
-        params["slice_sizes"] = tuple(
-            here if size == full else size
-            for size, full, here in zip(
-                params["slice_sizes"], whole, np.shape(arrays[0]), strict=True
-            )
-        )
-    return params
+    if rule.on_shard is None:
+        return params
+    shape = eqn.outvars[0].aval.shape
+    result = local_shape(shape, placement(fac.results[0], split), frame.state.sizes)
+    return rule.on_shard(params, eqn, [np.shape(x) for x in arrays], result)
 
 
 def combine(frame, eqn, fac, split, results, live):
@@ -155,18 +132,45 @@ def combine(frame, eqn, fac, split, results, live):
     axes = tuple(axis for f, _ in fac.reduced for axis in split.get(f, ()))
     values = []
     for array, dims, var, alive in zip(results, fac.results, eqn.outvars, live, strict=True):
+        placed = placement(dims, split)
         if axes:
             (kind,) = kinds
-            array = _reduce(frame, eqn, kind, axes, array, alive)
-        values.append(Value(array, placement(dims, split)))
+            left = axes
+            if kind == "sum" and frame.target is not None:
+                array, placed, left = _scattered(frame, eqn, axes, array, placed)
+            if left:
+                array = _reduce(frame, eqn, kind, left, array, alive)
+        values.append(Value(array, placed))
         assert var.aval.shape == frame.global_shape(values[-1]), (eqn, values[-1])
     return values
 
 
-def _reduce(frame, eqn, kind, axes, array, alive):
+def _reason(eqn, axes) -> str:
     over = " and ".join(f"'{axis}'" for axis in axes)
-    what = "contracts" if eqn.primitive.name in ("dot_general", "gather") else "reduces"
-    reason = f"{eqn.primitive.name} {what} a dim that is split over {over}"
+    what = "contracts" if rule_of(eqn).kind in ("product", "lookup") else "reduces"
+    return f"{eqn.primitive.name} {what} a dim that is split over {over}"
+
+
+def _scattered(frame, eqn, axes, array, placed):
+    """Sum over those axes that shard the result where it goes next, each device its own shard.
+
+    Returns:
+        The array, its placement, and the axes over which it has yet to be summed.
+    """
+    left = list(axes)
+    for dim, (have, want) in enumerate(zip(placed, frame.target, strict=True)):
+        more = want[len(have) :] if want[: len(have)] == have else ()
+        if not more or not set(more) <= set(left):
+            continue
+        array = lax.psum_scatter(array, more, scatter_dimension=dim, tiled=True)
+        placed = (*placed[:dim], want, *placed[dim + 1 :])
+        left = [axis for axis in left if axis not in more]
+        frame.state.note("reduce-scatter", more, _reason(eqn, more), array)
+    return array, placed, tuple(left)
+
+
+def _reduce(frame, eqn, kind, axes, array, alive):
+    reason = _reason(eqn, axes)
     if kind == "sum":
         result = lax.psum(array, axes)
     elif kind in ("max", "min") and not alive and array.dtype != bool:
@@ -176,17 +180,17 @@ def _reduce(frame, eqn, kind, axes, array, alive):
         # JAX cannot differentiate pmax, and has no product or logical reduction over devices: bring
         # the candidates together and reduce once more.
         together = lax.all_gather(array, axes, axis=0, to="invarying")
-        frame.run.note("all-gather", axes, reason, together)
+        frame.state.note("all-gather", axes, reason, together)
         return {"max": jnp.max, "min": jnp.min, "prod": jnp.prod, "and": jnp.all, "or": jnp.any}[
             kind
         ](together, axis=0)
-    frame.run.note("all-reduce", axes, reason, result)
+    frame.state.note("all-reduce", axes, reason, result)
     return result
 
 
 def _keep_stored(frame, eqn, fac, operands):
     """Run a cut or a narrowing cast on the pieces of a stored weight, if they survive it."""
-    if eqn.primitive.name not in _STAYS_STORED or isinstance(operands[0], Deferred):
+    if not rule_of(eqn).keeps_stored or isinstance(operands[0], Deferred):
         return None
     weight, *rest = operands
     if weight.use is None or any(np.ndim(v.array) for v in rest):
@@ -195,7 +199,7 @@ def _keep_stored(frame, eqn, fac, operands):
         return None  # a wider copy would travel as more bytes than the weight itself
     after = []
     for held in (weight.use, weight.dims):
-        cut, complete = spread(fac.operands[0], held, fac, frame.run.sizes)
+        cut, complete = spread(fac.operands[0], held, fac, frame.state.sizes)
         if not complete or any(f in fac.whole for f in cut):
             return None
         agreed = agree(frame, fac, [Value(weight.array, held), *rest])
@@ -206,7 +210,7 @@ def _keep_stored(frame, eqn, fac, operands):
     arrays = [frame.vary(v, axes).array for v in operands]
     params = local_params(frame, eqn, fac, cut, arrays)
     use, dims = after
-    return [Value(eqn.primitive.bind(*arrays, **params), dims, use)]
+    return [Value(eqn.primitive.bind(*arrays, **params), dims, use, weight.arrives)]
 
 
 def broadcast(frame, eqn, operands, live):
@@ -247,14 +251,34 @@ def pinned(frame, eqn, operands, live):
         return operands
     entries = [*sharding.spec, *[None] * (eqn.invars[0].aval.ndim - len(sharding.spec))]
     dims = tuple(axes_of(entry) for entry in entries)
-    known = frame.run.sizes.items() <= dict(sharding.mesh.shape).items()
-    if not known or not {axis for axes in dims for axis in axes} <= frame.run.sizes.keys():
+    known = frame.state.sizes.items() <= dict(sharding.mesh.shape).items()
+    if not known or not {axis for axes in dims for axis in axes} <= frame.state.sizes.keys():
         return operands
     return [frame.place(operands[0], dims)]
 
 
+def named(frame, eqn, operands, live):
+    """Put an array that the function names where its layout wants it.
+
+    What enters a part of a block stays as it is between the parts until something reads it: the
+    gather is then that reader's, and the transpose of it a reduce-scatter.
+    """
+    if frame.state.place is None:
+        return operands
+    (value,), var, says = operands, eqn.outvars[0], eqn.params["says"]
+    sharded = frame.state.place(eqn.params["names"], tuple(var.aval.shape))
+    used, between = (placement_of(s, var.aval.ndim) for s in (sharded.used, sharded.between))
+    if says == USED:
+        return [frame.place(value, used)]
+    value = frame.place(value, between)
+    if says == LEAVING or used == between:
+        return [value]
+    return [Value(value.array, between, used, arrives=True)]
+
+
 RULES = {
     "": apply,
+    NAMED: named,
     "broadcast_in_dim": broadcast,
     "iota": iota,
     "sharding_constraint": pinned,

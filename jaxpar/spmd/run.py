@@ -48,10 +48,21 @@ class Collective:
 
 @dataclass
 class Run:
-    """The state that the frames of one walk share."""
+    """The state that the frames of one walk share.
+
+    Attributes:
+        sizes: of the mesh axes that are walked over.
+        rules: primitive, or kind of primitive -> how it is run on shards.
+        place: (names, shape) -> how an array that the function names is sharded, `used` and
+            `between`; None to leave such an array where it falls.
+        log: the collectives placed so far.
+        trail: the equations that are being run, outermost first.
+        custom: by equation, what is known of functions with derivative rules of their own.
+    """
 
     sizes: Mapping[str, int]
     rules: Mapping[str, Callable]
+    place: Callable[..., Any] | None = None
     log: list[Collective] = field(default_factory=list)
     trail: list[Any] = field(default_factory=list)
     custom: dict[int, Any] = field(default_factory=dict)
@@ -104,11 +115,12 @@ class Run:
     def aside(self):
         """Collect collectives in a list of their own, to be kept or dropped by the caller."""
         outer, self.log = self.log, []
-        trail = list(self.trail)
+        depth = len(self.trail)
         try:
             yield self.log
         finally:
-            self.log, self.trail = outer, trail
+            self.log = outer
+            del self.trail[depth:]
 
     def keep(self, entries, *, times: int = 1, looped: bool = False) -> None:
         """Take over a list written aside, as the body of a loop of this many turns."""

@@ -7,29 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun, jaxprs_in_params
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from jaxpar.core.mesh import axes_of as entry_axes
+from jaxpar.jaxprs.equations import equations
+from jaxpar.jaxprs.rules import rule_of
 from jaxpar.spmd.frame import Frame
 from jaxpar.spmd.run import Run
 from jaxpar.spmd.value import Value, axes_of, constant, varying
 
-KINDS = {
-    "ppermute": "collective-permute",
-    "all_to_all": "all-to-all",
-    "all_gather": "all-gather",
-    "psum": "all-reduce",
-    "psum_invariant": "all-reduce",
-    "pmax": "all-reduce",
-    "pmin": "all-reduce",
-    "reduce_scatter": "reduce-scatter",
-}
-"""JAX's names of collectives, as XLA spells them."""
-
 
 def shard_map(frame, eqn, operands, live):
     """Bring the operands to where the body takes them, and run it on these very shards."""
-    p, run = eqn.params, frame.run
+    p, run = eqn.params, frame.state
     sizes = {axis: size for axis, size in p["mesh"].shape.items() if size > 1}
     if not run.sizes.items() <= sizes.items():
         raise run.refuse(f"it is mapped over a mesh {sizes}, and the function runs on {run.sizes}")
@@ -66,20 +56,12 @@ def _placement(spec, rank: int, sizes):
     return tuple(tuple(a for a in entry_axes(entry) if a in sizes) for entry in entries)
 
 
-def _collectives(jaxpr, times: int = 1) -> Iterator[tuple]:
+def _collectives(jaxpr) -> Iterator[tuple]:
     """Kind, axes, result and number of the collectives in a body, those in its loops too."""
-    for eqn in jaxpr.eqns:
-        if kind := KINDS.get(eqn.primitive.name):
+    for eqn, times in equations(jaxpr):
+        if kind := rule_of(eqn).traffic:
             axes = eqn.params.get("axis_name", eqn.params.get("axes"))
             yield kind, entry_axes(axes), eqn.outvars[0].aval, times
-        turns = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
-        for inner in _inner(eqn):
-            yield from _collectives(inner, times * turns)
 
 
-def _inner(eqn):
-    for jaxpr in jaxprs_in_params(eqn.params):
-        yield getattr(jaxpr, "jaxpr", jaxpr)
-
-
-RULES = {"shard_map": shard_map}
+RULES = {"shards": shard_map}

@@ -14,6 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxpar.core.jax_compat import varying_axes
+from jaxpar.core.mesh import axes_of as entry_axes
+
 Placement = tuple[tuple[str, ...], ...]
 """For every dim the mesh axes it is split over, major to minor."""
 
@@ -24,12 +27,14 @@ _STATIC = {"static": True}
 @dataclass(frozen=True, eq=False)
 class Value:
     """A local array placed as `dims`; `use`, when not None, is the placement it is gathered to
-    before it is computed with (a weight stored in pieces).
+    before it is computed with (a weight stored in pieces). `arrives` says that it is no weight but
+    an activation, whose gather is kept for backward.
     """
 
     array: Any
     dims: Placement = field(metadata=_STATIC)
     use: Placement | None = field(default=None, metadata=_STATIC)
+    arrives: bool = field(default=False, metadata=_STATIC)
 
 
 @jax.tree_util.register_dataclass
@@ -51,14 +56,12 @@ class Deferred:
 
 def varying(array) -> frozenset[str]:
     """The mesh axes along which JAX's types let this array differ between devices."""
-    return varying_of(jax.typeof(array))
+    return varying_axes(jax.typeof(array))
 
 
-def varying_of(kind) -> frozenset[str]:
-    """The same of a type, such as an abstract value in a jaxpr."""
-    # JAX 0.10 moved the set from `vma` into `manual_axis_type`.
-    types = getattr(kind, "manual_axis_type", None)
-    return frozenset(kind.vma if types is None else types.varying)
+def placement_of(spec, rank: int) -> Placement:
+    """The placement that a PartitionSpec gives an array of this rank."""
+    return tuple(entry_axes(entry) for entry in (*spec, *[None] * (rank - len(spec))))
 
 
 def unsplit(rank: int) -> Placement:

@@ -4,17 +4,17 @@ One copy's step is the plain step of the layout without that axis, on one share 
 is done for every copy where that copy lies. What moves between them is in `average` alone.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxpar.core.mesh import axes_of, entry_of
+from jaxpar.jaxprs.equations import equations
 from jaxpar.layout.record import Layout
 from jaxpar.strategies.record import APART, Averaging
 
@@ -51,6 +51,8 @@ def averaged(layout: Layout, make: Callable[[Layout], Step]) -> Step:
             outer={} if plain else {what: specs.parameters for what in ("anchor", "momentum")},
         ),
         gradient_specs=_over_copies(copy.gradient_specs),
+        asked=copy.asked,
+        differentiated=copy.differentiated,
     )
 
 
@@ -169,17 +171,11 @@ def _scatters(copy: Step) -> bool:
     it would else add each device's own and all-reduce the table. Mapped convolutions become one
     with groups, for which it gathers the copies (openxla/xla#47945). Both with jaxlib 0.10.2.
     """
-    if copy.mode != "auto":
+    if not copy.differentiated.is_partitioned:
         return False
-    found = set(_primitives(jax.make_jaxpr(copy.gradients)(copy.state, copy.batch).jaxpr))
+    jaxpr = jax.make_jaxpr(copy.gradients)(copy.state, copy.batch)
+    found = {eqn.primitive.name for eqn, _ in equations(jaxpr)}
     return "scatter-add" in found and "conv_general_dilated" not in found
-
-
-def _primitives(jaxpr) -> Iterator[str]:
-    for equation in jaxpr.eqns:
-        yield equation.primitive.name
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            yield from _primitives(inner)
 
 
 def _together(layout: Layout, whole: Step) -> dict[str, Callable]:

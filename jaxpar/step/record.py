@@ -1,14 +1,21 @@
 """The Step and State records: a training step as pure functions, and what it carries."""
 
+from __future__ import annotations
+
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import jax
 import optax
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.sharding import PartitionSpec
 
 from jaxpar.layout.record import Layout
+from jaxpar.step.modes.record import Asked, Differentiated, Island
+from jaxpar.step.placement import Unmet
 
 
 @jax.tree_util.register_dataclass
@@ -20,7 +27,7 @@ class State:
         step: updates done, an int32 scalar.
         parameters: path -> array.
         model_state: path -> array, changed by the forward pass (BatchNorm statistics).
-        optimizer: optax's own state, moments and counts.
+        optimizer: optax's own state.
         key: the random key that every step's dropout key is folded from.
         outer: where copies that train apart last met and their momentum; else empty.
     """
@@ -50,6 +57,8 @@ class Step:
         state_specs: State of PartitionSpec, how each array lies between steps.
         gradient_specs: path -> PartitionSpec, how summed gradients lie.
         batch: field name -> jax.ShapeDtypeStruct.
+        asked: the loss that is differentiated, traced when it is first asked for.
+        differentiated: what the mode made of it.
         average: State -> State, bringing together copies that train apart; else None.
     """
 
@@ -66,4 +75,46 @@ class Step:
     state_specs: State
     gradient_specs: dict[str, PartitionSpec]
     batch: dict[str, jax.ShapeDtypeStruct]
+    asked: Asked
+    differentiated: Differentiated
     average: Callable | None = None
+
+    @cached_property
+    def traced(self) -> TracedUpdate:
+        """The update as a jaxpr, made once: what is compiled, whatever for."""
+        started = time.perf_counter()
+        closed, shapes = jax.make_jaxpr(self.update, return_shape=True)(self.state, self.batch)
+        seconds = time.perf_counter() - started
+        # On one device nothing is constrained.
+        placed = self.layout.mesh.devices > 1
+        return TracedUpdate(
+            closed=closed,
+            tree=jax.tree.structure(shapes),
+            unmet=self.asked.placement.unmet if placed else (),
+            islands=tuple(dict.fromkeys(self.differentiated.islands)),
+            seconds=seconds,
+        )
+
+
+@dataclass(frozen=True)
+class TracedUpdate:
+    """An update as a jaxpr, and what was learned while it was made.
+
+    Attributes:
+        closed: from the leaves of (State, batch) to the leaves of (State, metrics).
+        tree: of the results.
+        unmet: sharding constraints that cannot hold.
+        islands: operations that explicit mode left to XLA.
+        seconds: wall clock that tracing took.
+    """
+
+    closed: ClosedJaxpr
+    tree: Any
+    unmet: tuple[Unmet, ...]
+    islands: tuple[Island, ...]
+    seconds: float
+
+    def __call__(self, state: State, batch: dict[str, Any]) -> tuple[State, dict[str, Any]]:
+        """The new state and the metrics."""
+        results = jaxpr_as_fun(self.closed)(*jax.tree.leaves((state, batch)))
+        return jax.tree.unflatten(self.tree, results)

@@ -18,9 +18,8 @@ from jaxpar.measures.inspect import inspect
 from jaxpar.measures.verify.probe import probe_batch
 from jaxpar.measures.verify.verify import verify
 from jaxpar.program.record import QUICK, compile_step
-from jaxpar.step.losses import staged_loss
 from jaxpar.step.make_step import make_step
-from jaxpar.step.pipeline import staged
+from jaxpar.step.pipeline import staged, take_apart
 from jaxpar.step.pipeline.timetable import timetable
 
 FLOAT = 4
@@ -101,7 +100,8 @@ def gradients(fill: float):
     program = compile_step(step, hardware=cpu(), for_speed=False)
     state, batch = program.init(0), program.place(probe_batch(layout.model, 0))
     schedule = schedule_for(layout.strategy, layout.mesh, 4)
-    run = staged(layout, partial(staged_loss, layout), schedule, fill=fill)
+    parts = take_apart(step.asked.microbatch, step.asked.loss)
+    run = staged(layout, parts, schedule, fill=fill)
     arguments = (state.parameters, state.model_state, batch, state.key)
     compiled = jax.jit(partial(run, "gradient")).lower(*arguments).compile(QUICK)
     totals, _, means = compiled(*arguments)

@@ -15,11 +15,11 @@ import jaxpar
 from jaxpar.case import load_strategy
 from jaxpar.jaxprs import unify
 from jaxpar.jaxprs.rules.record import Ids
-from jaxpar.step.make_step import MODES
 
 CPU = jaxpar.HARDWARE.load("cpu")()
 H100 = jaxpar.HARDWARE.load("h100")()
 FACTORIES = factories()
+MODES = ("auto", "explicit", "manual")
 LAYOUTS = (
     ("fsdp+tensor", "data=2,model=2"),
     ("data", "data=2"),

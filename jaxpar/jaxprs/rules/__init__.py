@@ -1,24 +1,49 @@
-"""Factors: how the dims of one equation's operands relate to the dims of its results.
+"""Rules: what each primitive is, and how the dims of its operands relate to those of its results.
 
 Read like an einsum: every dim of every operand and result is written as factors, numbered within
 the equation, and two dims that share a factor are the same dim. Knows no mesh and interprets
-nothing, so that the same table names dims and places collectives. A primitive outside the table
-gets a fresh factor for every dim, all of them whole: never wrong, at worst wasteful.
+nothing, so that the same table names dims, types them and places collectives. A primitive outside
+the table gets a fresh factor for every dim, all of them whole: never wrong, at worst wasteful.
 """
 
 from __future__ import annotations
 
-from jaxpar.jaxprs.rules import contract, elementwise, index, reshape
-from jaxpar.jaxprs.rules.record import Dims, Factors, Ids
+from jaxpar.jaxprs.rules import contract, control, elementwise, index, reshape
+from jaxpar.jaxprs.rules.record import Dims, Factors, Ids, Rule
 
-__all__ = ["Dims", "Factors", "factors", "is_known"]
+__all__ = ["Dims", "Factors", "Rule", "factors", "is_cast", "is_known", "rule_named", "rule_of"]
 
-_RULES = {**elementwise.RULES, **reshape.RULES, **contract.RULES, **index.RULES}
+_TABLES = (
+    elementwise.RULES,
+    reshape.RULES,
+    contract.RULES,
+    index.RULES,
+    control.RULES,
+)
+_RULES = {name: rule for table in _TABLES for name, rule in table.items()}
+assert len(_RULES) == sum(map(len, _TABLES)), "a primitive stands in two tables"
+
+_UNKNOWN = Rule("other")
 
 
 def is_known(primitive: str) -> bool:
-    """Say whether the table has a rule for this primitive."""
+    """Whether there is a rule for this primitive."""
     return primitive in _RULES
+
+
+def rule_named(primitive: str) -> Rule:
+    """The rule of a primitive by its name; of an unknown one, a rule that relates nothing."""
+    return _RULES.get(primitive, _UNKNOWN)
+
+
+def rule_of(eqn) -> Rule:
+    """The rule of an equation's primitive."""
+    return rule_named(eqn.primitive.name)
+
+
+def is_cast(eqn) -> bool:
+    """Whether an equation makes its one operand again, in another dtype perhaps."""
+    return rule_of(eqn).kind == "cast"
 
 
 def factors(eqn) -> Factors:
@@ -33,10 +58,10 @@ def factors(eqn) -> Factors:
     ids = Ids()
     ins = [tuple(var.aval.shape) for var in eqn.invars]
     outs = [tuple(var.aval.shape) for var in eqn.outvars]
-    rule = _RULES.get(eqn.primitive.name, _unknown)
-    operands, results = rule(ids, ins, outs, eqn.params)
+    relate = rule_of(eqn).relate or _unrelated
+    operands, results = relate(ids, ins, outs, eqn.params)
     return ids.seal(operands, results)
 
 
-def _unknown(ids: Ids, ins, outs, params):
+def _unrelated(ids: Ids, ins, outs, params):
     return [ids.whole_dims(s) for s in ins], [ids.whole_dims(s) for s in outs]

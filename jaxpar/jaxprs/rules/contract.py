@@ -6,6 +6,9 @@ slid over by a window must be whole.
 
 from __future__ import annotations
 
+from math import prod
+
+from jaxpar.jaxprs.rules.record import Rule
 from jaxpar.jaxprs.rules.reshape import passing
 
 
@@ -150,27 +153,67 @@ def _window(ids, ins, outs, params):
     return [operand if len(shape) == len(operand) else [] for shape in ins], [result for _ in outs]
 
 
+def _dot_flops(eqn) -> int:
+    (contract, _), _ = eqn.params["dimension_numbers"]
+    return 2 * prod(eqn.outvars[0].aval.shape) * _sizes(eqn.invars[0], contract)
+
+
+def _ragged_flops(eqn) -> int:
+    (contract, _), _ = eqn.params["ragged_dot_dimension_numbers"].dot_dimension_numbers
+    return 2 * prod(eqn.outvars[0].aval.shape) * _sizes(eqn.invars[0], contract)
+
+
+def _conv_flops(eqn) -> int:
+    # What one result is a sum over: the filter's own inputs, and its window.
+    out, *summed = eqn.params["dimension_numbers"].rhs_spec
+    del out
+    return 2 * prod(eqn.outvars[0].aval.shape) * _sizes(eqn.invars[1], summed)
+
+
+def _sizes(var, dims) -> int:
+    return prod(var.aval.shape[d] for d in dims)
+
+
+def is_grouped(eqn) -> bool:
+    """Whether an equation is a convolution of groups of channels, or of rows."""
+    p = eqn.params
+    return p.get("feature_group_count", 1) > 1 or p.get("batch_group_count", 1) > 1
+
+
 RULES = {
-    "dot_general": _dot_general,
-    "ragged_dot_general": _ragged_dot_general,
-    "fft": _fft,
-    **dict.fromkeys(
-        "cholesky triangular_solve lu qr geqrf svd eigh eig householder_product".split(), _matrices
+    "dot_general": Rule(
+        "product", _dot_general, sharding="out_sharding", is_piecewise=True, flops=_dot_flops
     ),
-    "conv_general_dilated": _conv_general_dilated,
-    "reduce_sum": _reduce("sum"),
-    "reduce_max": _reduce("max"),
-    "reduce_min": _reduce("min"),
-    "reduce_prod": _reduce("prod"),
-    "reduce_and": _reduce("and"),
-    "reduce_or": _reduce("or"),
-    "argmax": _reduce(None),
-    "argmin": _reduce(None),
-    "reduce": _general_reduce,
-    "sort": _along("dimension"),
-    **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), _along("axis")),
-    "top_k": _top_k,
+    "conv_general_dilated": Rule(
+        "product",
+        _conv_general_dilated,
+        sharding="out_sharding",
+        is_piecewise=True,
+        flops=_conv_flops,
+    ),
     **dict.fromkeys(
-        ("reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min"), _window
+        ("ragged_dot_general", "ragged_dot"),
+        Rule("product", _ragged_dot_general, flops=_ragged_flops),
+    ),
+    "fft": Rule("other", _fft),
+    **dict.fromkeys(
+        "cholesky triangular_solve lu qr geqrf svd eigh eig householder_product".split(),
+        Rule("other", _matrices),
+    ),
+    **{
+        f"reduce_{how}": Rule("reduce", _reduce(how), is_piecewise=how in ("sum", "max", "min"))
+        for how in ("sum", "max", "min", "prod", "and", "or")
+    },
+    "argmax": Rule("reduce", _reduce(None)),
+    "argmin": Rule("reduce", _reduce(None)),
+    "reduce": Rule("reduce", _general_reduce),
+    "sort": Rule("other", _along("dimension")),
+    **dict.fromkeys(
+        ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), Rule("other", _along("axis"))
+    ),
+    "top_k": Rule("other", _top_k),
+    **dict.fromkeys(
+        ("reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min"),
+        Rule("other", _window),
     ),
 }

@@ -6,18 +6,23 @@ shape, and are not elementwise.
 
 from __future__ import annotations
 
-ELEMENTWISE = """
-abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp
-clz complex conj convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp
-exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le lgamma log log1p
-logistic lt max mesh_cast min mul name ne neg nextafter not or polygamma population_count pow
-random_gamma_grad real reduce_precision regularized_incomplete_beta rem reshard round rsqrt
-select_n sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin sinh
-sqrt square stop_gradient sub tan tanh xor zeta
+from jaxpar.jaxprs.rules.record import Rule
+
+_PLAIN = """
+abs acos acosh add_any asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clz complex conj
+cos cosh digamma div erf erf_inv erfc exp exp2 expm1 floor gt igamma igamma_grad_a igammac imag
+integer_pow is_finite le lgamma log log1p logistic mul ne neg nextafter not polygamma
+population_count pow random_gamma_grad real reduce_precision regularized_incomplete_beta round rsqrt
+shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square tan tanh xor zeta
 """.split()
+_KEEP_IDS = "add and clamp ge lt max min or rem select_n stop_gradient sub".split()
+"""Such as what JAX does to a negative index before it reads there."""
+_PLACED = "mesh_cast reshard sharding_constraint".split()
+"""These only say how an array is sharded."""
 
 
-def _elementwise(ids, ins, outs, params):
+def same_shape(ids, ins, outs, params):
+    """Equal positions of operands and result are one dim; of size 1 beside another, none."""
     full = ids.dims(outs[0])
 
     def operand(shape):
@@ -43,9 +48,17 @@ def _bitcast(ids, ins, outs, params):
     return [shared + extra[0]], [shared + extra[1]]
 
 
+_copy = Rule(
+    "cast", same_shape, keeps_ids=True, is_piecewise=True, keeps_stored=True, is_cheap=True
+)
+
 RULES = {
-    **dict.fromkeys(ELEMENTWISE, _elementwise),
-    "optimization_barrier": _side_by_side,
-    "device_put": _side_by_side,
-    "bitcast_convert_type": _bitcast,
+    **dict.fromkeys(_PLAIN, Rule("elementwise", same_shape, is_piecewise=True)),
+    **dict.fromkeys(_KEEP_IDS, Rule("elementwise", same_shape, is_piecewise=True, keeps_ids=True)),
+    "eq": Rule("elementwise", same_shape, is_piecewise=True, is_equality=True),
+    **dict.fromkeys(_PLACED, Rule("annotation", same_shape, is_piecewise=True, is_cheap=True)),
+    **dict.fromkeys(("convert_element_type", "copy", "copy_p"), _copy),
+    "optimization_barrier": Rule("annotation", _side_by_side, is_cheap=True),
+    "device_put": Rule("annotation", _side_by_side),
+    "bitcast_convert_type": Rule("view", _bitcast, looks_at_bits=True),
 }

@@ -5,6 +5,7 @@ Covers embedding lookup, `take_along_axis` and their scatters, dynamic slices, a
 
 from __future__ import annotations
 
+from jaxpar.jaxprs.rules.record import Rule
 from jaxpar.jaxprs.rules.reshape import passing
 
 
@@ -81,23 +82,32 @@ def _iota(ids, ins, outs, params):
     return [[] for _ in ins], [ids.dims(outs[0])]
 
 
+def _rows_on_shard(params, eqn, operands, result):
+    whole = eqn.invars[0].aval.shape
+    sizes = zip(params["slice_sizes"], whole, operands[0], strict=True)
+    return {**params, "slice_sizes": tuple(h if s == w else s for s, w, h in sizes)}
+
+
+def _slice_on_shard(params, eqn, operands, result):
+    return {**params, "slice_sizes": tuple(result)}
+
+
+SCATTERS = (
+    "scatter",
+    "scatter-add",
+    "scatter_add",
+    "scatter-mul",
+    "scatter_mul",
+    "scatter_max",
+    "scatter_min",
+    "scatter_sub",
+    "scatter-sub",
+)
+
 RULES = {
-    "gather": _gather,
-    **dict.fromkeys(
-        (
-            "scatter",
-            "scatter-add",
-            "scatter_add",
-            "scatter-mul",
-            "scatter_mul",
-            "scatter_max",
-            "scatter_min",
-            "scatter_sub",
-            "scatter-sub",
-        ),
-        _scatter,
-    ),
-    "dynamic_slice": _dynamic_slice,
-    "dynamic_update_slice": _dynamic_update_slice,
-    "iota": _iota,
+    "gather": Rule("lookup", _gather, _rows_on_shard),
+    **dict.fromkeys(SCATTERS, Rule("scatter", _scatter)),
+    "dynamic_slice": Rule("place", _dynamic_slice, _slice_on_shard, keeps_stored=True),
+    "dynamic_update_slice": Rule("place", _dynamic_update_slice),
+    "iota": Rule("view", _iota, sharding="sharding"),
 }

@@ -1,15 +1,78 @@
-"""The record of one equation's factors, and the counter that hands factor numbers out.
+"""The record of one primitive's rule, of one equation's factors, and the counter of factors.
 
-`Factors` is frozen; `Ids` lives only while one rule runs.
+`Rule` and `Factors` are frozen; `Ids` lives only while one rule runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 Dims = tuple[tuple[int, ...], ...]
 """One tuple of factors per dim, major to minor; a dim has several where a reshape merged dims."""
+
+KINDS = (
+    "call",  # holds a jaxpr that is run once: jit
+    "remat",  # a call whose intermediate values are computed again in backward
+    "custom",  # a call with a derivative rule of its own
+    "scan",
+    "while",
+    "cond",
+    "shards",  # a region on shards: shard_map
+    "layers",  # the hook `through`
+    "product",  # contracts operands: matrix products and convolutions
+    "lookup",  # reads at indices: gather
+    "place",  # reads or writes at a computed place: dynamic slices
+    "scatter",  # writes at indices
+    "reduce",
+    "elementwise",
+    "view",  # moves or cuts without computing
+    "cast",  # copies, in another dtype perhaps
+    "random",
+    "collective",
+    "annotation",  # says something, computes nothing
+    "other",
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a primitive is, said once.
+
+    Attributes:
+        kind: one of `KINDS`.
+        relate: (ids, operand shapes, result shapes, parameters) -> (factors of the operands' dims,
+            of the results' dims); None where nothing is related.
+        on_shard: (parameters, equation, local operand shapes, local result shape) -> the parameters
+            for one device's shard; None where they are the same.
+        sharding: the parameter by which it is told how its result is sharded, or None.
+        keeps_ids: whether integers that it makes are still the ids that it was given.
+        is_piecewise: whether it can be computed a piece at a time along a dim that passes through.
+        keeps_stored: whether a weight that is stored sharded can go through it before it is
+            gathered.
+        is_cheap: whether backward computes it again rather than keep its result.
+        looks_at_bits: whether it means another thing in another width.
+        is_equality: whether it says where two arrays are equal.
+        flops: of a product, equation -> multiply-adds times two that it does.
+        traffic: of a collective, what XLA calls it.
+    """
+
+    kind: str
+    relate: Callable[..., Any] | None = None
+    on_shard: Callable[..., Any] | None = None
+    sharding: str | None = None
+    keeps_ids: bool = False
+    is_piecewise: bool = False
+    keeps_stored: bool = False
+    is_cheap: bool = False
+    looks_at_bits: bool = False
+    is_equality: bool = False
+    flops: Callable[[Any], int] | None = None
+    traffic: str | None = None
+
+    def __post_init__(self):
+        assert self.kind in KINDS, self.kind
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ A dim that is cut, padded, reversed or joined to another must be whole; every ot
 
 from __future__ import annotations
 
+from jaxpar.jaxprs.rules.record import Rule
+
 
 def _broadcast_in_dim(ids, ins, outs, params):
     result = ids.dims(outs[0])
@@ -143,17 +145,60 @@ def _split(ids, ins, outs, params):
     return [shared], results
 
 
+def _as_result(key: str):
+    """The rule of a parameter that is the shape of the result."""
+
+    def on_shard(params, eqn, operands, result):
+        return {**params, key: tuple(result)}
+
+    return on_shard
+
+
+def _limits_on_shard(params, eqn, operands, result):
+    # A dim that is sharded is taken from end to end.
+    limits = zip(params["limit_indices"], operands[0], strict=True)
+    return {**params, "limit_indices": tuple(min(limit, size) for limit, size in limits)}
+
+
 RULES = {
-    "broadcast_in_dim": _broadcast_in_dim,
-    "reshape": _reshape,
-    "squeeze": _squeeze,
-    "transpose": _transpose,
-    "rev": _rev,
-    "slice": _slice,
-    "pad": _pad,
-    "concatenate": _concatenate,
-    "stack": _stack,
-    "unstack": _unstack,
-    "tile": _tile,
-    "split": _split,
+    "broadcast_in_dim": Rule(
+        "view",
+        _broadcast_in_dim,
+        sharding="sharding",
+        keeps_ids=True,
+        is_piecewise=True,
+        is_cheap=True,
+    ),
+    "reshape": Rule(
+        "view",
+        _reshape,
+        _as_result("new_sizes"),
+        sharding="sharding",
+        keeps_ids=True,
+        is_piecewise=True,
+        keeps_stored=True,
+        is_cheap=True,
+    ),
+    **{
+        name: Rule(
+            "view", relate, keeps_ids=True, is_piecewise=True, keeps_stored=True, is_cheap=True
+        )
+        for name, relate in (("squeeze", _squeeze), ("transpose", _transpose))
+    },
+    "slice": Rule(
+        "view",
+        _slice,
+        _limits_on_shard,
+        keeps_ids=True,
+        is_piecewise=True,
+        keeps_stored=True,
+        is_cheap=True,
+    ),
+    "rev": Rule("view", _rev),
+    "pad": Rule("view", _pad, keeps_ids=True),
+    "concatenate": Rule("view", _concatenate, keeps_ids=True, is_piecewise=True),
+    "split": Rule("view", _split, is_piecewise=True),
+    "stack": Rule("view", _stack),
+    "unstack": Rule("view", _unstack),
+    "tile": Rule("view", _tile),
 }

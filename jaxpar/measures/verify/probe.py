@@ -16,7 +16,7 @@ from jax.extend.core import Literal
 
 from jaxpar.layout.record import Layout
 from jaxpar.models.record import Field, Model
-from jaxpar.step.losses import plain_loss
+from jaxpar.step.one_device import plain_loss
 
 WIDE = "float64"
 

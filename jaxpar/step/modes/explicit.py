@@ -1,17 +1,14 @@
-"""The explicit mode: every array's sharding is part of its type, and JAX checks each operation.
+"""Every array's sharding is part of its type, and JAX checks each operation.
 
 Loss and gradient are traced together at global shapes and evaluated on a mesh of explicit axes
-(JAX's sharding in types). Where each array lies follows from the classes of its dims. An operation
-that JAX has no typed rule for becomes an island: it is computed with the axes left to XLA, and
-handed back with the sharding that its dims ask for; the step says which.
+(JAX's sharding in types). How each array is sharded follows from the classes of its dims. An
+operation that JAX has no typed rule for becomes an island: it is computed with the axes left to
+XLA, and handed back with the sharding that its dims ask for; the step says which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
@@ -21,260 +18,218 @@ from jax import lax
 from jax.extend.core import Literal
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxpar.core.errors import LayoutError
+from jaxpar.core.jax_compat import sharding_errors
 from jaxpar.core.mesh import axes_of, entry_of
-from jaxpar.core.roles import ONE, UNNAMED
-from jaxpar.inference.annotate import is_grouped, spell
-from jaxpar.jaxprs.interpreter import Evaluator, as_it_is
-from jaxpar.jaxprs.record import FIELD
-from jaxpar.jaxprs.scan import scan_parts
+from jaxpar.inference.traced import KEY
+from jaxpar.jaxprs.interpreter import Interpreter, as_it_is, bound
+from jaxpar.jaxprs.record import FIELD, Scope, Trace
+from jaxpar.jaxprs.rules import rule_of
+from jaxpar.jaxprs.rules.contract import is_grouped
+from jaxpar.jaxprs.spell import names_of, spell
 from jaxpar.jaxprs.unify import relate
 from jaxpar.layout.record import Layout
-
-_SAYS_WHERE = {
-    "dot_general": "out_sharding",
-    "broadcast_in_dim": "sharding",
-    "iota": "sharding",
-    "reshape": "sharding",
-}
-"""Primitives that can be told where their result lies, and by which parameter."""
-
-_INLINE = frozenset("custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr".split())
+from jaxpar.layout.stages import runs_in_stages
+from jaxpar.step.filled import Filled, differentiated, filled_loss
+from jaxpar.step.modes.record import Asked, Differentiated, Island
 
 
-@dataclass(frozen=True)
-class Island:
-    """Operations of one kind at one line that were left to XLA, and why JAX would not type them."""
+def mode(asked: Asked) -> Differentiated:
+    """The loss differentiated with shardings in types.
 
-    primitive: str
-    source: str
-    why: str
-
-
-_islands: ContextVar[list[Island] | None] = ContextVar("islands", default=None)
-
-
-@contextmanager
-def mapping() -> Iterator[list[Island]]:
-    """While a step is traced: collects the islands that it needs."""
-    found: list[Island] = []
-    token = _islands.set(found)
-    try:
-        yield found
-    finally:
-        _islands.reset(token)
-
-
-def differentiate_explicitly(layout: Layout, loss_of: Callable, factor: float = 1.0) -> Callable:
-    """The gradient function of `loss_of` with shardings in types.
-
-    Args:
-        layout: where parameters, state and batch lie.
-        loss_of: (parameters, model_state, batch, key) -> (Mean, metrics, model_state), written for
-            whole arrays and saying nothing of devices.
-        factor: what the loss's total is multiplied by before it is differentiated.
-
-    Returns:
-        (lands, parameters, model_state, batch, key) -> (gradients of the total x factor,
-        model_state, {name: Mean}).
+    Raises:
+        LayoutError: the layout maps devices by itself: stages, exchanges, replicas apart.
     """
+    _check_typable(asked.layout)
+    layout = asked.microbatch
+    islands: list[Island] = []
 
-    def both(parameters, model_state, batch, key):
-        def total(parameters):
-            loss, metrics, new = loss_of(parameters, model_state, batch, key)
-            return loss.total * factor, ({"loss": loss, **metrics}, new)
-
-        totals, (metrics, new) = jax.grad(total, has_aux=True)(parameters)
-        return totals, new, metrics
-
-    def differentiate(lands, parameters, model_state, batch, key):
-        groups = (parameters, model_state, dict(batch), {"key": key})
+    def gradients(lands, parameters, model_state, batch, key):
+        loss = filled_loss(layout, asked.loss, lambda: Filled(None))
+        differentiate = differentiated(loss, asked.factor)
+        groups = (parameters, model_state, dict(batch), {KEY: key})
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), groups)
         closed, shapes = jax.make_jaxpr(
-            lambda p, s, b, k: both(p, s, b, k["key"]), return_shape=True
+            lambda p, s, b, k: differentiate(p, s, b, k[KEY]), return_shape=True
         )(*abstract)
-        paths = {
-            label + path: x
-            for label, group in zip(("", "", FIELD, "random/"), abstract, strict=True)
-            for path, x in sorted(group.items())
-        }
-        trace = relate(closed, paths, list(parameters))
-        typist = _Typist(layout, trace, _names(layout, trace))
-        specs = (
-            {path: a.stored for path, a in layout.parameters.items()},
+        trace = relate(closed, _by_path(abstract), list(parameters))
+        typist = _Typist(layout, trace, names_of(trace, _dims(layout)), islands)
+        landing = (
+            {path: getattr(a, lands) for path, a in layout.parameters.items()},
             {path: a.stored for path, a in layout.state.items()},
-            dict(layout.batch),
-            {"key": PartitionSpec()},
+            jax.tree.map(lambda _: PartitionSpec(), shapes[2]),
         )
 
         def typed(*groups):
-            flat = jax.tree.leaves(groups)
-            results = typist.run(closed.jaxpr, closed.consts, trace.scope, flat)
-            totals, new, metrics = jax.tree.unflatten(jax.tree.structure(shapes), results)
-            landing = {p: getattr(a, lands) for p, a in layout.parameters.items()}
-            stored = {p: a.stored for p, a in layout.state.items()}
-            whole = jax.tree.map(lambda _: PartitionSpec(), metrics)
-            return jax.tree.map(_lying, (totals, new, metrics), (landing, stored, whole))
+            results = typist.run(closed.jaxpr, closed.consts, jax.tree.leaves(groups), trace.scope)
+            tree = jax.tree.unflatten(jax.tree.structure(shapes), results)
+            return jax.tree.map(_typed_as, tree, landing)
 
         with jax.sharding.use_abstract_mesh(layout.mesh.abstract):
-            return jax.sharding.explicit_axes(typed, axes=layout.mesh.axes, in_sharding=specs)(
-                *groups
+            explicit = jax.sharding.explicit_axes(
+                typed, axes=layout.mesh.axes, in_sharding=_specs(layout)
+            )
+            return explicit(*groups)
+
+    return Differentiated(gradients, islands=islands)
+
+
+def _check_typable(layout: Layout) -> None:
+    """Refuse what maps devices by itself."""
+    strategy = layout.strategy
+    mapped = {
+        "exchanges pieces of the sequence in attention": layout.exchange is not None,
+        "runs layers in stages": runs_in_stages(strategy, layout.mesh),
+        "trains copies apart": strategy.averaging is not None,
+    }
+    for what, is_so in mapped.items():
+        if is_so:
+            raise LayoutError(
+                f"strategy '{strategy.name}' {what}, which is a shard_map of its own, and explicit "
+                "mode types whole arrays: use --mode auto or --mode manual"
             )
 
-    return differentiate
 
-
-def _names(layout: Layout, trace) -> Mapping[int, str]:
-    """Class -> the name that the layout's arrays give it."""
-    said = {
-        **{path: a.dims for path, a in (*layout.parameters.items(), *layout.state.items())},
-        **{f"batch/{name}": f.dims for name, f in layout.model.batch.items()},
+def _by_path(groups) -> dict[str, Any]:
+    """Abstract arguments by path, in the order in which JAX flattens them."""
+    return {
+        label + path: x
+        for label, group in zip(("", "", FIELD, ""), groups, strict=True)
+        for path, x in sorted(group.items())
     }
-    names: dict[int, str] = {}
-    for path, dims in said.items():
-        for dim, name in zip(trace.arguments[path], dims, strict=True):
-            nodes, parts = trace.classes.resolve(dim), name.split("*")
-            if len(parts) != len(nodes):
-                # One name for a dim that the trace found to be a product: its outermost factor.
-                nodes, parts = nodes[:1], parts[:1]
-            for node, part in zip(nodes, parts, strict=False):
-                if part not in (UNNAMED, ONE):
-                    names.setdefault(node, part)
-    return names
 
 
-class _Typist(Evaluator):
-    """Evaluates a jaxpr so that every array lies where the classes of its dims say."""
+def _dims(layout: Layout) -> dict[str, tuple[str, ...]]:
+    """A name for each dim of every argument of the loss."""
+    arrays = (*layout.parameters.items(), *layout.state.items())
+    fields = layout.model.batch.items()
+    return {path: a.dims for path, a in arrays} | {FIELD + n: f.dims for n, f in fields}
 
-    def __init__(self, layout: Layout, trace: Any, names: Mapping[int, str]):
+
+def _specs(layout: Layout) -> tuple[dict[str, PartitionSpec], ...]:
+    """How the arguments of the gradient come."""
+    return (
+        {path: a.stored for path, a in layout.parameters.items()},
+        {path: a.stored for path, a in layout.state.items()},
+        dict(layout.batch),
+        {KEY: PartitionSpec()},
+    )
+
+
+class _Typist(Interpreter):
+    """Evaluates a jaxpr so that every array is sharded as the classes of its dims say.
+
+    Beside each jaxpr is the `Scope` of its variables.
+    """
+
+    def __init__(
+        self, layout: Layout, trace: Trace, names: Mapping[int, str], islands: list[Island]
+    ):
         super().__init__()
-        self.layout, self.trace, self.names = layout, trace, names
+        self.layout, self.trace, self.names, self.islands = layout, trace, names, islands
 
-    def spec(self, scope, var) -> PartitionSpec:
-        """Where an array lies; a dim that does not divide is whole."""
+    def spec(self, scope: Scope, var: Any) -> PartitionSpec:
+        """How an array is sharded; a dim that does not divide is replicated."""
         spec = self.layout.place_of(spell(self.trace.classes, self.names, scope, var))
-        sizes = self.layout.mesh
         entries = []
         for dim, size, entry in zip(scope.dims[var], var.aval.shape, spec, strict=True):
-            # A piece has to be a piece of the outermost factor.
+            # A shard has to be a run of the outermost factor.
             nodes = self.trace.classes.resolve(dim)
             unit = self.trace.classes.size(nodes[0]) if nodes else size
-            ways = prod(sizes.size(axis) for axis in axes_of(entry))
+            ways = prod(self.layout.mesh.size(axis) for axis in axes_of(entry))
             entries.append(entry if unit % ways == 0 and size % ways == 0 else None)
         return PartitionSpec(*entries)
 
-    def used(self, atom, value, scope, memo):
-        """An operand where its use needs it."""
+    def used(self, atom, value, here):
+        """An operand, sharded as its use needs it."""
         if isinstance(atom, Literal) or not hasattr(value, "dtype") or not jnp.ndim(value):
             return value
-        spec = self.spec(scope, atom)
+        spec = self.spec(here.beside, atom)
         if jax.typeof(value).sharding.spec == spec:
             return value
-        if atom not in memo:
-            memo[atom] = _lying(value, spec)
-        return memo[atom]
+        if atom not in here.memo:
+            here.memo[atom] = _typed_as(value, spec)
+        return here.memo[atom]
 
-    def equation(self, eqn, operands, inner, scope, memo):
-        name = eqn.primitive.name
-        if name in _INLINE and inner:
-            closed = eqn.params.get("call_jaxpr", eqn.params.get("fun_jaxpr"))
-            operands = self.all_used(eqn, operands, scope, memo)
-            return self.run(closed.jaxpr, closed.consts, inner[0], operands)
-        results = super().equation(eqn, operands, inner, scope, memo)
+    def all_used(self, eqn, operands, here):
+        """The operands of an equation, sharded as it needs them."""
+        pairs = zip(eqn.invars, operands, strict=True)
+        return [self.used(atom, x, here) for atom, x in pairs]
+
+    def equation(self, eqn, operands, here):
+        results = super().equation(eqn, operands, here)
         return [
-            _lying(x, self.spec(scope, v)) if v.aval.shape else x
+            _typed_as(x, self.spec(here.beside, v)) if v.aval.shape else x
             for v, x in zip(eqn.outvars, results, strict=True)
         ]
 
-    def all_used(self, eqn, operands, scope, memo):
-        pairs = zip(eqn.invars, operands, strict=True)
-        return [self.used(atom, x, scope, memo) for atom, x in pairs]
+    def custom(self, eqn, operands, here):
+        # It is differentiated already: what is left is what it computes.
+        return self.call(eqn, self.all_used(eqn, operands, here), here)
 
-    def remat(self, p, operands, inner):
-        # It is differentiated already: what is left is to keep XLA from merging it with the first
-        # time that the same was computed.
-        if p["prevent_cse"]:
+    def remat(self, eqn, operands, here):
+        # As above; XLA is kept from merging it with the first time that the same was computed.
+        if eqn.params["prevent_cse"]:
             operands = lax.optimization_barrier(list(operands))
-        jaxpr = p["jaxpr"]
-        consts = getattr(jaxpr, "consts", ())
-        return self.run(getattr(jaxpr, "jaxpr", jaxpr), consts, inner, operands)
+        return self.call(eqn, operands, here)
 
-    def scan(self, eqn, operands, inner, scope):
-        """A carry is typed alike before and after; stored weights are used inside."""
-        p = eqn.params
-        consts, end = scan_parts(p)
-        carries = end - consts
-        closed = p["jaxpr"]
-        held = slice(consts, consts + carries)
+    def carried(self, values, variables, beside):
+        pairs = zip(variables, values, strict=True)
+        return [_typed_as(x, self.spec(beside, v)) for v, x in pairs]
 
-        def carried(values):
-            pairs = zip(closed.jaxpr.invars[held], values, strict=True)
-            return [_lying(x, self.spec(inner, v)) for v, x in pairs]
+    def stacked(self, values, variables, beside):
+        return [
+            x if isinstance(v, Literal) else _typed_as(x, self.spec(beside, v))
+            for v, x in zip(variables, values, strict=True)
+        ]
 
-        def body(carry, slices):
-            args = [*operands[:consts], *carry, *slices]
-            results = self.run(closed.jaxpr, closed.consts, inner, args)
-            made = zip(closed.jaxpr.outvars[carries:], results[carries:], strict=True)
-            ys = [x if isinstance(v, Literal) else _lying(x, self.spec(inner, v)) for v, x in made]
-            return carried(results[:carries]), ys
-
-        last, stacked = lax.scan(
-            body,
-            carried(operands[held]),
-            operands[consts + carries :],
-            length=p["length"],
-            reverse=p["reverse"],
-            unroll=p["unroll"],
-        )
-        return [*last, *stacked]
-
-    def cond(self, eqn, operands, inner, scope):
+    def cond(self, eqn, operands, here):
         index, *rest = operands
-        specs = [self.spec(scope, v) for v in eqn.outvars]
+        specs = [self.spec(here.beside, v) for v in eqn.outvars]
 
-        def branch(closed, scope):
+        def branch(number, held):
             def run(*args):
-                results = self.run(closed.jaxpr, closed.consts, scope, args)
-                return [_lying(x, spec) for x, spec in zip(results, specs, strict=True)]
+                results = self.run_held(held, args, here.within(number))
+                return [_typed_as(x, spec) for x, spec in zip(results, specs, strict=True)]
 
             return run
 
-        return lax.switch(index, [*map(branch, eqn.params["branches"], inner)], *rest)
+        branches = [branch(k, held) for k, held in enumerate(eqn.params["branches"])]
+        return lax.switch(index, branches, *rest)
 
-    def plain(self, eqn, operands, scope, memo):
-        operands = self.all_used(eqn, operands, scope, memo)
-        specs = [self.spec(scope, v) for v in eqn.outvars]
-        name = eqn.primitive.name
+    def while_loop(self, eqn, operands, here):
+        why = "how often it turns is not known, so what it carries is not typed"
+        return self.island(eqn, self.all_used(eqn, operands, here), here, why)
+
+    def leaf(self, eqn, operands, here):
+        operands = self.all_used(eqn, operands, here)
         if is_grouped(eqn):
-            # XLA has the gradient of its filter wrong where rows are split: each device does all.
-            operands = [_lying(x, PartitionSpec(*[None] * jnp.ndim(x))) for x in operands]
-        if name == "while":
-            self.note(name, "how often it turns is not known, so what it carries is not typed")
-            return self.island(eqn, operands, specs)
+            # XLA has the gradient of its filter wrong where rows are sharded: each device does all.
+            operands = [_typed_as(x, PartitionSpec(*[None] * jnp.ndim(x))) for x in operands]
         try:
-            if name in _SAYS_WHERE:
+            if parameter := rule_of(eqn).sharding:
                 mesh = jax.sharding.get_abstract_mesh()
-                params = {**eqn.params, _SAYS_WHERE[name]: NamedSharding(mesh, specs[0])}
-                return [eqn.primitive.bind(*operands, **params)]
+                spec = self.spec(here.beside, eqn.outvars[0])
+                params = {**eqn.params, parameter: NamedSharding(mesh, spec)}
+                return bound(eqn, operands, params)
             return as_it_is(eqn, operands)
-        except Exception as refusal:  # whatever JAX will not type, XLA may still compute
+        except sharding_errors() as refusal:
             first = (str(refusal).strip() or type(refusal).__name__).splitlines()[0]
-            self.note(name, first[:200])
-            return self.island(eqn, operands, specs)
+            return self.island(eqn, operands, here, first[:200])
 
-    def island(self, eqn, operands, specs):
+    def island(self, eqn, operands, here, why: str) -> list:
+        """The results of an equation that is left to XLA, and a note of it."""
+        self.islands.append(Island(eqn.primitive.name, self.source, why))
+        specs = tuple(self.spec(here.beside, v) for v in eqn.outvars)
+
         def alone(*operands):
             return tuple(as_it_is(eqn, operands))
 
-        return list(jax.sharding.auto_axes(alone, out_sharding=tuple(specs))(*operands))
-
-    def note(self, name, why):
-        found = _islands.get()
-        if found is not None:
-            found.append(Island(name, self.source, why))
+        return list(jax.sharding.auto_axes(alone, out_sharding=specs)(*operands))
 
 
-def _lying(x, spec):
-    """`x`, typed to lie so."""
+def _typed_as(x: Any, spec: PartitionSpec) -> Any:
+    """`x`, its type sharded so."""
     if not hasattr(x, "dtype"):
         return x
     spec = PartitionSpec(*(entry_of(axes_of(e)) for e in spec))

@@ -1,56 +1,54 @@
-"""A step's gradients under shard_map, every collective placed by `jaxpar.spmd` and not by XLA.
+"""The collectives are written out under shard_map, each placed by `jaxpar.spmd` and not by XLA.
 
-The loss is traced at its global shapes and walked on shards. Differentiating it there gives
-complete
-gradients: under shard_map's type check the transposes bring the sums that backward needs.
+The loss is walked on shards. Differentiating it there gives complete gradients: under shard_map's
+type check the transposes bring the sums that backward needs.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
 
 import jax
 from jax.sharding import PartitionSpec
 
 from jaxpar.core.mesh import axes_of, free_axes, sizes_of
 from jaxpar.layout.record import Array, Layout
+from jaxpar.layout.stages import runs_in_stages
 from jaxpar.spmd import trace
+from jaxpar.step.constraints import cut_further
+from jaxpar.step.filled import Said, filled_loss
+from jaxpar.step.modes import pipeline
+from jaxpar.step.modes.record import Asked, Differentiated
+
+WHOLE = PartitionSpec()
 
 
-def differentiate_by_hand(layout: Layout, loss_of: Callable, factor: float = 1.0) -> Callable:
-    """The gradient function of `loss_of` on shards.
-
-    Args:
-        layout: where parameters, state and batch lie.
-        loss_of: (parameters, model_state, batch, key) -> (Mean, metrics, model_state), for whole
-            arrays.
-        factor: what the loss's total is multiplied by before it is differentiated.
-
-    Returns:
-        (lands, parameters, model_state, batch, key) -> (gradients of the total x factor,
-        model_state, {name: Mean}). The gradients lie as the attribute `lands` of the layout's
-        arrays says.
-    """
+def mode(asked: Asked) -> Differentiated:
+    """The loss differentiated on shards."""
+    if runs_in_stages(asked.layout.strategy, asked.layout.mesh):
+        return pipeline.mode(asked)
+    layout = asked.microbatch
     stored = {path: a.stored for path, a in layout.parameters.items()}
     used = {path: a.computed for path, a in layout.parameters.items()}
     state = {path: a.stored for path, a in layout.state.items()}
     batches = dict(layout.batch)
-    whole = PartitionSpec()
 
-    def differentiate(lands, parameters, model_state, batch, key):
+    def gradients(lands, parameters, model_state, batch, key):
+        loss_of = filled_loss(layout, asked.loss, lambda: Said(layout.exchange))
         shares = {path: _shares(layout, a, lands) for path, a in layout.parameters.items()}
-        arguments = (parameters, model_state, batch, key)
+        arguments = (parameters, model_state, dict(batch), key)
         plan = trace(
             loss_of,
             jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments),
-            specs=(stored, state, batches, whole),
-            use_specs=(used, state, batches, whole),
-            out_specs=(whole, whole, state),
+            specs=(stored, state, batches, WHOLE),
+            use_specs=(used, state, batches, WHOLE),
+            out_specs=(WHOLE, WHOLE, state),
             axis_sizes=sizes_of(layout.mesh),
+            place=asked.placement.of,
         )
 
         def on_shards(parameters, model_state, batch, key):
             def total(parameters):
                 loss, metrics, new = plan(parameters, model_state, batch, key)
-                return loss.total * factor, ({"loss": loss, **metrics}, new)
+                return loss.total * asked.factor, ({"loss": loss, **metrics}, new)
 
             totals, (metrics, new) = jax.grad(total, has_aux=True)(_parted(shares, parameters))
             return _summed(shares, totals), new, metrics
@@ -60,15 +58,15 @@ def differentiate_by_hand(layout: Layout, loss_of: Callable, factor: float = 1.0
             on_shards,
             mesh=mesh,
             axis_names=free_axes(mesh),
-            in_specs=(stored, state, batches, whole),
+            in_specs=(stored, state, batches, WHOLE),
             out_specs=(
                 {path: getattr(a, lands) for path, a in layout.parameters.items()},
                 state,
-                whole,
+                WHOLE,
             ),
         )(*arguments)
 
-    return differentiate
+    return Differentiated(gradients)
 
 
 def _parted(shares, parameters):
@@ -108,19 +106,3 @@ def _shares(layout: Layout, array: Array, lands: str) -> list[tuple[int | None, 
     }
     over = {axis for spec in layout.batch.values() for e in spec for axis in axes_of(e)}
     return [*cut, *((None, axis) for axis in layout.mesh.axes if axis in over - taken)]
-
-
-def cut_further(array: Array, lands: str) -> list[tuple[int, str]]:
-    """The dims, and the axes over them, along which a gradient lands cut and its weight is not.
-
-    Args:
-        array: the weight.
-        lands: "gradient" or "moment", an attribute of it.
-    """
-    pairs = zip(getattr(array, lands), array.stored, strict=True)
-    return [
-        (dim, axis)
-        for dim, (fine, coarse) in enumerate(pairs)
-        for axis in axes_of(fine)
-        if axis not in axes_of(coarse)
-    ]

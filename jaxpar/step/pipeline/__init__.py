@@ -6,5 +6,6 @@ neighbour by a permute. Inside a stage the collectives of other axes are placed 
 """
 
 from jaxpar.step.pipeline.gradient import evaluate_in_stages, staged
+from jaxpar.step.pipeline.parts import take_apart
 
-__all__ = ["evaluate_in_stages", "staged"]
+__all__ = ["evaluate_in_stages", "staged", "take_apart"]

@@ -22,12 +22,13 @@ from jaxpar.models.record import Mean
 from jaxpar.schedules.record import Schedule
 from jaxpar.spmd import Plan, trace
 from jaxpar.spmd.value import varying
-from jaxpar.step.modes.manual import cut_further
+from jaxpar.step.constraints import cut_further
 from jaxpar.step.pipeline.held import vary
-from jaxpar.step.pipeline.parts import Parts, take_loss_apart
+from jaxpar.step.pipeline.parts import Parts
 from jaxpar.step.pipeline.piece import Piece, remembering
 from jaxpar.step.pipeline.timetable import timetable
 from jaxpar.step.pipeline.walk import Local, walk
+from jaxpar.step.placement import sharded
 
 WHOLE = PartitionSpec()
 
@@ -45,7 +46,7 @@ class _Plans:
 
 def staged(
     layout: Layout,
-    loss_of: Callable,
+    parts: Parts,
     schedule: Schedule,
     factor: float = 1.0,
     *,
@@ -55,7 +56,7 @@ def staged(
 
     Args:
         layout: where parameters and batch lie; its strategy has `stages`.
-        loss_of: (parameters, batch, key, through) -> (Mean, metrics), for whole arrays.
+        parts: the loss of one microbatch, taken apart.
         schedule: who does what when, for as many microbatches as the batch is cut into.
         factor: what the loss's total is multiplied by before it is differentiated.
         fill: what idle stages hand on, for tests: no result may depend on it.
@@ -88,16 +89,20 @@ def staged(
     def differentiate(lands, parameters, model_state, batch, key):
         specs = {path: getattr(a, lands) for path, a in layout.parameters.items()}
         run = partial(on_shards, lands)
-        totals, means = _on_mesh(
-            layout, loss_of, schedule, run, (specs, WHOLE), parameters, batch, key
-        )
+        out_specs = (specs, WHOLE)
+        totals, means = _on_mesh(layout, parts, schedule, run, out_specs, parameters, batch, key)
         return totals, model_state, means
 
     return differentiate
 
 
-def evaluate_in_stages(layout: Layout, loss_of: Callable, schedule: Schedule) -> Callable:
-    """(parameters, batch) -> {name: Mean}, by the forward passes of a schedule alone."""
+def evaluate_in_stages(layout: Layout, parts: Parts, schedule: Schedule) -> Callable:
+    """(parameters, batch) -> {name: Mean}, by the forward passes of a schedule alone.
+
+    Args:
+        layout, schedule: as for `staged`.
+        parts: the loss of one microbatch in evaluation, taken apart.
+    """
     schedule = schedule.forward_only()
     table = timetable(schedule)
 
@@ -106,12 +111,12 @@ def evaluate_in_stages(layout: Layout, loss_of: Callable, schedule: Schedule) ->
         return _gathered(walk(local, table), schedule)
 
     def evaluate(parameters, batch):
-        return _on_mesh(layout, loss_of, schedule, on_shards, WHOLE, parameters, batch, None)
+        return _on_mesh(layout, parts, schedule, on_shards, WHOLE, parameters, batch, None)
 
     return evaluate
 
 
-def _on_mesh(layout, loss_of, schedule, on_shards, out_specs, parameters, batch, key):
+def _on_mesh(layout, parts, schedule, on_shards, out_specs, parameters, batch, key):
     """Cut the batch into microbatches and hand everything to the devices."""
     count = schedule.microbatches
     # Microbatch m takes every count-th row: contiguous rows would move between devices.
@@ -120,7 +125,7 @@ def _on_mesh(layout, loss_of, schedule, on_shards, out_specs, parameters, batch,
     )
     one = {n: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for n, x in microbatches.items()}
     abstract = {p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in parameters.items()}
-    plans = _plans(layout, loss_of, abstract, one, key)
+    plans = _plans(layout, parts, abstract, one, key)
     keys = () if key is None else (key,)
     return jax.shard_map(
         lambda parameters, batch, *key: on_shards(plans, parameters, batch, *(key or (None,))),
@@ -134,9 +139,8 @@ def _on_mesh(layout, loss_of, schedule, on_shards, out_specs, parameters, batch,
     )(parameters, microbatches, *keys)
 
 
-def _plans(layout: Layout, loss_of, parameters, batch, key) -> _Plans:
+def _plans(layout: Layout, parts: Parts, parameters, batch, key) -> _Plans:
     """Trace the parts of the loss at their whole shapes; stages are unknown to them."""
-    parts = take_loss_apart(layout.model.name, loss_of, parameters, batch, key)
     if key is not None:
         key = jax.ShapeDtypeStruct(key.shape, key.dtype)
     arrays = {p: a for p, a in layout.parameters.items() if p not in parts.layer_paths}
@@ -146,9 +150,11 @@ def _plans(layout: Layout, loss_of, parameters, batch, key) -> _Plans:
     stored = {p: a.stored for p, a in arrays.items()}
     used = {p: a.computed for p, a in arrays.items()}
     batches = dict(layout.batch)
-    x = jax.tree.map(
-        lambda _, dims: layout.place_of(dims, between=True), parts.activation, parts.dims
-    )
+    place = partial(sharded, layout)
+    x = [
+        place(names, tuple(a.shape)).between
+        for names, a in zip(parts.names, parts.activation, strict=True)
+    ]
 
     def traced(fn, args, specs, uses, out=None):
         return trace(
@@ -159,6 +165,7 @@ def _plans(layout: Layout, loss_of, parameters, batch, key) -> _Plans:
             out_specs=out,
             axis_sizes=sizes_of(layout.mesh),
             unknown=(AXIS,),
+            place=place,
         )
 
     inputs, specs, uses = (rest, batch, key), (stored, batches, WHOLE), (used, batches, WHOLE)
@@ -231,9 +238,7 @@ def _is_spec(node) -> bool:
 def _apart(layout: Layout, plans: _Plans) -> frozenset[str]:
     """Along which axes devices add up shares of a gradient of their own: those that cut the
     activation's rows and positions, and the stages."""
-    parts = plans.parts
-    specs = jax.tree.map(lambda _, dims: tuple(layout.place_of(dims)), parts.activation, parts.dims)
-    entries = jax.tree.leaves(specs, is_leaf=lambda entry: entry is None)
+    entries = [entry for names in plans.parts.names for entry in layout.place_of(names)]
     return frozenset({AXIS, *(axis for entry in entries for axis in axes_of(entry))})
 
 

@@ -1,19 +1,26 @@
-"""A loss taken apart at its stack of layers: what comes before, one layer, and what comes after.
+"""A traced loss taken apart at its stack of layers: what comes before, one layer, what comes after.
 
-The loss is the user's own and is called twice: once with a `through` that notes what it is given,
-and once with one that hands in the stack's result. What either call does not need is dead code, and
-is dropped. Pure; shapes and types only.
+The stack is one equation of the jaxpr, the hook `through`; each part is the equations that its
+results need. Pure; shapes and types only.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 from jaxpar.core.errors import LayoutError
+from jaxpar.core.hooks import layers
+from jaxpar.core.jax_compat import jaxpr_of, with_constants_first
+from jaxpar.inference.traced import KEY, TracedLoss
+from jaxpar.jaxprs.record import FIELD
+from jaxpar.jaxprs.rules import rule_of
+from jaxpar.layout.record import Layout
+from jaxpar.step.filled import Said, filled_loss
 
 
 @dataclass(frozen=True)
@@ -21,172 +28,189 @@ class Parts:
     """A loss in three functions of whole arrays.
 
     Attributes:
-        before: (rest, batch, key) -> the activation (an array, or a tree of them) that enters the
-            first layer.
+        before: (rest, batch, key) -> [array], the activation that enters the first layer.
         aside: (rest, batch, key) -> [array], what layers are given beside weights and activation:
             first stacks with a leading dim of layers (random keys), then what all layers share.
         stacked_asides: how many of them are stacks.
         layer: (weights, asides, x) -> x, of one layer; weights by path, without the layers dim.
         after: (rest, y, batch, key) -> (Mean, metrics), from what leaves the last layer.
         layer_paths: the parameters that the layers are made of, each with a leading layers dim.
-        dims: the names of the activation's dims, in a tree like it.
-        remat: what is kept from forward for backward; see `seams.rematerialized`.
+        names: of the dims of each array of the activation.
+        remat: what is kept from forward for backward; see `hooks.rematerialized`.
         activation, asides: abstract values of the activation and of what `aside` returns.
 
     `rest` holds the other parameters, by path.
     """
 
-    before: Callable
-    aside: Callable
+    before: Callable[..., Any]
+    aside: Callable[..., Any]
     stacked_asides: int
-    layer: Callable
-    after: Callable
+    layer: Callable[..., Any]
+    after: Callable[..., Any]
     layer_paths: tuple[str, ...]
-    dims: Any
+    names: list[tuple[str, ...]]
     remat: str
-    activation: Any
+    activation: list[jax.ShapeDtypeStruct]
     asides: tuple[jax.ShapeDtypeStruct, ...]
 
 
-class _Notes:
-    """What `through` was given, noted while the loss is traced."""
+class _Inlined(Said):
+    """Evaluates with attention filled in, calls in place, and the stack of layers as it is."""
 
-    def __init__(self):
-        self.calls = []
-
-    def through(self, block, stacked, x, *, dims, remat="none", unroll=1, **_):
-        """Stand in for the way through the layers: note everything and change nothing."""
-        del unroll
-        leaves, tree = jax.tree.flatten(stacked)
-        one = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in leaves]
-        # Traced alone, so that whatever the block closes over becomes a constant of it.
-        closed = jax.make_jaxpr(lambda layer, y: block(jax.tree.unflatten(tree, layer), y))(one, x)
-        self.calls.append((closed, leaves, x, dims, remat))
-        return x
+    through = staticmethod(layers)
 
 
-def take_loss_apart(
-    name: str,
-    loss_of: Callable,
-    parameters: Mapping[str, jax.ShapeDtypeStruct],
-    batch: Mapping[str, jax.ShapeDtypeStruct],
-    key: jax.ShapeDtypeStruct,
-) -> Parts:
+def take_apart(layout: Layout, traced: TracedLoss) -> Parts:
     """Find the layers in a loss.
 
     Args:
-        name: of the model, for refusals.
-        loss_of: (parameters, batch, key, through) -> (Mean, metrics).
-        parameters, batch, key: abstract arguments.
+        layout: of one microbatch.
+        traced: the loss of its model, in training or not.
 
     Raises:
-        LayoutError: when the loss runs no stack of layers or several, or gives its layers weights
-            that are no parameters of their own.
+        LayoutError: the loss changes state, runs no stack of layers or several, reads its layers'
+            weights elsewhere, or gives its layers what depends on other parameters.
     """
-    notes = _Notes()
-
-    def noting(parameters, batch, key):
-        notes.calls.clear()
-        loss_of(parameters, batch, key, notes.through)
-        _check_calls(name, notes.calls)
-        ((closed, leaves, x, _, _),) = notes.calls
-        return x, leaves, list(closed.consts)
-
-    whole, shapes = jax.make_jaxpr(noting, return_shape=True)(parameters, batch, key)
-    ((block, _, _, dims, remat),) = notes.calls
-    x, leaves, consts = shapes
-    entering = len(jax.tree.leaves(x))
-    paths = dict(zip(whole.jaxpr.invars, sorted(parameters), strict=False))
-    origins = [paths.get(var) for var in whole.jaxpr.outvars[entering : entering + len(leaves)]]
-    layer_paths = tuple(dict.fromkeys(path for path in origins if path))
-    beside = [i for i, path in enumerate(origins) if path is None]
-    outs = [*(entering + i for i in beside)]
-    outs += range(entering + len(leaves), len(whole.jaxpr.outvars))
-    if _depends(whole.jaxpr, outs, set(paths)):
+    if layout.state:
         raise LayoutError(
-            f"model '{name}': what its layers are given beside their own weights depends on other "
-            "parameters, and stages hand on one activation only: pass it through the activation, "
-            "or use a strategy without stages"
+            f"model '{layout.model.name}' changes {', '.join(layout.state)} in its forward pass, "
+            f"and strategy '{layout.strategy.name}' hands on activations only: use pipe=1"
         )
-    _check_apart(name, loss_of, layer_paths, (parameters, batch, key), x)
-    rest_of = _with_layers(parameters, layer_paths)
+    return _Loss(layout, traced).parts()
 
-    def layer(weights, asides, y):
-        values = iter(asides)
-        given = [weights[path] if path else next(values) for path in origins]
-        leaves, tree = jax.tree.flatten(y)
-        return jax.tree.unflatten(
-            tree, jax.core.eval_jaxpr(block.jaxpr, list(values), *given, *leaves)
+
+class _Loss:
+    """A loss as one flat jaxpr, and where its stack of layers stands in it."""
+
+    def __init__(self, layout: Layout, traced: TracedLoss):
+        self.name, self.traced = layout.model.name, traced
+        run = filled_loss(layout, traced, lambda: _Inlined(layout.exchange))
+
+        def scored(*args):
+            values = dict(zip(traced.arguments, args, strict=True))
+            fields = {p.removeprefix(FIELD): v for p, v in values.items() if p.startswith(FIELD)}
+            key = values.pop(KEY, None)
+            loss, metrics, _ = run(values, {}, fields, key)
+            return loss, metrics
+
+        closed, shapes = jax.make_jaxpr(scored, return_shape=True)(*traced.arguments.values())
+        self.consts, self.tree = tuple(closed.consts), jax.tree.structure(shapes)
+        self.jaxpr = with_constants_first(closed).jaxpr
+        variables = self.jaxpr.invars[len(self.consts) :]
+        self.paths = dict(zip(variables, traced.arguments, strict=True))
+        self.stack = self._the_stack()
+
+    def _the_stack(self) -> Any:
+        """The one equation that is a stack of layers."""
+        found = [eqn for eqn in self.jaxpr.eqns if rule_of(eqn).kind == "layers"]
+        if len(found) != 1:
+            times = "never" if not found else f"{len(found)} times"
+            raise LayoutError(
+                f"model '{self.name}': its loss calls `through` {times}, and a pipeline cuts one "
+                "stack of layers into stages: call it once, or use a strategy without stages"
+            )
+        return found[0]
+
+    def parts(self) -> Parts:
+        """The loss in three functions."""
+        p = self.stack.params
+        end = p["consts"] + p["stacked"]
+        fixed, stacks, carry = (
+            self.stack.invars[: p["consts"]],
+            self.stack.invars[p["consts"] : end],
+            self.stack.invars[end:],
         )
+        origins = [None if isinstance(a, Literal) else self._parameter(a) for a in stacks]
+        layer_paths = tuple(dict.fromkeys(path for path in origins if path))
+        beside = [a for a, path in zip(stacks, origins, strict=True) if path is None]
+        before, asides = self.part(carry), self.part([*beside, *fixed])
+        after = self.part(self.jaxpr.outvars, self.stack.outvars)
+        self._check(layer_paths, before, asides, after)
+        function = jaxpr_as_fun(p["body"])
 
-    def after(rest, y, batch, key):
-        return loss_of(rest_of(rest), batch, key, lambda *_, **__: y)
+        def layer(weights, aside, y):
+            own, shared = iter(aside[: len(beside)]), aside[len(beside) :]
+            given = [weights[path] if path else next(own) for path in origins]
+            return list(function(*shared, *given, *y))
 
-    return Parts(
-        before=lambda rest, batch, key: noting(rest_of(rest), batch, key)[0],
-        aside=lambda rest, batch, key: _beside(noting(rest_of(rest), batch, key), beside),
-        stacked_asides=len(beside),
-        layer=layer,
-        after=after,
-        layer_paths=layer_paths,
-        dims=dims,
-        remat=remat,
-        activation=x,
-        asides=tuple(_beside((x, leaves, consts), beside)),
-    )
+        def scored(rest, y, batch, key):
+            return jax.tree.unflatten(self.tree, after.run(self._values(rest, batch, key), y))
 
-
-def _beside(noted, beside):
-    _, leaves, consts = noted
-    return [*(leaves[i] for i in beside), *consts]
-
-
-def _with_layers(parameters, layer_paths):
-    """Fill the layers' own weights in with zeros, where a part has been seen not to use them."""
-
-    def fill(rest):
-        shapes = {path: parameters[path] for path in layer_paths}
-        return {**rest, **{p: jnp.zeros(s.shape, s.dtype) for p, s in shapes.items()}}
-
-    return fill
-
-
-def _check_calls(name: str, calls: list) -> None:
-    if len(calls) != 1:
-        times = "never" if not calls else f"{len(calls)} times"
-        raise LayoutError(
-            f"model '{name}': its loss calls `through` {times}, and a pipeline cuts one stack of "
-            "layers into stages: call it once, or use a strategy without stages"
-        )
-
-
-def _check_apart(name, loss_of, layer_paths, arguments, x) -> None:
-    """Refuse a loss that reads its layers' weights before or after the layers too."""
-
-    def around(parameters, batch, key, y):
-        notes = _Notes()
-        seen = []
-
-        def through(block, stacked, entering, **how):
-            seen.append(notes.through(block, stacked, entering, **how))
-            return y
-
-        return loss_of(parameters, batch, key, through), seen
-
-    traced = jax.make_jaxpr(around)(*arguments, x).jaxpr
-    paths = zip(traced.invars, sorted(arguments[0]), strict=False)
-    layers = {var for var, path in paths if path in layer_paths}
-    if _depends(traced, range(len(traced.outvars)), layers):
-        raise LayoutError(
-            f"model '{name}': its loss reads the weights of its layers outside of them too, and "
-            "each stage holds its own layers only: use a strategy without stages"
+        return Parts(
+            before=lambda rest, batch, key: before.run(self._values(rest, batch, key)),
+            aside=lambda rest, batch, key: asides.run(self._values(rest, batch, key)),
+            stacked_asides=len(beside),
+            layer=layer,
+            after=scored,
+            layer_paths=layer_paths,
+            names=list(p["names"]),
+            remat=p["remat"],
+            activation=[_abstract(a) for a in carry],
+            asides=tuple(_abstract(a) for a in (*beside, *fixed)),
         )
 
+    def part(self, outs: Sequence[Any], given: Sequence[Any] = ()) -> _Part:
+        """The equations that some results need, given the values of some variables."""
+        needed = {a for a in outs if not isinstance(a, Literal)} - set(given)
+        kept = []
+        for eqn in reversed(self.jaxpr.eqns):
+            if any(v in needed for v in eqn.outvars) and eqn is not self.stack:
+                kept.append(eqn)
+                needed.update(a for a in eqn.invars if not isinstance(a, Literal))
+        needed -= set(given)
+        count = len(self.consts)
+        consts = [v for v in self.jaxpr.invars[:count] if v in needed]
+        values = dict(zip(self.jaxpr.invars[:count], self.consts, strict=True))
+        arguments = [v for v in self.jaxpr.invars[count:] if v in needed]
+        jaxpr = jaxpr_of([*consts, *arguments, *given], outs, kept[::-1], self.jaxpr)
+        return _Part(
+            jaxpr_as_fun(ClosedJaxpr(jaxpr, ())),
+            tuple(values[v] for v in consts),
+            tuple(self.paths[v] for v in arguments),
+        )
 
-def _depends(jaxpr, outs: Iterable[int], variables: set) -> bool:
-    """Whether any of the results `outs` is computed from one of `variables`."""
-    needed = {jaxpr.outvars[i] for i in outs if not isinstance(jaxpr.outvars[i], Literal)}
-    for eqn in reversed(jaxpr.eqns):
-        if any(var in needed for var in eqn.outvars):
-            needed.update(v for v in eqn.invars if not isinstance(v, Literal))
-    return bool(needed & variables)
+    def _parameter(self, var: Any) -> str | None:
+        """The path of a parameter that a variable is, or None."""
+        path = self.paths.get(var)
+        return path if path in self.traced.weights else None
+
+    def _values(self, rest, batch, key) -> dict[str, Any]:
+        fields = {FIELD + name: value for name, value in batch.items()}
+        return {**rest, **fields, **({} if key is None else {KEY: key})}
+
+    def _check(self, layer_paths, before: _Part, asides: _Part, after: _Part) -> None:
+        """Refuse a loss whose parts do not stand apart."""
+        if set(asides.paths) & set(self.traced.weights):
+            raise LayoutError(
+                f"model '{self.name}': what its layers are given beside their own weights depends "
+                "on other parameters, and stages hand on one activation only: pass it through the "
+                "activation, or use a strategy without stages"
+            )
+        if (set(before.paths) | set(after.paths)) & set(layer_paths):
+            raise LayoutError(
+                f"model '{self.name}': its loss reads the weights of its layers outside of them "
+                "too, and each stage holds its own layers only: use a strategy without stages"
+            )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some equations of a loss.
+
+    Attributes:
+        function: of constants, arguments and what is given, to results; all flat.
+        consts: values of the constants.
+        paths: of the arguments that it takes.
+    """
+
+    function: Callable[..., Any]
+    consts: tuple[Any, ...]
+    paths: tuple[str, ...]
+
+    def run(self, values: Mapping[str, Any], given: Sequence[Any] = ()) -> list:
+        """The results, given the arguments by path."""
+        return list(self.function(*self.consts, *(values[p] for p in self.paths), *given))
+
+
+def _abstract(atom: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype)

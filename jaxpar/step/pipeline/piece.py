@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxpar.spmd.control import keep_all_but_gathers
+from jaxpar.jaxprs.policy import keep_all_but_cheap
 
 
 def remembering(layer: Callable, remat: str) -> Callable:
     """`layer` under the checkpoint policy that `remat` names; gathered weights are never kept."""
     policies = jax.checkpoint_policies
     named = {
-        "none": keep_all_but_gathers,
+        "none": keep_all_but_cheap,
         "full": policies.nothing_saveable,
         "dots": policies.dots_saveable,
     }

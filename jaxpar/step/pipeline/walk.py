@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxpar.core.jax_compat import varying_axes
 from jaxpar.layout.stages import AXIS
-from jaxpar.spmd.value import varying, varying_of
+from jaxpar.spmd.value import varying
 from jaxpar.step.pipeline.held import Held, add, at, put, vary
 from jaxpar.step.pipeline.piece import Piece
 from jaxpar.step.pipeline.timetable import BACKWARD, FORWARD, IDLE, Counts, Loop, Timetable
@@ -108,7 +109,7 @@ def _empty(local: Local, table: Timetable, train: bool) -> Held:
     avals = jax.tree.unflatten(jax.tree.structure(shapes), closed.out_avals)
 
     def empty(aval, *slots):
-        return vary(jnp.zeros((*slots, *aval.shape), aval.dtype), varying_of(aval) | {AXIS})
+        return vary(jnp.zeros((*slots, *aval.shape), aval.dtype), varying_axes(aval) | {AXIS})
 
     def nothing(tree):
         return jax.tree.map(lambda a: vary(jnp.zeros_like(a), varying(a)), tree) if train else {}
@@ -239,7 +240,7 @@ def _backward(local: Local, row, held: Held, counts: Counts, factor: float):
 def _either(predicate, then, otherwise, *operands, taken):
     """`lax.cond` whose branches' results are brought to one type; `taken` as for `_taken`."""
     outs = [jax.make_jaxpr(f)(*operands).out_avals for f in (then, otherwise)]
-    axes = [varying_of(a) | varying_of(b) for a, b in zip(*outs, strict=True)]
+    axes = [varying_axes(a) | varying_axes(b) for a, b in zip(*outs, strict=True)]
 
     def alike(f):
         def run(*operands):

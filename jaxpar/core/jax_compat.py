@@ -1,0 +1,58 @@
+"""What of JAX is private, or differs between the versions that jaxpar runs on; and nothing else.
+
+Every other file uses JAX's public names. Each name here has a test for each version (see
+`tests/test_jax_compat.py`), so that a new JAX that moves one of them says so there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+
+def open_jaxpr(inner: Any) -> tuple[Any, tuple[Any, ...]]:
+    """The jaxpr and the constants of what an equation holds, closed or not.
+
+    JAX 0.12 has one kind of jaxpr, which is closed; 0.10 and 0.11 hold either in a parameter.
+    """
+    return getattr(inner, "jaxpr", inner), tuple(getattr(inner, "consts", ()))
+
+
+def with_constants_first(closed: ClosedJaxpr) -> ClosedJaxpr:
+    """The same function, its constants as its first arguments: none are left in it."""
+    inner = closed.jaxpr
+    variables = (*inner.constvars, *inner.invars)
+    return ClosedJaxpr(jaxpr_of(variables, inner.outvars, inner.eqns, inner), ())
+
+
+def jaxpr_of(invars, outvars, eqns, like: Any) -> Jaxpr:
+    """A jaxpr of some of the equations of `like`, its arguments without names."""
+    info = like.debug_info._replace(arg_names=None, result_paths=None)
+    effects = frozenset().union(*(eqn.effects for eqn in eqns))
+    return Jaxpr((), tuple(invars), list(outvars), list(eqns), effects, info)
+
+
+def scan_parts(params: Any) -> tuple[int, int]:
+    """Where a scan's operands change from constants to carry, and from carry to slices."""
+    if "num_carry" in params:
+        return params["num_consts"], params["num_consts"] + params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()  # JAX 0.12 says it as a tree
+    return len(consts), len(consts) + len(carry)
+
+
+def varying_axes(kind: Any) -> frozenset[str]:
+    """The mesh axes along which a type under shard_map lets an array differ between devices."""
+    # JAX 0.10 moved the set from `vma` into `manual_axis_type`.
+    types = getattr(kind, "manual_axis_type", None)
+    return frozenset(kind.vma if types is None else types.varying)
+
+
+def sharding_errors() -> tuple[type[Exception], ...]:
+    """What JAX raises where it has no typed rule for an operation, or not for these types.
+
+    Its own class for that is not public; some rules raise a plain NotImplementedError.
+    """
+    from jax._src.core import ShardingTypeError
+
+    return (ShardingTypeError, NotImplementedError)

@@ -1,0 +1,189 @@
+"""A model's loss, called by Python once for each number of rows, and a jaxpr from then on.
+
+What the model says while it is traced is in the jaxpr, as primitives (`jaxpar.core.annotations`) or
+as the paths of its arguments. Whoever lays out, differentiates, types or compiles reads that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.extend.core import ClosedJaxpr
+
+from jaxpar.core import hooks
+from jaxpar.core.errors import RequestError
+from jaxpar.jaxprs.record import FIELD
+from jaxpar.models.modules import Parts, abstract, take_apart, values_of
+from jaxpar.models.record import Mean, Model
+
+KEY = "random/key"
+"""The path of the key that drives dropout."""
+
+_HOOKS = {"through": hooks.layers, "attend": hooks.attend}
+"""What a loss is given for the hooks that it takes: they say so in the jaxpr."""
+
+
+@dataclass(frozen=True)
+class TracedLoss:
+    """A loss as a jaxpr.
+
+    Attributes:
+        closed: from flat arguments to flat results.
+        arguments: path -> abstract array, in the order of the jaxpr's arguments: parameters, other
+            state, the batch (`FIELD` and the field's path), and `KEY` where it is trained.
+        tree: of the first results, (Mean, {name: Mean}).
+        state: paths of the other results, the state after the call.
+        weights: paths of what is learned, and of what would be if it were not frozen.
+    """
+
+    closed: ClosedJaxpr
+    arguments: Mapping[str, jax.ShapeDtypeStruct]
+    tree: Any
+    state: tuple[str, ...]
+    weights: tuple[str, ...]
+
+    def flat(self, parameters, state, batch, key) -> list[Any]:
+        """One value for each argument of the jaxpr; `key` is None where none is taken."""
+        keys = {} if key is None else {KEY: key}
+        fields = {FIELD + name: value for name, value in batch.items()}
+        values = {**parameters, **state, **fields, **keys}
+        return [values[path] for path in self.arguments]
+
+    def unflat(self, results) -> tuple[Mean, dict[str, Mean], dict[str, Any]]:
+        """The loss, the metrics and the new state, of the jaxpr's results."""
+        count = self.tree.num_leaves
+        loss, metrics = jax.tree.unflatten(self.tree, results[:count])
+        return loss, metrics, dict(zip(self.state, results[count:], strict=True))
+
+
+def traced_loss(model: Model, *, train: bool = True) -> TracedLoss:
+    """The loss of a model on a batch of its size, traced when it is first asked for.
+
+    Args:
+        model: whose `batch` gives the shapes.
+        train: whether in training, with dropout and changing statistics, or else in evaluation.
+
+    Raises:
+        RequestError: the loss returns no (Mean, {name: Mean}), or the module has other variables
+            after the call than before.
+    """
+    about = _about(model, train)
+    if model.annotate is None:
+        return _once(model, about, lambda: _trace(model, module_of(model), train))
+    return _once(model, (*about, _known(model.annotate)), lambda: _annotated(model, train))
+
+
+def remember(model: Model, traced: TracedLoss) -> None:
+    """Let `traced` be what the model's loss is in training, before it is annotated."""
+    _once(model, _about(model, True), lambda: traced)
+
+
+def _about(model: Model, train: bool) -> tuple[Any, ...]:
+    """What a trace of a model's loss depends on."""
+    fields = tuple((name, f.shape, f.dtype) for name, f in model.batch.items())
+    return ("loss", _known(model.loss), model.hooks, fields, train)
+
+
+def _annotated(model: Model, train: bool) -> TracedLoss:
+    """The loss with the names that were found for its dims."""
+    plain = traced_loss(replace(model, annotate=None), train=train)
+    closed = model.annotate(plain.closed, plain.arguments, plain.weights)
+    return replace(plain, closed=closed)
+
+
+def module_of(model: Model) -> Parts:
+    """The model's module taken apart, its arrays as shapes; built when it is first asked for."""
+    return _once(model, ("module",), lambda: abstract(model))
+
+
+def _once(model: Model, about: tuple[Any, ...], make) -> Any:
+    """What `make` gives, made once for a model and whatever else it depends on."""
+    build = (_known(model.build), _known(model.trainable), model.compute_dtype)
+    key = (*about, *build, jax.config.jax_enable_x64)
+    if key not in model.traced:
+        # What is known by its identity must not be forgotten while the identity is in a key.
+        model.traced[key] = (make(), (model.loss, model.build, model.trainable, model.annotate))
+    return model.traced[key][0]
+
+
+def _known(value: Any) -> Any:
+    """What a value is known by: itself where it can be hashed, else its identity."""
+    try:
+        hash(value)
+    except TypeError:
+        return id(value)
+    return value if isinstance(value, Hashable) else id(value)
+
+
+def _trace(model: Model, parts: Parts, train: bool) -> TracedLoss:
+    """Call the loss, on shapes alone."""
+    batch = {n: jax.ShapeDtypeStruct(f.shape, f.dtype) for n, f in model.batch.items()}
+    chosen = {name: hook for name, hook in _HOOKS.items() if name in model.hooks}
+
+    def function(parameters, state, batch, keys):
+        module = parts.put_together(parameters, state)
+        module.train() if train else module.eval()
+        loss, metrics = checked(model, model.loss(module, batch, key=keys.get(KEY), **chosen))
+        after = take_apart(module, model.trainable)
+        _check_variables(model.name, parts, after)
+        return (loss, metrics), values_of(after.state) if train else state
+
+    keys = {KEY: jax.eval_shape(lambda: jax.random.key(0))} if train else {}
+    groups = _abstract((values_of(parts.parameters), values_of(parts.state), batch, keys))
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*groups)
+    labels = ("", "", FIELD, "")
+    arguments = {
+        label + path: group[path]
+        for label, group in zip(labels, groups, strict=True)
+        for path in sorted(group)
+    }
+    scored, state = shapes
+    return TracedLoss(
+        closed,
+        arguments,
+        jax.tree.structure(scored),
+        tuple(sorted(state)),
+        tuple(weights_of(parts)),
+    )
+
+
+def weights_of(parts: Parts) -> list[str]:
+    """Paths of what is learned, and of what would be if it were not frozen."""
+    frozen = [path for path, leaf in parts.state.items() if isinstance(leaf, nnx.Param)]
+    return [*parts.parameters, *frozen]
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def checked(model: Model, returned: Any) -> tuple[Mean, dict[str, Mean]]:
+    """What a loss returned, if it is what a Model's loss returns."""
+    pair = isinstance(returned, tuple) and len(returned) == 2
+    if pair and isinstance(returned[0], Mean) and isinstance(returned[1], dict):
+        if all(isinstance(metric, Mean) for metric in returned[1].values()):
+            return returned
+    raise RequestError(
+        f"model '{model.name}': its loss returned {type(returned).__name__}, and a loss "
+        "returns (Mean, {name: Mean}): return (jaxpar.weighted_mean(values, batch['weight']), {})"
+    )
+
+
+def _check_variables(called: str, before: Parts, after: Parts) -> None:
+    """Refuse a call that made variables, or lost some."""
+    paths = [set(parts.parameters) | set(parts.state) for parts in (before, after)]
+    if grown := sorted(paths[1] - paths[0]):
+        raise RequestError(
+            f"model '{called}': calling it made {', '.join(grown[:4])}, which it did not have when "
+            "it was made, so a step would lose it: make it in __init__ (as an nnx.Variable), or "
+            "sow it as an nnx.Intermediate"
+        )
+    if lost := sorted(paths[0] - paths[1]):
+        raise RequestError(
+            f"model '{called}': calling it removed {', '.join(lost[:4])}: keep every variable that "
+            "the module was made with"
+        )

@@ -1,0 +1,32 @@
+"""Every equation of a jaxpr, those of the jaxprs in it too, and how often each runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from jax.extend.core import jaxprs_in_params
+
+from jaxpar.core.jax_compat import open_jaxpr
+from jaxpar.jaxprs.rules import rule_of
+
+
+def equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
+    """Yield (equation, how often it runs), callers before what they call.
+
+    A loop that ends by a condition counts as one turn, and a branch as taken each time.
+    """
+    for eqn in open_jaxpr(jaxpr)[0].eqns:
+        yield eqn, times
+        for inner in jaxprs_in_params(eqn.params):
+            yield from equations(inner, times * turns(eqn))
+
+
+def turns(eqn: Any) -> int:
+    """How often one run of an equation runs what it holds."""
+    kind = rule_of(eqn).kind
+    if kind == "scan":
+        return eqn.params["length"]
+    if kind == "layers":
+        return eqn.invars[eqn.params["consts"]].aval.shape[0]
+    return 1

@@ -1,0 +1,75 @@
+"""Primitives that hold jaxprs, that map over devices, or that only say something.
+
+What they hold is walked by whoever evaluates or relates it; here stands what they are.
+"""
+
+from __future__ import annotations
+
+from jaxpar.core.annotations import ATTEND, LAYERS, NAMED, ORDERED
+from jaxpar.jaxprs.rules.elementwise import same_shape
+from jaxpar.jaxprs.rules.record import Rule
+
+
+def _attend(ids, ins, outs, params):
+    """Attention (batch, positions, heads, group, width): positions and widths are needed whole."""
+    q = ids.dims(ins[0])
+    batch, length, heads, _, width = q
+    ids.whole.update((*length, *width))
+    k, v = ([batch, (ids.new(s[1], whole=True),), heads, width] for s in ins[1:])
+    v[3] = (ids.new(ins[2][3], whole=True),)
+    return [q, k, v], [[*q[:4], v[3]]]
+
+
+_COLLECTIVES = {
+    "ppermute": "collective-permute",
+    "all_to_all": "all-to-all",
+    "all_gather": "all-gather",
+    "psum": "all-reduce",
+    "psum_invariant": "all-reduce",
+    "pmax": "all-reduce",
+    "pmin": "all-reduce",
+    "reduce_scatter": "reduce-scatter",
+}
+
+RULES = {
+    **dict.fromkeys(("jit", "pjit", "closed_call", "core_call", "call"), Rule("call")),
+    **dict.fromkeys(("checkpoint", "remat", "remat2"), Rule("remat")),
+    **dict.fromkeys(
+        ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"), Rule("custom")
+    ),
+    "custom_lin": Rule("custom", looks_at_bits=True),
+    "scan": Rule("scan"),
+    "while": Rule("while"),
+    "cond": Rule("cond"),
+    "shard_map": Rule("shards", looks_at_bits=True),
+    LAYERS: Rule("layers"),
+    ATTEND: Rule("other", _attend),
+    NAMED: Rule(
+        "annotation",
+        same_shape,
+        is_cheap=True,
+        keeps_ids=True,
+        keeps_stored=True,
+        is_piecewise=True,
+    ),
+    ORDERED: Rule("annotation", same_shape, keeps_ids=True),
+    "name": Rule("annotation", same_shape, is_cheap=True, keeps_ids=True, is_piecewise=True),
+    **{
+        name: Rule("collective", traffic=kind, is_cheap=name == "all_gather")
+        for name, kind in _COLLECTIVES.items()
+    },
+    **dict.fromkeys(("pvary", "pcast"), Rule("annotation", is_cheap=True)),
+    "axis_index": Rule("other"),
+    "pure_callback": Rule("other", looks_at_bits=True),
+    "io_callback": Rule("other", looks_at_bits=True),
+    **dict.fromkeys(
+        ("debug_callback", "debug_print", "create_token", "empty", "empty2", "platform_index"),
+        Rule("other"),
+    ),
+    **dict.fromkeys(
+        "random_bits random_seed random_wrap random_unwrap random_fold_in random_split "
+        "random_clone threefry2x32 rng_bit_generator rng_uniform".split(),
+        Rule("random"),
+    ),
+}
+"""Of those without `relate`, what they make has no dim in common with what they read."""

@@ -1,0 +1,245 @@
+"""XLA's partitioner places the collectives, told by constraints how named arrays are sharded.
+
+Weights are constrained as they are stored and again as they are used, just before the use: in
+backward the gradient so goes straight back to the stored sharding, an all-reduce and a slice that
+XLA:GPU fuses into a reduce-scatter. Layers in a loop are gathered one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import Literal
+from jax.sharding import PartitionSpec
+
+from jaxpar.core import hooks
+from jaxpar.core.annotations import ENTERING, USED
+from jaxpar.core.hooks import ARRIVED
+from jaxpar.core.jax_compat import open_jaxpr, scan_parts
+from jaxpar.inference.traced import traced_loss
+from jaxpar.jaxprs.interpreter import as_it_is, held_by
+from jaxpar.jaxprs.policy import keep_all_but_cheap
+from jaxpar.jaxprs.rules import factors, is_cast, rule_of
+from jaxpar.jaxprs.rules.contract import is_grouped
+from jaxpar.layout.record import Array, Layout
+from jaxpar.layout.stages import runs_in_stages
+from jaxpar.models.record import role_of
+from jaxpar.step.constraints import constrained, landing_as, per_shard
+from jaxpar.step.filled import Filled, Scored, differentiated, scored
+from jaxpar.step.modes import pipeline
+from jaxpar.step.modes.record import Asked, Differentiated
+from jaxpar.step.one_device import plain_loss
+from jaxpar.step.placement import Placement, placement
+
+
+def mode(asked: Asked) -> Differentiated:
+    """The loss differentiated for XLA's partitioner."""
+    layout = asked.layout
+    if runs_in_stages(layout.strategy, layout.mesh):
+        return pipeline.mode(asked)
+
+    def gradients(lands, parameters, model_state, batch, key):
+        if layout.mesh.devices == 1:
+            loss = partial(plain_loss, layout)
+        else:
+            loss = partial(_constrained_loss, asked.microbatch, asked.loss, asked.placement)
+        totals, new, means = differentiated(loss, asked.factor)(parameters, model_state, batch, key)
+        return landing_as(layout, lands, totals), new, means
+
+    return Differentiated(gradients, is_partitioned=True)
+
+
+def evaluation(layout: Layout) -> Callable[..., dict[str, Any]]:
+    """(parameters, model_state, batch) -> {name: Mean}, without dropout or changing statistics."""
+
+    def evaluate(parameters, model_state, batch):
+        if layout.mesh.devices == 1:
+            mean, metrics, _ = plain_loss(layout, parameters, model_state, batch, None, train=False)
+        else:
+            traced = traced_loss(layout.model, train=False)
+            loss = partial(_constrained_loss, layout, traced, placement(layout, traced))
+            mean, metrics, _ = loss(parameters, model_state, batch, None)
+        return {"loss": mean, **metrics}
+
+    return evaluate
+
+
+def _constrained_loss(layout, traced, where, parameters, model_state, batch, key) -> Scored:
+    """The loss with weights gathered for use, and what it names constrained."""
+    variables = zip(traced.closed.jaxpr.invars, traced.arguments, strict=True)
+    looped = _looped_over(traced.closed.jaxpr, dict(variables))
+    used = {
+        path: parameters[path]
+        if path in looped and _is_stack(layout, array)
+        else _for_use(layout, array, parameters[path])
+        for path, array in layout.parameters.items()
+    }
+    constrainer = _Constrainer(layout, where, used)
+    return scored(layout, traced, constrainer, used, model_state, batch, key)
+
+
+def _looped_over(jaxpr: Any, paths: Mapping[Any, str]) -> set[str]:
+    """The weights that a loop takes apart, given the paths of the jaxpr's variables."""
+    paths, found = dict(paths), set()
+    for eqn in jaxpr.eqns:
+        kind, p = rule_of(eqn).kind, eqn.params
+        stacks: Any = ()
+        if kind == "scan":
+            stacks = eqn.invars[scan_parts(p)[1] :]
+        elif kind == "layers":
+            stacks = eqn.invars[p["consts"] : p["consts"] + p["stacked"]]
+        elif kind in ("call", "remat"):
+            inner = open_jaxpr(held_by(eqn))[0]
+            pairs = zip(inner.invars, eqn.invars, strict=True)
+            known = {v: paths[a] for v, a in pairs if _is_known(a, paths)}
+            found |= _looped_over(inner, known)
+        elif is_cast(eqn) and _is_known(eqn.invars[0], paths):
+            paths[eqn.outvars[0]] = paths[eqn.invars[0]]
+        found |= {paths[a] for a in stacks if _is_known(a, paths)}
+    return found
+
+
+def _is_known(atom: Any, paths: Mapping[Any, str]) -> bool:
+    return not isinstance(atom, Literal) and atom in paths
+
+
+def _is_stack(layout: Layout, array: Array) -> bool:
+    """Whether an array is of equal layers, its first dim."""
+    return bool(array.dims) and role_of(layout.model, array.dims[0]) == "layers"
+
+
+def _for_use(layout: Layout, array: Array, value: jax.Array, *, drop: int = 0) -> jax.Array:
+    """A stored weight, cast and gathered as its use needs it; `drop` leading dims are gone."""
+    if array.stored == array.computed:
+        return value
+    dtype = layout.model.compute_dtype
+    # The name ends up in the compiled program, where `inspect` reads whose gather it is.
+    with jax.named_scope(f"weight({array.path.replace('/', '.')})"):
+        if dtype is not None and value.ndim > 1:
+            value = value.astype(dtype)  # before the gather: half the bytes
+        value = constrained(layout, value, PartitionSpec(*array.stored[drop:]))
+        return constrained(layout, value, PartitionSpec(*array.computed[drop:]))
+
+
+class _Constrainer(Filled):
+    """Evaluates with constraints; a weight is known by the value that stands for it."""
+
+    def __init__(self, layout: Layout, where: Placement, weights: Mapping[str, jax.Array]):
+        super().__init__(layout.exchange)
+        self.layout, self.where = layout, where
+        self.weights = {id(value): path for path, value in weights.items()}
+        self.specs: dict[int, PartitionSpec] = {}
+        self.held: list[Any] = []
+        """What is known by its identity, so that the identity stays its own."""
+        self.gathered: list[list[Array | None]] = []
+        """Of each loop around, the weights among what it takes apart that are to be gathered."""
+
+    def named(self, x, names, says):
+        sharded = self.where.of(names, tuple(x.shape))
+        constrain = partial(constrained, self.layout)
+        if says == USED:
+            x = constrain(x, sharded.used)
+        elif says == ENTERING:
+            x = constrain(constrain(x, sharded.between), sharded.used)
+            x = checkpoint_name(x, ARRIVED)
+        else:
+            # Without the first of the two XLA was seen to gather a table, or to move a product's
+            # other operand, instead.
+            x = constrain(constrain(x, sharded.used), sharded.between)
+        self.held.append(x)
+        self.specs[id(x)] = sharded.after(says)
+        return x
+
+    def leaf(self, eqn, operands, here):
+        if is_grouped(eqn):
+            return [self.grouped(eqn, operands)]
+        results = super().leaf(eqn, operands, here)
+        if is_cast(eqn) and id(operands[0]) in self.weights:
+            self.held += results
+            self.weights[id(results[0])] = self.weights[id(operands[0])]
+        return results
+
+    def grouped(self, eqn, operands):
+        """A grouped convolution, each device its own rows.
+
+        Left to XLA the gradient of its filter is wrong where rows are sharded: only one device's
+        share of it (a plain depthwise convolution under data parallelism, jax 0.10.2).
+        """
+        specs = [self.spec_of(x) for x in operands]
+        fac = factors(eqn)
+        entries = {
+            dim: entry
+            for dims, spec in zip(fac.operands, specs, strict=True)
+            for dim, entry in zip(dims, spec, strict=True)
+        }
+        result = PartitionSpec(*(entries.get(dim) for dim in fac.results[0]))
+
+        def alone(*shards):
+            return as_it_is(eqn, shards)[0]
+
+        return per_shard(self.layout, alone, operands, specs, result)
+
+    def spec_of(self, x: jax.Array) -> PartitionSpec:
+        """How a named array or a weight is sharded; of what is neither, nothing is."""
+        if id(x) in self.weights:
+            return self.layout.parameters[self.weights[id(x)]].computed
+        return self.specs.get(id(x), PartitionSpec(*[None] * x.ndim))
+
+    def stacks(self, values) -> list[Array | None]:
+        """Of what a loop takes apart, the weights that are gathered a layer at a time."""
+        paths = [self.weights.get(id(x)) for x in values]
+        arrays = [self.layout.parameters.get(path) for path in paths]
+        return [
+            a if a and a.stored != a.computed and _is_stack(self.layout, a) else None
+            for a in arrays
+        ]
+
+    def scan(self, eqn, operands, here):
+        self.gathered.append(self.stacks(operands[scan_parts(eqn.params)[1] :]))
+        results = super().scan(eqn, operands, here)
+        self.gathered.pop()
+        return results
+
+    def slices(self, slices, variables, beside):
+        return self.one_layer(self.gathered[-1], slices)
+
+    def loop_body(self, eqn, body, operands):
+        if not any(self.gathered[-1]):
+            return body
+        return hooks.rematerialized(body, "none", otherwise=keep_all_but_cheap)
+
+    def one_layer(self, arrays, slices) -> list:
+        """One layer's weights, gathered for use, and whatever else a loop takes apart."""
+        pairs = zip(arrays, slices, strict=True)
+        return [x if a is None else _for_use(self.layout, a, x, drop=1) for a, x in pairs]
+
+    def layers(self, eqn, operands, here):
+        p, names = eqn.params, eqn.params["names"]
+        end = p["consts"] + p["stacked"]
+        fixed, stacks, carry = operands[: p["consts"]], operands[p["consts"] : end], operands[end:]
+        arrays = self.stacks(stacks)
+
+        def bounded(values):
+            # Without it XLA was seen to shard activations rather than gather weights.
+            pairs = zip(values, names, strict=True)
+            return [
+                constrained(self.layout, x, self.where.of(n, tuple(x.shape)).between)
+                for x, n in pairs
+            ]
+
+        def body(carry, slices):
+            slices = self.one_layer(arrays, slices)
+            return bounded(self.run_held(p["body"], [*fixed, *slices, *carry], here.within()))
+
+        gathers = any(a.stored != a.computed for a in self.layout.parameters.values())
+        body = hooks.rematerialized(
+            body,
+            p["remat"],
+            otherwise=keep_all_but_cheap if gathers else None,
+            looped=p["unroll"] == 1,
+        )
+        return hooks.over_layers(body, list(stacks), bounded(carry), unroll=p["unroll"])
