@@ -60,8 +60,8 @@ class Program:
         return self.made.update
 
     @cached_property
-    def made(self) -> "Made":
-        """The compiled update and what is known of its making."""
+    def lowered(self) -> Any:
+        """The update lowered for the program's devices, not yet compiled."""
         traced = self.step.traced
 
         def update(state, batch):
@@ -73,14 +73,16 @@ class Program:
             out_shardings=(self.state_shardings, None),
             donate_argnums=0,
         )
+        return jitted.lower(self.step.state, self.step.batch)
+
+    @cached_property
+    def made(self) -> "Made":
+        """The compiled update and what is known of its making."""
         started = time.perf_counter()
-        lowered = jitted.lower(self.step.state, self.step.batch)
+        lowered = self.lowered
         compiled, said = compile_listening(lowered, lambda: self._compiled(lowered))
-        return Made(
-            update=compiled,
-            complaints=said,
-            compile_seconds=time.perf_counter() - started,
-        )
+        seconds = time.perf_counter() - started
+        return Made(update=compiled, complaints=said, compile_seconds=seconds)
 
     @cached_property
     def average(self) -> Any:

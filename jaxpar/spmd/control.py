@@ -95,7 +95,7 @@ def scan(frame, eqn, operands, live):
 
     def turn(child, held, slices):
         values = [
-            Value(array, v.dims[1:], None if v.use is None else v.use[1:])
+            Value(array, v.dims[1:], None if v.use is None else v.use[1:], v.whose)
             for v, array in zip(xs, slices, strict=True)
         ]
         return child.walk(inner.jaxpr, inner.consts, [*consts, *carry.wrap(held), *values], alive)

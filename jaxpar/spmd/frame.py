@@ -69,7 +69,7 @@ class Frame(Interpreter):
                 with self.state.aside():
                     return self.used(self.vary(piece, missing))
             cast = lax.pcast(value.array, missing, to="varying")
-            return Value(cast, value.dims, value.use, value.arrives)
+            return Value(cast, value.dims, value.use, value.whose)
 
         return self._once(value, "vary", missing, make)
 
@@ -79,12 +79,14 @@ class Frame(Interpreter):
             return value
 
         def make():
-            whole = self._move(Value(value.array, value.dims), value.use, stored=True)
-            if not value.arrives:
-                return whole
-            return Value(checkpoint_name(whole.array, ARRIVED), whole.dims)
+            if value.whose is None:
+                whole = self._move(Value(value.array, value.dims), value.use, stored=True)
+                return Value(checkpoint_name(whole.array, ARRIVED), whole.dims)
+            # The name ends up in the compiled program, where it tells whose gather it is.
+            with jax.named_scope(f"weight({value.whose.replace('/', '.')})"):
+                return self._move(Value(value.array, value.dims), value.use, stored=True)
 
-        self.gathers = self.gathers or not value.arrives
+        self.gathers = self.gathers or value.whose is not None
         whole = self._once(value, "used", None, make)
         self.pieces[id(whole)] = value
         return whole

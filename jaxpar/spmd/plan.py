@@ -26,7 +26,8 @@ _RULES = {**rules.RULES, **lookup.RULES, **control.RULES, **custom.RULES, **shar
 
 @dataclass(frozen=True)
 class _Program:
-    """What a plan needs to run again: the jaxpr, and where its arguments and results lie."""
+    """What a plan needs to run again: the jaxpr, how its arguments and results are sharded, and the
+    last key of each argument, which of a weight is its path."""
 
     closed: Any
     sizes: tuple[tuple[str, int], ...]
@@ -35,7 +36,8 @@ class _Program:
     wanted: tuple[Any, ...] | None
     in_tree: Any
     out_tree: Any
-    place: Any = None
+    place: Any
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,11 @@ def trace(
     leaves, in_tree = jax.tree.flatten(args)
     shapes_flat, out_tree = jax.tree.flatten(shapes)
     sizes = {a: size for a, size in axis_sizes.items() if size > 1 and a not in unknown}
-    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(args)]
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(args)]
+    names = [jax.tree_util.keystr(path) for path in paths]
+    whose = tuple(
+        str(getattr(path[-1], "key", name)) for path, name in zip(paths, names, strict=True)
+    )
 
     def read(prefix, like, named, shaped):
         flat = _broadcast(prefix, like)
@@ -135,7 +141,9 @@ def trace(
     wanted = None
     if out_specs is not None:
         wanted = read(out_specs, shapes, ["a result"] * len(shapes_flat), shapes_flat)
-    program = _Program(closed, tuple(sizes.items()), stored, use, wanted, in_tree, out_tree, place)
+    program = _Program(
+        closed, tuple(sizes.items()), stored, use, wanted, in_tree, out_tree, place, whose
+    )
 
     found = {}
 
@@ -165,8 +173,10 @@ def trace(
 
 def _walk(frame, program, arrays):
     args = [
-        Value(array, dims, None if use == dims else use)
-        for array, dims, use in zip(arrays, program.stored, program.use, strict=True)
+        Value(array, dims) if use == dims else Value(array, dims, use, name)
+        for array, dims, use, name in zip(
+            arrays, program.stored, program.use, program.names, strict=True
+        )
     ]
     results = frame.walk(program.closed.jaxpr, program.closed.consts, args)
     wanted = program.wanted or [None] * len(results)

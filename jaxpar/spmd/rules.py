@@ -210,7 +210,7 @@ def _keep_stored(frame, eqn, fac, operands):
     arrays = [frame.vary(v, axes).array for v in operands]
     params = local_params(frame, eqn, fac, cut, arrays)
     use, dims = after
-    return [Value(eqn.primitive.bind(*arrays, **params), dims, use, weight.arrives)]
+    return [Value(eqn.primitive.bind(*arrays, **params), dims, use, weight.whose)]
 
 
 def broadcast(frame, eqn, operands, live):
@@ -273,7 +273,7 @@ def named(frame, eqn, operands, live):
     value = frame.place(value, between)
     if says == LEAVING or used == between:
         return [value]
-    return [Value(value.array, between, used, arrives=True)]
+    return [Value(value.array, between, used)]
 
 
 RULES = {

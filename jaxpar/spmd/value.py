@@ -27,14 +27,14 @@ _STATIC = {"static": True}
 @dataclass(frozen=True, eq=False)
 class Value:
     """A local array placed as `dims`; `use`, when not None, is the placement it is gathered to
-    before it is computed with (a weight stored in pieces). `arrives` says that it is no weight but
-    an activation, whose gather is kept for backward.
+    before it is computed with (a weight stored in pieces). `whose` is the path of that weight; None
+    for an activation that arrives sharded, whose gather is kept for backward.
     """
 
     array: Any
     dims: Placement = field(metadata=_STATIC)
     use: Placement | None = field(default=None, metadata=_STATIC)
-    arrives: bool = field(default=False, metadata=_STATIC)
+    whose: str | None = field(default=None, metadata=_STATIC)
 
 
 @jax.tree_util.register_dataclass
