@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from jaxpar.core.jax_compat import fewer_passes
 from jaxpar.hardware.record import Hardware
 from jaxpar.program.devices import device_mesh
 from jaxpar.program.warnings import Complaint, compile_listening, compile_quietly
@@ -21,6 +22,9 @@ from jaxpar.step.record import State, Step
 
 QUICK = {"xla_backend_optimization_level": 0}
 """For code run once on fake devices: the same program, machine code in a fifth of the time."""
+
+FEW_PASSES = fewer_passes()
+"""What leaves still more out, for code whose rounding of a random draw does not matter."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,16 @@ class Program:
         return self._quickly(gradients, self.step.state, self.step.batch)
 
     @cached_property
+    def probe(self) -> Any:
+        """The compiled update with its gradients: (State, batch) -> (State, metrics, gradients)."""
+        probe = jax.jit(
+            self.step.probe,
+            in_shardings=(self.state_shardings, self.batch_shardings),
+            out_shardings=(self.state_shardings, None, _on(self.mesh, self.step.probe_specs)),
+        )
+        return self._quickly(probe, self.step.state, self.step.batch, more=FEW_PASSES)
+
+    @cached_property
     def apply(self) -> Any:
         """Compiled optimizer update: (State, gradients, model_state) -> State."""
         specs, state = self.step.state_specs, self.step.state
@@ -170,7 +184,8 @@ class Program:
             in_shardings=_on(self.mesh, (specs, self.step.gradient_specs, specs.model_state)),
             out_shardings=self.state_shardings,
         )
-        return self._quickly(apply, state, state.parameters, state.model_state)
+        arguments = (state, state.parameters, state.model_state)
+        return self._quickly(apply, *arguments, more=FEW_PASSES)
 
     @cached_property
     def local_rows(self) -> slice:
@@ -197,10 +212,10 @@ class Program:
         with _kept_unless(self.hardware.kind == "described"):
             return lowered.compile({**self.hardware.compiler_options, **quick} or None)
 
-    def _quickly(self, function, *arguments) -> Any:
-        """Compile what runs only a few times."""
+    def _quickly(self, function, *arguments, more: Mapping[str, Any] = {}) -> Any:  # noqa: B006
+        """Compile what runs only a few times; `more` are further options on simulated devices."""
         lowered = function.lower(*arguments)
-        options = QUICK if self.hardware.kind == "fake" else None
+        options = {**QUICK, **more} if self.hardware.kind == "fake" else None
         return compile_quietly(lambda: lowered.compile(options))
 
 

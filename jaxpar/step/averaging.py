@@ -51,6 +51,7 @@ def averaged(layout: Layout, make: Callable[[Layout], Step]) -> Step:
             outer={} if plain else {what: specs.parameters for what in ("anchor", "momentum")},
         ),
         gradient_specs=_over_copies(copy.gradient_specs),
+        probe_specs=_over_copies(copy.probe_specs),
         asked=copy.asked,
         differentiated=copy.differentiated,
     )
@@ -117,6 +118,10 @@ def _apart(layout: Layout, copy: Step) -> dict[str, Callable]:
         new, metrics = each(lambda rows, own: copy.update(own, rows))(batch, entering(state))
         return left(state, new), metrics
 
+    def probe(state, batch):
+        new, metrics, found = each(lambda rows, own: copy.probe(own, rows))(batch, entering(state))
+        return left(state, new), metrics, found
+
     def gradients(state, batch):
         return each(lambda rows, own: copy.gradients(own, rows))(batch, entering(state))
 
@@ -124,7 +129,13 @@ def _apart(layout: Layout, copy: Step) -> dict[str, Callable]:
         new = each(lambda _, *own: copy.apply(*own))({}, entering(state), gradients, model_state)
         return left(state, new)
 
-    return {"init": init, "update": update, "gradients": gradients, "apply": apply}
+    return {
+        "init": init,
+        "update": update,
+        "probe": probe,
+        "gradients": gradients,
+        "apply": apply,
+    }
 
 
 def _at_each(layout: Layout, function: Callable) -> Callable:

@@ -98,14 +98,15 @@ def _make_plain(layout: Layout, *, optimizer, mode, microbatches, factor) -> Ste
         parameters = sharded_as(layout, "stored", parameters)
         return State(state.step + 1, parameters, model_state, optimizer_state, state.key)
 
-    def update(state: State, batch):
-        # A sum that need not be kept goes at once to where the optimizer state is. Microbatches
-        # add up as the layout keeps gradients.
-        lands = "moment" if microbatches == 1 else "gradient"
+    # A sum that need not be kept goes at once to where the optimizer state is. Microbatches add up
+    # as the layout keeps gradients.
+    lands = "moment" if microbatches == 1 else "gradient"
+
+    def probe(state: State, batch):
         gradients, model_state, metrics = means(lands, state, batch)
         new = apply(state, gradients, model_state)
         skipped = optax.tree_utils.tree_get(new.optimizer, "total_notfinite")
-        return new, metrics if skipped is None else {**metrics, "skipped": skipped}
+        return new, metrics if skipped is None else {**metrics, "skipped": skipped}, gradients
 
     evaluate = differentiated.evaluate or evaluation(layout)
     state = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
@@ -115,13 +116,15 @@ def _make_plain(layout: Layout, *, optimizer, mode, microbatches, factor) -> Ste
         mode=mode,
         microbatches=microbatches,
         init=init,
-        update=update,
+        update=lambda state, batch: probe(state, batch)[:2],
+        probe=probe,
         gradients=partial(means, "gradient"),
         apply=apply,
         evaluate=lambda state, batch: evaluate(state.parameters, state.model_state, batch),
         state=state,
         state_specs=state_specs(layout, state),
         gradient_specs={path: a.gradient for path, a in layout.parameters.items()},
+        probe_specs={path: getattr(a, lands) for path, a in layout.parameters.items()},
         batch={n: jax.ShapeDtypeStruct(f.shape, f.dtype) for n, f in layout.model.batch.items()},
         asked=asked,
         differentiated=differentiated,

@@ -50,12 +50,15 @@ class Step:
         update: (State, batch) -> (State, metrics), metrics being scalars by name, or one a copy
             where copies train apart; `skipped` counts the updates so far that an
             `optax.apply_if_finite` left out.
+        probe: (State, batch) -> (State, metrics, gradients by path): the update, and the gradients
+            that it was made from.
         gradients: (State, batch) -> (gradients by path, new model_state, metrics).
         apply: (State, gradients, model_state) -> State.
         evaluate: (State, batch) -> {name: Mean} without dropout or running statistics' change.
         state: abstract State, of jax.ShapeDtypeStruct.
         state_specs: State of PartitionSpec, how each array lies between steps.
-        gradient_specs: path -> PartitionSpec, how summed gradients lie.
+        gradient_specs: path -> PartitionSpec, how summed gradients are sharded.
+        probe_specs: the same of the gradients in `probe`.
         batch: field name -> jax.ShapeDtypeStruct.
         asked: the loss that is differentiated, traced when it is first asked for.
         differentiated: what the mode made of it.
@@ -68,12 +71,14 @@ class Step:
     microbatches: int
     init: Callable
     update: Callable
+    probe: Callable
     gradients: Callable
     apply: Callable
     evaluate: Callable
     state: State
     state_specs: State
     gradient_specs: dict[str, PartitionSpec]
+    probe_specs: dict[str, PartitionSpec]
     batch: dict[str, jax.ShapeDtypeStruct]
     asked: Asked
     differentiated: Differentiated

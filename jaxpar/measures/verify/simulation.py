@@ -81,11 +81,11 @@ class Simulation:
             for run in range(self.runs)
         ]
 
-    def gradients(self, state: State, batch: list[dict[str, Any]]):
-        """Each run's (gradients, model state, metrics), stacked."""
-        return _stacked(
-            [self.alone.gradients(self._run(state, r), rows) for r, rows in enumerate(batch)]
-        )
+    def probe(self, state: State, batch: list[dict[str, Any]]):
+        """Each run's (state, metrics, gradients) after its own update, stacked."""
+        runs = [self.alone.probe(self._run(state, r), rows) for r, rows in enumerate(batch)]
+        new, metrics, gradients = (_stacked(list(x)) for x in zip(*runs, strict=True))
+        return replace(new, step=runs[0][0].step, outer=state.outer), metrics, gradients
 
     def apply(self, state: State, gradients, model_state) -> State:
         """Each run's update by its own optimizer."""

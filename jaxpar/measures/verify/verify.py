@@ -191,9 +191,11 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
     ]
     start = replace(start, parameters=nudged(start.parameters, seed))
 
-    right, right_state, right_metrics = _gradients(reference, start, batch)
+    sides = _Side.of(reference, start, batch), _Side.of(candidate, start, batch)
+    (right, right_state, right_metrics), (got, got_state, got_metrics) = (
+        (side.gradients, side.state.model_state, side.metrics) for side in sides
+    )
     _check_finite(layout, right_metrics, right)
-    got, got_state, got_metrics = _gradients(candidate, start, batch)
     right = _arrays_to_host(right)
     gradient = compare("gradient", stored(right), got, bounds["gradient"])
     checks.append(gradient)
@@ -205,7 +207,7 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
     states = (right_state, got_state)
     checks.append(_update_check(reference, candidate, start, right, states, bounds["update"]))
     idle = rounding_only(right, ROUNDING * bounds["gradient"])
-    checks += _steps_checks(reference, candidate, start, batch, steps, bounds, idle)
+    checks += _steps_checks(*sides, steps, bounds, idle)
 
     mistake = None
     if averaging:
@@ -273,20 +275,48 @@ def _update_check(reference, candidate, start, gradients, model_states, bound) -
     )
 
 
-def _steps_checks(reference, candidate, start, batch, steps, bounds, idle) -> list[Check]:
-    right, got = _on(reference, start), _on(candidate, start)
-    whole, placed = reference.place(batch), candidate.place(batch)
-    averaging = candidate.step.layout.strategy.averaging
-    worst = 0.0
+@dataclass(frozen=True)
+class _Side:
+    """One side of a comparison after some steps: the program, its placed batch, and what it made.
+
+    Attributes:
+        program: a Program or a Simulation.
+        batch: on its devices.
+        state, metrics, gradients: of the last step.
+    """
+
+    program: Any
+    batch: Any
+    state: State
+    metrics: Mapping[str, Any]
+    gradients: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, program: Any, start: State, batch: Mapping[str, np.ndarray]) -> "_Side":
+        """The side after its first step from `start`."""
+        placed = program.place(batch)
+        return cls(program, placed, *program.probe(_on(program, start), placed))
+
+    def after_another(self, state: State) -> "_Side":
+        """The side after one more step, from `state`."""
+        return _Side(self.program, self.batch, *self.program.probe(state, self.batch))
+
+
+def _steps_checks(reference: _Side, candidate: _Side, steps, bounds, idle) -> list[Check]:
+    """Losses over some steps, and the state after them; both sides have done the first."""
+    averaging = candidate.program.step.layout.strategy.averaging
+    sides, worst = (reference, candidate), 0.0
+    states = tuple(side.state for side in sides)
     for done in range(1, steps + 1):
-        gradients, model_state, right_metrics = reference.gradients(right, whole)
-        right = reference.apply(right, gradients, model_state)
-        got, got_metrics = candidate.update(got, placed)
-        error = relative(got_metrics["loss"], right_metrics["loss"])
+        if done > 1:
+            sides = tuple(s.after_another(x) for s, x in zip(sides, states, strict=True))
+        error = relative(sides[1].metrics["loss"], sides[0].metrics["loss"])
         worst = error if np.isnan(error) else max(worst, error)
+        states = tuple(side.state for side in sides)
         if averaging and done % every_of(averaging) == 0:
-            right, got = reference.average(right), candidate.average(got)
-    stored = _as_stored(candidate.step.layout, _arrays(_to_host(right)))
+            states = tuple(s.program.average(x) for s, x in zip(sides, states, strict=True))
+    right, got = states
+    stored = _as_stored(candidate.program.step.layout, _arrays(_to_host(right)))
     judged = {
         name: value
         for name, value in stored.items()
