@@ -117,11 +117,11 @@ def test_a_state_that_cannot_be_written_over_is_found():
     step = jaxpar.make_step(layout, optimizer=optax.sgd(0.1))
 
     def widening(state, batch):
-        new, metrics = step.update(state, batch)
+        new, *more = step.probe(state, batch)
         halves = jax.tree.map(lambda x: x.astype("bfloat16"), new.parameters)
-        return replace(new, parameters=halves), metrics
+        return replace(new, parameters=halves), *more
 
-    program = jaxpar.compile_step(replace(step, update=widening), hardware=CPU, for_speed=False)
+    program = jaxpar.compile_step(replace(step, probe=widening), hardware=CPU, for_speed=False)
     (found,) = lint(program)
     assert found.kind == "donation" and "used again" in found.says
 

@@ -114,10 +114,6 @@ def _apart(layout: Layout, copy: Step) -> dict[str, Callable]:
             outer = _at_rest(copy.init(jax.lax.optimization_barrier(key)).parameters)
         return type(first)(first.step, *copies, keys, outer)
 
-    def update(state, batch):
-        new, metrics = each(lambda rows, own: copy.update(own, rows))(batch, entering(state))
-        return left(state, new), metrics
-
     def probe(state, batch):
         new, metrics, found = each(lambda rows, own: copy.probe(own, rows))(batch, entering(state))
         return left(state, new), metrics, found
@@ -131,7 +127,6 @@ def _apart(layout: Layout, copy: Step) -> dict[str, Callable]:
 
     return {
         "init": init,
-        "update": update,
         "probe": probe,
         "gradients": gradients,
         "apply": apply,

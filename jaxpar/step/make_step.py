@@ -116,7 +116,6 @@ def _make_plain(layout: Layout, *, optimizer, mode, microbatches, factor) -> Ste
         mode=mode,
         microbatches=microbatches,
         init=init,
-        update=lambda state, batch: probe(state, batch)[:2],
         probe=probe,
         gradients=partial(means, "gradient"),
         apply=apply,

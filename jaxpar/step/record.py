@@ -47,11 +47,9 @@ class Step:
     Attributes:
         layout, optimizer, mode, microbatches: what it was made from.
         init: key -> State.
-        update: (State, batch) -> (State, metrics), metrics being scalars by name, or one a copy
-            where copies train apart; `skipped` counts the updates so far that an
-            `optax.apply_if_finite` left out.
         probe: (State, batch) -> (State, metrics, gradients by path): the update, and the gradients
-            that it was made from.
+            that it was made from. Metrics are scalars by name, or one a copy where copies train
+            apart; `skipped` counts the updates so far that an `optax.apply_if_finite` left out.
         gradients: (State, batch) -> (gradients by path, new model_state, metrics).
         apply: (State, gradients, model_state) -> State.
         evaluate: (State, batch) -> {name: Mean} without dropout or running statistics' change.
@@ -70,7 +68,6 @@ class Step:
     mode: str
     microbatches: int
     init: Callable
-    update: Callable
     probe: Callable
     gradients: Callable
     apply: Callable
@@ -83,6 +80,10 @@ class Step:
     asked: Asked
     differentiated: Differentiated
     average: Callable | None = None
+
+    def update(self, state: State, batch: dict[str, Any]) -> tuple[State, dict[str, Any]]:
+        """The state after an update, and the metrics."""
+        return self.probe(state, batch)[:2]
 
     @cached_property
     def traced(self) -> TracedUpdate:

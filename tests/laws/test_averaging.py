@@ -241,10 +241,10 @@ def test_rows_shared_out_otherwise_are_caught():
         step = make_step(layout)
         order = np.arange(layout.model.batch_size).reshape(-1, 4).T.ravel()
 
-        def gradients(state, batch):
-            return step.gradients(state, {name: rows[order] for name, rows in batch.items()})
+        def probe(state, batch):
+            return step.probe(state, {name: rows[order] for name, rows in batch.items()})
 
-        return replace(step, gradients=gradients)
+        return replace(step, probe=probe)
 
     verdict = verify(small_layout("mlp", "local_sgd", "replica=4"), hardware=cpu(), make=make)
     assert not verdict.ok and verdict.decisive.name == "gradient"
@@ -256,7 +256,7 @@ def test_an_update_that_speaks_over_replica_is_a_fault():
     synchronous = small_layout("mlp", "replica", "replica=4")
     layout = replace(synchronous, strategy=load_strategy("local_sgd"))
     averaging = make_step(small_layout("mlp", "local_sgd", "replica=4"))
-    step = replace(averaging, update=lambda state, batch: _mixed(averaging, state, batch))
+    step = replace(averaging, probe=lambda state, batch: _mixed(averaging, state, batch))
     program = compile_step(replace(step, layout=layout), hardware=cpu(), for_speed=False)
     assert any("an update does" in fault for fault in inspect(program).faults)
 
@@ -264,7 +264,7 @@ def test_an_update_that_speaks_over_replica_is_a_fault():
 def _mixed(step, state, batch):
     gradients, model_state, metrics = step.gradients(state, batch)
     same = {p: jnp.broadcast_to(g.mean(0), g.shape) for p, g in gradients.items()}
-    return step.apply(state, same, model_state), metrics
+    return step.apply(state, same, model_state), metrics, same
 
 
 def test_what_cannot_be_averaged_is_refused():
