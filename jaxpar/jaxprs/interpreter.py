@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 from jax.extend.core import Literal
-from jax.extend.source_info_util import current_name_stack, summarize, user_context
+from jax.extend.source_info_util import current_name_stack, user_context
 
+from jaxpar.core.source_lines import line_of
 from jaxpar.jaxprs.alone import alone
 from jaxpar.jaxprs.record import Scope
 from jaxpar.jaxprs.scan import scan_parts
@@ -29,12 +30,12 @@ class Evaluator:
     @property
     def said(self) -> Any:
         """What is known of where it was asked for; of the call, where a cached jit has no lines."""
-        return next((info for info in reversed(self.trail) if _line(info)), self.trail[-1])
+        return next((info for info in reversed(self.trail) if line_of(info)), self.trail[-1])
 
     @property
     def source(self) -> str:
         """The line of the user's code that asked for it."""
-        return _line(self.said)
+        return line_of(self.said)
 
     def run(self, jaxpr: Any, consts, scope: Scope, args) -> list:
         """Evaluate a jaxpr on one value an argument."""
@@ -114,10 +115,6 @@ class Evaluator:
             return lambda *args: self.run(closed.jaxpr, closed.consts, scope, args)
 
         return jax.lax.switch(index, [*map(branch, eqn.params["branches"], inner)], *rest)
-
-
-def _line(info) -> str:
-    return summarize(info) if info.traceback else ""
 
 
 def as_it_is(eqn: Any, operands) -> list:

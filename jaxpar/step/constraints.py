@@ -8,10 +8,11 @@ from math import prod
 from typing import Any
 
 import jax
-from jax.extend.source_info_util import current, summarize
+from jax.extend.source_info_util import current
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxpar.core.mesh import axes_of, free_axes
+from jaxpar.core.source_lines import line_of
 from jaxpar.layout.record import Layout
 from jaxpar.spmd.value import varying
 
@@ -57,7 +58,7 @@ def pinned(layout: Layout, x: jax.Array, spec: PartitionSpec) -> jax.Array:
         axes = () if entry is PartitionSpec.UNCONSTRAINED else axes_of(entry)
         if size % prod(layout.mesh.size(axis) for axis in axes):
             if (found := _dropped.get()) is not None:
-                found.append(Dropped(tuple(x.shape), dim, axes, summarize(current())))
+                found.append(Dropped(tuple(x.shape), dim, axes, line_of(current())))
             entry = None
         entries.append(entry)
     spec = PartitionSpec(*entries)
