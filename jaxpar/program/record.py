@@ -1,11 +1,11 @@
-"""A Program: one step compiled for devices, be they fake, here, or only described.
+"""A Program: one step compiled for devices, be they simulated, here, or only described.
 
 This is the first place where devices exist. A described program can be read but not run.
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxpar.hardware.record import Hardware
+from jaxpar.program.configuration import uncached
 from jaxpar.program.devices import device_mesh
 from jaxpar.program.warnings import Complaint, compile_listening, compile_quietly
 from jaxpar.step.constraints import Dropped, watching
@@ -22,7 +23,7 @@ from jaxpar.step.modes.explicit import Island, mapping
 from jaxpar.step.record import State, Step
 
 QUICK = {"xla_backend_optimization_level": 0}
-"""For code run once on fake devices: the same program, machine code in a fifth of the time."""
+"""For code run once on simulated devices: the same program, machine code in a fifth of the time."""
 
 
 @dataclass(frozen=True)
@@ -198,14 +199,14 @@ class Program:
 
     def _compiled(self, lowered) -> Any:
         """Compile what training runs."""
-        quick = QUICK if self.hardware.kind == "fake" and not self.for_speed else {}
-        with _kept_unless(self.hardware.kind == "described"):
+        quick = QUICK if self.hardware.kind == "simulated" and not self.for_speed else {}
+        with uncached() if self.hardware.kind == "described" else nullcontext():
             return lowered.compile({**self.hardware.compiler_options, **quick} or None)
 
     def _quickly(self, function, *arguments) -> Any:
         """Compile what runs only a few times."""
         lowered = function.lower(*arguments)
-        options = QUICK if self.hardware.kind == "fake" else None
+        options = QUICK if self.hardware.kind == "simulated" else None
         return compile_quietly(lambda: lowered.compile(options))
 
 
@@ -215,8 +216,8 @@ def compile_step(step: Step, *, hardware: Hardware, for_speed: bool = True) -> P
     Args:
         step: from `make_step`.
         hardware: what to compile for.
-        for_speed: False when the program will run only a few times on fake devices; each part of
-            it is then compiled when it is first used.
+        for_speed: False when the program will run only a few times on simulated devices; each
+            part of it is then compiled when it is first used.
 
     Raises:
         RequestError: when the machine has fewer devices than the mesh, or cannot compile for them.
@@ -225,23 +226,6 @@ def compile_step(step: Step, *, hardware: Hardware, for_speed: bool = True) -> P
     if for_speed:
         program.update  # noqa: B018  (compiled now, so that what XLA refuses is refused here)
     return program
-
-
-@contextmanager
-def _kept_unless(described: bool) -> Iterator[None]:
-    """Keep a program for devices that are not here out of JAX's compilation cache.
-
-    JAX would write it there and then fail to read it back ("PjRtCompiler must be constructed with a
-    Client"), with a warning at every later compilation.
-    """
-    setting = "jax_persistent_cache_min_compile_time_secs"
-    usual = getattr(jax.config, setting)
-    if described:
-        jax.config.update(setting, float("inf"))
-    try:
-        yield
-    finally:
-        jax.config.update(setting, usual)
 
 
 def _on(mesh: Mesh, specs: Any) -> Any:
