@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxpar.hardware.record import Hardware
 from jaxpar.program.configuration import uncached
 from jaxpar.program.devices import device_mesh
-from jaxpar.program.warnings import Complaint, compile_listening, compile_quietly
+from jaxpar.program.warnings import XlaWarning, compile_quietly, compile_with_warnings
 from jaxpar.step.constraints import Dropped, watching
 from jaxpar.step.modes.explicit import Island, mapping
 from jaxpar.step.record import State, Step
@@ -32,14 +32,14 @@ class Made:
 
     Attributes:
         update: what JAX made of it.
-        complaints: what XLA complained of, now or when it compiled the same program before.
+        warnings: what XLA warned of, now or when it compiled the same program before.
         dropped: what the step asked to lie in pieces and could not.
         islands: operations that explicit mode left to XLA.
         trace_seconds, compile_seconds: wall clock; the latter is short if JAX had kept the program.
     """
 
     update: Any
-    complaints: tuple[Complaint, ...]
+    warnings: tuple[XlaWarning, ...]
     dropped: tuple[Dropped, ...]
     islands: tuple[Island, ...]
     trace_seconds: float
@@ -80,10 +80,10 @@ class Program:
         with watching() as dropped, mapping() as islands:
             lowered = update.lower(self.step.state, self.step.batch)
         traced = time.perf_counter()
-        compiled, said = compile_listening(lowered, lambda: self._compiled(lowered))
+        compiled, warnings = compile_with_warnings(lowered, lambda: self._compiled(lowered))
         return Made(
             update=compiled,
-            complaints=said,
+            warnings=warnings,
             dropped=tuple(dict.fromkeys(dropped)),
             islands=tuple(dict.fromkeys(islands)),
             trace_seconds=traced - started,
