@@ -23,7 +23,7 @@ from jaxpar.layout.lay_out import lay_out
 from jaxpar.layout.record import Layout
 from jaxpar.models.record import Model
 from jaxpar.program.configuration import quiet_start
-from jaxpar.program.devices import prepare_simulated
+from jaxpar.program.devices import prepare
 from jaxpar.program.record import Program, compile_step
 from jaxpar.runtime.train import Training, check_data, optimizer_of, set_fields
 from jaxpar.step.make_step import MODES, make_step
@@ -65,10 +65,8 @@ class Case:
         hardware = HARDWARE.load(self.hardware)()
         usual = "data=1" if hardware.kind == "local" else "data=4,model=2"
         mesh = MeshShape.parse(usual if self.mesh is None else self.mesh)
-        if hardware.kind == "simulated":
-            # A factory may make arrays, and JAX starts with as many devices as it knows of then.
-            prepare_simulated(mesh)
-        with quiet_start():
+        prepare(mesh, hardware)
+        with quiet_start():  # a factory may make arrays, which starts JAX
             model = load_model(self.model)
         options = strategy_options(self.strategy)
         strategy = load_strategy(

@@ -1,14 +1,17 @@
 """What a program needs otherwise of JAX's configuration is put back; nothing is said meanwhile."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import pytest
 
+import jaxpar
 from jaxpar.core.catalogue import HARDWARE
 from jaxpar.core.errors import RequestError
 from jaxpar.core.mesh import MeshShape
@@ -143,15 +146,21 @@ def alone(text: str, **environment: str) -> subprocess.CompletedProcess:
 EACH_HARDWARE = """
 import os
 import jax
+import jaxpar
 from jaxpar.core.catalogue import HARDWARE
 from jaxpar.core.errors import RequestError
 from jaxpar.core.mesh import MeshShape
-from jaxpar.program.devices import device_mesh
 
+layout = jaxpar.lay_out(
+    jaxpar.MODELS.load("mlp")().with_fields(width=8, hidden=1),
+    strategy=jaxpar.STRATEGIES.load("data")(),
+    mesh=MeshShape(data=2),
+)
+step = jaxpar.make_step(layout)
 settings, environment = dict(jax.config.values), dict(os.environ)
 for name in {order}:
     try:
-        print(name, device_mesh(MeshShape(data=2), HARDWARE.load(name)()).devices.shape)
+        print(name, jaxpar.compile_step(step, hardware=HARDWARE.load(name)()).mesh.devices.shape)
     except RequestError as error:
         print(name, error)
 assert dict(os.environ) == environment
@@ -161,7 +170,7 @@ print([name for name in now if now[name] != settings[name]])
 
 
 @pytest.mark.parametrize("order", [("cpu", "local", "h100"), ("h100", "cpu"), ("local", "cpu")])
-def test_looking_for_devices_says_nothing_and_changes_only_their_number(order):
+def test_compiling_says_nothing_and_changes_only_the_number_of_devices(order):
     """Also with a GPU's compiler alone; and in any order, since JAX cannot add devices later."""
     done = alone(EACH_HARDWARE.format(order=order))
     assert done.returncode == 0, done.stderr
@@ -177,6 +186,38 @@ def test_a_platform_that_is_not_here_is_refused_in_a_sentence():
     done = alone(EACH_HARDWARE.format(order=("cpu", "local")), JAX_PLATFORMS="nosuch")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("unset JAX_PLATFORMS") == 2
+
+
+FACTORY = """
+import jax.numpy as jnp
+from flax import nnx
+
+import jaxpar
+
+
+def net():
+    rows = jnp.ones((16, 8))  # starts JAX
+    return jaxpar.model(lambda rngs: nnx.Linear(8, 4, rngs=rngs), None, {"inputs": rows})
+"""
+
+
+def test_a_factory_that_starts_jax_says_nothing_and_leaves_enough_devices(tmp_path):
+    """Whichever hardware the first of two cases is for."""
+    (tmp_path / "of_a_person.py").write_text(FACTORY)
+    done = alone(
+        """
+from jaxpar.case import Case
+for name in ("local", "cpu"):
+    case = Case("of_a_person:net", hardware=name, strategy="data", mesh="data=8")
+    case.resolve()
+import jax
+print(len(jax.devices("cpu")))
+""",
+        PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "8\n"
+    assert done.stderr == ""
 
 
 LAW = """
@@ -229,3 +270,13 @@ def test_importing_jaxpar_changes_nothing_in_the_process():
     assert int(count) > 100
     assert changed.split() == ["[]", "[]"], changed
     assert done.stderr == ""
+
+
+def test_the_process_is_changed_in_one_file():
+    """JAX's settings and the environment; the command may, whose process is its own."""
+    said = r"^ *(jax\.)?config\.update\(|environ\[[^]]*\] = |environ\.(pop|update|setdefault)\("
+    changes = re.compile(said, re.MULTILINE)
+    room = Path(jaxpar.__file__).parent
+    files = [p for p in room.rglob("*.py") if changes.search(p.read_text(encoding="utf-8"))]
+    outside = [p for p in files if not p.is_relative_to(room / "cli")]
+    assert outside == [room / "program/configuration.py"]

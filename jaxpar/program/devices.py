@@ -14,7 +14,7 @@ from jaxpar.hardware.record import Hardware
 from jaxpar.program.configuration import quiet_start, simulate_devices
 
 USUAL_SIMULATED_DEVICES = 8
-"""A notebook's next mesh may be larger than its first, and JAX cannot add devices later."""
+"""A notebook's next mesh may be larger than its first."""
 
 MOST_SIMULATED_DEVICES = 256
 """More would share the CPU's cores so thinly that XLA takes waiting threads for stuck ones."""
@@ -26,8 +26,7 @@ def device_mesh(shape: MeshShape, hardware: Hardware) -> Mesh:
     Raises:
         RequestError: when there are too few, or none, or JAX cannot start.
     """
-    # JAX cannot add devices later, and what is asked for next may be simulated ones.
-    simulate_devices(USUAL_SIMULATED_DEVICES)
+    prepare(shape, hardware)
     find = {"simulated": _simulated, "local": _local, "described": _described}[hardware.kind]
     with quiet_start():
         devices = find(shape, hardware)
@@ -39,9 +38,14 @@ def device_mesh(shape: MeshShape, hardware: Hardware) -> Mesh:
     )
 
 
-def prepare_simulated(shape: MeshShape) -> None:
-    """Let JAX start with the simulated CPU devices of a mesh, before anything starts it."""
-    simulate_devices(min(max(shape.devices, USUAL_SIMULATED_DEVICES), MOST_SIMULATED_DEVICES))
+def prepare(shape: MeshShape, hardware: Hardware) -> None:
+    """Let JAX start with the simulated devices that this mesh needs, or that a later one may.
+
+    To be called before anything starts JAX, which cannot add devices later; for any hardware, since
+    what is asked for next may be simulated.
+    """
+    needed = shape.devices if hardware.kind == "simulated" else 0
+    simulate_devices(min(max(needed, USUAL_SIMULATED_DEVICES), MOST_SIMULATED_DEVICES))
 
 
 def _simulated(shape: MeshShape, hardware: Hardware) -> list[Any]:
@@ -52,7 +56,6 @@ def _simulated(shape: MeshShape, hardware: Hardware) -> list[Any]:
             f"most {MOST_SIMULATED_DEVICES}: use a smaller mesh, or --hardware h100, which "
             "compiles for any number and runs on none"
         )
-    prepare_simulated(shape)
     devices = _devices(hardware, "cpu")
     if len(devices) < shape.devices:
         raise RequestError(
