@@ -78,19 +78,11 @@ def test_devices_are_not_asked_for_once_jax_has_started():
     assert jax.config.jax_num_cpu_devices == len(jax.devices("cpu")) == have
 
 
-class Accelerator(SimpleNamespace):
-    """A device as far as a mesh looks at it."""
-
-    def __hash__(self):
-        return hash((self.platform, self.id))
-
-
 def machine_with(monkeypatch, *platforms, count=4):
     """JAX finds these platforms, the one that it prefers first, of so many devices each."""
     found = {
         name: [
-            Accelerator(id=i, platform=name, device_kind=f"{name} 9000", process_index=0)
-            for i in range(count)
+            SimpleNamespace(id=i, platform=name, device_kind=f"{name} 9000") for i in range(count)
         ]
         for name in platforms
     }

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from typing import IO
 
 from jaxpar.program import forward_stderr
 
@@ -56,12 +57,14 @@ class _Forwarder:
 
     Attributes:
         process: it.
-        pipe: what is written here, it reads.
-        stderr: the standard error that it writes to.
+        answer: what it writes, to be read here.
+        pipe: where to write what it reads.
+        stderr: the standard error that it passes on to.
         end: what ends its keeping of warnings.
     """
 
-    process: subprocess.Popen
+    process: subprocess.Popen[bytes]
+    answer: IO[bytes]
     pipe: int
     stderr: int
     end: bytes
@@ -70,11 +73,11 @@ class _Forwarder:
         """The warnings, once all that was written before has been passed on."""
         with suppress(BrokenPipeError):  # somebody has ended the process
             os.write(self.pipe, self.end)
-        return self.process.stdout.read().decode(errors="replace").splitlines()
+        return self.answer.read().decode(errors="replace").splitlines()
 
     def reap(self) -> None:
         """Wait for the process, its pipe being closed."""
-        self.process.stdout.close()
+        self.answer.close()
         try:
             self.process.wait(REAP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -83,7 +86,7 @@ class _Forwarder:
 
 
 def _started(closing: ExitStack) -> _Forwarder | None:
-    """A process that passes on until `closing` ends it; None if there is no standard error."""
+    """A process that passes on until `closing` ends it; None where there can be none."""
     try:
         stderr = os.dup(2)
     except OSError:
@@ -106,8 +109,9 @@ def _started(closing: ExitStack) -> _Forwarder | None:
         return None
     finally:
         os.close(reading)
-    forwarder = _Forwarder(process, pipe, stderr, end.encode())
+    assert process.stdout is not None  # it was asked for
+    forwarder = _Forwarder(process, process.stdout, pipe, stderr, end.encode())
     closing.callback(forwarder.reap)
     closing.callback(os.close, pipe)
-    is_ready = process.stdout.read(1) == forward_stderr.READY
+    is_ready = forwarder.answer.read(1) == forward_stderr.READY
     return forwarder if is_ready else None
