@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
 
 def _run(name: str, options: command_line.Options) -> int:
     from jaxpar.cli.screen import Screen
-    from jaxpar.program.devices import prefer_cpu
+    from jaxpar.program.configuration import prefer_cpu
 
     if options.hardware != "local" and (name != "doctor" or options.words):
         prefer_cpu()

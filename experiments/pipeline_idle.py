@@ -4,9 +4,9 @@ Command: python -m experiments run pipeline_idle (about three minutes on two cor
 Expectation: with K stages and M microbatches GPipe and 1F1B are idle for (K - 1) / (M + K - 1) of
 the ticks, V chunks a stage bring that to (K - 1) / (V M + K - 1), and without overlap it is
 (K - 1) / K whatever M is. The running program counts its idle ticks, and finds just that; ticks are
-counted and not timed, since fake devices share the cores of one machine. All train alike. GPipe
-holds activations of all M microbatches and 1F1B of K: in the program for a GPU the memory of the
-one grows with M, that of the other does not.
+counted and not timed, since simulated devices share the cores of one machine. All train alike.
+GPipe holds activations of all M microbatches and 1F1B of K: in the program for a GPU the memory of
+the one grows with M, that of the other does not.
 """
 
 from importlib.util import find_spec

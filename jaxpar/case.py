@@ -22,7 +22,8 @@ from jaxpar.inference.calling import trying
 from jaxpar.layout.lay_out import lay_out
 from jaxpar.layout.record import Layout
 from jaxpar.models.record import Model
-from jaxpar.program.devices import MOST_FAKE_DEVICES, USUAL_FAKE_DEVICES, ask_for_devices
+from jaxpar.program.configuration import quiet_start
+from jaxpar.program.devices import prepare
 from jaxpar.program.record import Program, compile_step
 from jaxpar.runtime.train import Training, check_data, optimizer_of, set_fields
 from jaxpar.step.make_step import make_step
@@ -37,8 +38,8 @@ class Case:
     Attributes:
         model: a catalogue name, or `package.module:factory`.
         strategy: a catalogue name, or several joined by +.
-        mesh: `axis=size,axis=size`, outermost first; None means data=4,model=2 on fake and
-            described devices and one device on local ones.
+        mesh: `axis=size,axis=size`, outermost first; None means data=4,model=2 on simulated
+            and described devices and one device on local ones.
         hardware: a catalogue name.
         mode: auto or manual.
         data: a catalogue name, a token file, or None for the model's usual.
@@ -64,10 +65,9 @@ class Case:
         hardware = HARDWARE.load(self.hardware)()
         usual = "data=1" if hardware.kind == "local" else "data=4,model=2"
         mesh = MeshShape.parse(usual if self.mesh is None else self.mesh)
-        if hardware.kind == "fake":
-            # A factory may make arrays, and JAX starts with as many devices as it knows of then.
-            ask_for_devices(min(max(mesh.devices, USUAL_FAKE_DEVICES), MOST_FAKE_DEVICES))
-        model = load_model(self.model)
+        prepare(mesh, hardware)
+        with quiet_start():  # a factory may make arrays, which starts JAX
+            model = load_model(self.model)
         options = strategy_options(self.strategy)
         strategy = load_strategy(
             self.strategy, **{n: changes.pop(n) for n in list(changes) if n in options}

@@ -1,11 +1,11 @@
-"""What every test runs under: sixteen fake CPU devices, decided before anything starts JAX.
+"""What every test runs under: sixteen simulated CPU devices, decided before anything starts JAX.
 
 JAX's strict dtype promotion is not on: optax's own bias correction multiplies a float by a count.
 """
 
 import jax
 
-from jaxpar.program.devices import prefer_cpu
+from jaxpar.program.configuration import prefer_cpu
 from jaxpar.program.record import QUICK
 
 prefer_cpu()

@@ -138,5 +138,5 @@ def kinds_of_model() -> tuple[str, ...]:
 
 
 def cpu():
-    """Fake devices."""
+    """Simulated devices."""
     return HARDWARE.load("cpu")()

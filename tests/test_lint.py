@@ -15,7 +15,7 @@ from small import small_layout, small_model
 import jaxpar
 from jaxpar.core import hooks
 from jaxpar.measures.lint import Finding, lint
-from jaxpar.program.warnings import read_complaints
+from jaxpar.program.warnings import read_warnings
 
 CPU = jaxpar.HARDWARE.load("cpu")()
 MESH = jaxpar.MeshShape(data=4, model=2)
@@ -87,16 +87,16 @@ def test_an_array_that_xla_replicates_to_move_it_is_found_with_its_line():
     assert any("test_lint.py" in f.where for f in found)
 
 
-def test_a_complaint_is_remembered_with_the_program(compiled_in):
+def test_a_warning_is_remembered_with_the_program(compiled_in):
     """A program from JAX's cache is not compiled, so XLA has nothing to say; the file has."""
-    first = program_of(across).made.complaints
-    assert first and list(compiled_in.glob("complaints/*.json"))
+    first = program_of(across).made.warnings
+    assert first and list(compiled_in.glob("warnings/*.json"))
     assert any("test_lint.py" in c.source for c in first)
     jax.clear_caches()
-    assert program_of(across).made.complaints == first
+    assert program_of(across).made.warnings == first
 
 
-def test_complaints_are_read_in_both_of_xlas_wordings():
+def test_warnings_are_read_in_both_of_xlas_wordings():
     """And nothing else is taken for one."""
     now = (
         "W1 spmd_partitioner.cc:656] [SPMD] Involuntary full rematerialization. The compiler "
@@ -106,9 +106,9 @@ def test_complaints_are_read_in_both_of_xlas_wordings():
     )
     before = now.replace("cannot go", "was not able to go").replace("efficiently", "without")
     for text in (now, before):
-        (found,) = read_complaints(f"other\n{text}\nmore")
+        (found,) = read_warnings(f"other\n{text}\nmore")
         assert (found.array, found.op_name, found.frame_id) == ("f32[8,16,4]", "jit(f)/sin", 7)
-    assert read_complaints("W1 something else entirely") == ()
+    assert read_warnings("W1 something else entirely") == ()
 
 
 def test_a_state_that_cannot_be_written_over_is_found():
@@ -161,6 +161,7 @@ def test_a_named_activation_that_does_not_divide_is_found():
     )
     (unmet,) = jaxpar.make_step(layout).traced.unmet
     assert (unmet.shape, unmet.dim, unmet.axes) == ((6,), 0, ("data",))
+    assert "test_lint.py" in unmet.source
 
 
 def test_the_record_holds_what_lint_finds_and_warn_makes_it_a_warning():

@@ -148,7 +148,7 @@ def test_an_axis_asked_to_split_two_dims_of_one_array_is_refused(monkeypatch, ca
 
 
 def test_a_mesh_larger_than_the_devices_there_are_is_refused(capsys):
-    """JAX starts with so many fake devices, and cannot add any."""
+    """JAX starts with so many simulated devices, and cannot add any."""
     jax.devices()
     said = refused(["inspect", "mlp", "--strategy", "data", "--mesh", "data=64", "--json"], capsys)
     assert "needs 64 devices" in said and f"started with {jax.device_count()} CPU devices" in said

@@ -27,7 +27,7 @@ flags.DEFINE_string(
     "mesh", None, "devices by axis: data=4,model=2 (outermost first)", flag_values=VALUES
 )
 flags.DEFINE_string(
-    "hardware", "cpu", "what to compile for: cpu (fake devices), local, h100", flag_values=VALUES
+    "hardware", "cpu", "what to compile for: cpu (simulated), local, h100", flag_values=VALUES
 )
 flags.DEFINE_string(
     "mode", "auto", "who places collectives: auto (XLA) or manual (shard_map)", flag_values=VALUES

@@ -6,6 +6,8 @@ Every other file uses JAX's public names. Each name here has a test for each ver
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from types import CodeType
 from typing import Any
 
 import jax
@@ -70,3 +72,9 @@ def fewer_passes() -> dict[str, bool]:
     return {"xla_llvm_disable_expensive_passes": True} | (
         {"xla_cpu_use_fusion_emitters": False} if known else {}
     )
+
+
+def traced_at(source_info: Any) -> Iterator[tuple[CodeType, int]]:
+    """Where Python stood when an operation was traced: code and offset in it, innermost first."""
+    traceback = source_info.traceback
+    return zip(*traceback.raw_frames(), strict=True) if traceback else iter(())

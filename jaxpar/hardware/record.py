@@ -10,8 +10,8 @@ class Hardware:
 
     Attributes:
         name: as typed on the command line.
-        kind: "fake" (CPU devices made up by XLA), "local" (this machine's accelerators) or
-            "described" (not here: the program is compiled, never run).
+        kind: "simulated" (several devices made of this machine's CPU), "local" (its
+            accelerators) or "described" (not here: the program is compiled, never run).
         devices_per_node: how many share the fast links; None when the machine itself knows.
         memory_bytes: of one device; None when the machine itself knows.
         target: XLA's text description of one GPU, for described ones.

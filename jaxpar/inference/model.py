@@ -11,14 +11,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.extend.source_info_util import register_exclusion
 
 from jaxpar.core.errors import RequestError, unknown
 from jaxpar.core.roles import check_role
@@ -37,10 +34,6 @@ from jaxpar.jaxprs.spell import names_of
 from jaxpar.jaxprs.unify import relate
 from jaxpar.models.modules import Parts, names_in_metadata
 from jaxpar.models.record import Model
-
-# A line in Flax's Linear is true and of no use: lines are to be those of the person's own module.
-for _library in ("flax", "optax"):
-    register_exclusion(str(Path(find_spec(_library).origin).parent))
 
 
 def model(

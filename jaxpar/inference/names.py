@@ -10,9 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jax.extend.source_info_util import summarize
-
 from jaxpar.core.roles import ONE
+from jaxpar.core.source_lines import line_of
 from jaxpar.inference.judge import Account, Judgement
 from jaxpar.jaxprs.record import Trace
 
@@ -192,7 +191,7 @@ def _reason(judgement: Judgement, node: int) -> str:
     if kept is None:
         return ""
     what, where = kept
-    line = summarize(where) if where is not None and where.traceback else ""
+    line = line_of(where) if where is not None else ""
     if where is None:
         return what
     return f"'{what}' needs it whole" + (f" ({line})" if line else "")

@@ -15,10 +15,11 @@ from typing import Any
 
 import jax
 from jax.extend.core import Literal, jaxprs_in_params
-from jax.extend.source_info_util import current_name_stack, summarize, user_context
+from jax.extend.source_info_util import current_name_stack, user_context
 
 from jaxpar.core import hooks
 from jaxpar.core.jax_compat import open_jaxpr, scan_parts
+from jaxpar.core.source_lines import line_of
 from jaxpar.jaxprs.alone import alone
 from jaxpar.jaxprs.rules import rule_of
 
@@ -56,12 +57,12 @@ class Interpreter:
     def said(self) -> Any:
         """What is known of where it was asked for; of the call, where a cached jit has no lines."""
         known = (eqn.source_info for eqn in reversed(self.trail))
-        return next((info for info in known if _line(info)), self.trail[-1].source_info)
+        return next((info for info in known if line_of(info)), self.trail[-1].source_info)
 
     @property
     def source(self) -> str:
         """The line of the user's code that asked for the equation, or ""."""
-        return _line(self.said) if self.trail else ""
+        return line_of(self.said) if self.trail else ""
 
     def run(self, jaxpr: Any, consts, args, beside: Any = None) -> list:
         """The results of an open jaxpr, given one value for each constant and argument."""
@@ -257,7 +258,3 @@ def bound(eqn: Any, operands, params) -> list:
     """The results of an equation's primitive with other parameters."""
     results = eqn.primitive.bind(*operands, **params)
     return list(results) if eqn.primitive.multiple_results else [results]
-
-
-def _line(info: Any) -> str:
-    return summarize(info) if info.traceback else ""

@@ -107,13 +107,14 @@ def _ways(program: Program, axes: tuple[str, ...]) -> int:
 
 def _rematerialized(program: Program) -> list[Finding]:
     findings = []
-    for said in program.made.complaints:
+    for warning in program.made.warnings:
         findings.append(
             Finding(
                 "rematerialization",
-                said.source or said.op_name or "somewhere in the step",
-                f"XLA knows no way for {said.array} from {said.held} to {said.wanted} but to make "
-                f"it whole on every device (in {said.op_name.rpartition('/')[2] or 'the step'})",
+                warning.source or warning.op_name or "somewhere in the step",
+                f"XLA knows no way for {warning.array} from {warning.from_sharding} to "
+                f"{warning.to_sharding} but to make it whole on every device "
+                f"(in {warning.op_name.rpartition('/')[2] or 'the step'})",
                 "let both sides split the same dim, or go there in two steps, one axis at a time",
             )
         )

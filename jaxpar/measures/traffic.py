@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from jaxpar.core.source_lines import is_library, own_file
 from jaxpar.hlo.collectives import Collective, axes_of, collectives, spans_whole_axes
 from jaxpar.hlo.parse import parse
 
@@ -67,9 +68,13 @@ def _row(kind: str, axes: tuple[str, ...], whole: bool, members: list[Collective
 def _source(one: Collective) -> str:
     if weight := _WEIGHT.search(one.op_name):
         return f"weight {weight[1].replace('.', '/')}"
-    if not one.frames:
+    files = [frame.file for frame in one.frames]
+    at = own_file(files)
+    if at is None:
+        at = next((n for n, file in enumerate(files) if not is_library(file)), None)
+    if at is None:
         return one.op_name
-    frame = one.frames[0]
+    frame = one.frames[at]
     return f"{frame.file}:{frame.line} {frame.function}"
 
 

@@ -1,28 +1,35 @@
 """Devices for a mesh: simulated ones made of this CPU, this machine's own, or described ones."""
 
-import logging
-from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import topologies
+from jax.extend.backend import backends
 from jax.sharding import AxisType, Mesh
 
 from jaxpar.core.errors import RequestError
 from jaxpar.core.mesh import MeshShape
 from jaxpar.hardware.record import Hardware
+from jaxpar.program.configuration import quiet_start, simulate_devices
 
-USUAL_FAKE_DEVICES = 8
+USUAL_SIMULATED_DEVICES = 8
+"""A notebook's next mesh may be larger than its first."""
 
-
-MOST_FAKE_DEVICES = 256
+MOST_SIMULATED_DEVICES = 256
 """More would share the CPU's cores so thinly that XLA takes waiting threads for stuck ones."""
 
 
 def device_mesh(shape: MeshShape, hardware: Hardware) -> Mesh:
-    """Devices of `hardware` in the shape of a mesh, outermost axis first."""
-    find = {"fake": _fake_devices, "local": _local_devices, "described": _described_devices}
-    devices = find[hardware.kind](shape, hardware)
+    """Devices of `hardware` in the shape of a mesh, outermost axis first.
+
+    Raises:
+        RequestError: when there are too few, or none, or JAX cannot start.
+    """
+    prepare(shape, hardware)
+    find = {"simulated": _simulated, "local": _local, "described": _described}[hardware.kind]
+    with quiet_start():
+        devices = find(shape, hardware)
     sizes = tuple(size for _, size in shape.sizes)
     return Mesh(
         np.asarray(devices[: shape.devices]).reshape(sizes),
@@ -31,31 +38,25 @@ def device_mesh(shape: MeshShape, hardware: Hardware) -> Mesh:
     )
 
 
-def prefer_cpu() -> None:
-    """Tell JAX, before it looks for devices, that only the CPU is wanted in this process.
+def prepare(shape: MeshShape, hardware: Hardware) -> None:
+    """Let JAX start with the simulated devices that this mesh needs, or that a later one may.
 
-    Without an accelerator this also keeps a GPU plugin that is installed for its compiler alone
-    from complaining that it finds no driver.
+    To be called before anything starts JAX, which cannot add devices later; for any hardware, since
+    what is asked for next may be simulated.
     """
-    jax.config.update("jax_platforms", "cpu")
+    needed = shape.devices if hardware.kind == "simulated" else 0
+    simulate_devices(min(max(needed, USUAL_SIMULATED_DEVICES), MOST_SIMULATED_DEVICES))
 
 
-def has_gpu() -> bool:
-    """Whether this machine has an NVIDIA device, found without starting JAX."""
-    return Path("/dev/nvidiactl").exists() or Path("/dev/nvidia0").exists()
-
-
-def _fake_devices(shape: MeshShape, hardware: Hardware):
-    del hardware
-    if shape.devices > MOST_FAKE_DEVICES:
+def _simulated(shape: MeshShape, hardware: Hardware) -> list[Any]:
+    """The CPU devices that JAX has started with, or starts with now."""
+    if shape.devices > MOST_SIMULATED_DEVICES:
         raise RequestError(
             f"mesh {shape} needs {shape.devices} devices, and this machine's CPU is made into at "
-            f"most {MOST_FAKE_DEVICES}: use a smaller mesh, or --hardware h100, which compiles for "
-            "any number and runs on none"
+            f"most {MOST_SIMULATED_DEVICES}: use a smaller mesh, or --hardware h100, which "
+            "compiles for any number and runs on none"
         )
-    # A notebook's next mesh may be larger, and JAX cannot add devices later.
-    ask_for_devices(max(shape.devices, USUAL_FAKE_DEVICES))
-    devices = jax.devices("cpu")
+    devices = _devices(hardware, "cpu")
     if len(devices) < shape.devices:
         raise RequestError(
             f"mesh {shape} needs {shape.devices} devices, but JAX already started with "
@@ -66,29 +67,17 @@ def _fake_devices(shape: MeshShape, hardware: Hardware):
     return devices
 
 
-def ask_for_devices(count: int) -> None:
-    """Ask JAX for `count` fake CPU devices, where it still can; never for fewer than before."""
-    asked = getattr(jax.config, "jax_num_cpu_devices", -1)
-    if asked >= count:
-        return
-    try:
-        if not has_gpu() and not jax.config.jax_platforms:
-            prefer_cpu()
-        jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:
-        # JAX has started: what it has is what there is, and the caller counts it.
-        logging.getLogger(__name__).debug("JAX already started")
-
-
-def _local_devices(shape: MeshShape, hardware: Hardware):
-    del hardware
-    if not has_gpu() and not jax.config.jax_platforms:
-        prefer_cpu()
-    devices = jax.devices()
-    if devices[0].platform == "cpu":
+def _local(shape: MeshShape, hardware: Hardware) -> list[Any]:
+    """This machine's accelerators, of whatever platform JAX finds."""
+    devices = _devices(hardware)
+    if devices[0].platform == "cpu":  # what JAX prefers, which may be what a person chose
+        others = [name for name in backends() if name != "cpu"]
+        devices = _devices(hardware, others[0]) if others else []
+    if not devices:
         raise RequestError(
             "hardware 'local' means this machine's accelerators, and JAX finds none here: use "
-            "--hardware cpu for fake devices, or --hardware h100 to compile for described ones"
+            "--hardware cpu for simulated CPU devices, or --hardware h100 to compile for "
+            "described ones"
         )
     if len(devices) < shape.devices:
         raise RequestError(
@@ -98,9 +87,20 @@ def _local_devices(shape: MeshShape, hardware: Hardware):
     return devices
 
 
-def _described_devices(shape: MeshShape, hardware: Hardware):
-    if not has_gpu() and not jax.config.jax_platforms:
-        prefer_cpu()
+def _devices(hardware: Hardware, platform: str | None = None) -> list[Any]:
+    """JAX's devices of a platform, or of the one that it prefers; starts JAX."""
+    try:
+        return jax.devices(platform)
+    except RuntimeError as error:
+        which = f"the platform '{platform}'" if platform else "its platforms"
+        raise RequestError(
+            f"hardware '{hardware.name}' needs JAX to start {which}, and it cannot ({error}): "
+            "unset JAX_PLATFORMS, or let it name what is here"
+        ) from error
+
+
+def _described(shape: MeshShape, hardware: Hardware) -> list[Any]:
+    """Devices that are not here, as XLA's GPU compiler knows them from a text."""
     node = min(hardware.devices_per_node or 1, shape.devices)
     if shape.devices % node:
         node = 1

@@ -1,11 +1,11 @@
-"""A Program: one step compiled for devices, be they fake, here, or only described.
+"""A Program: one step compiled for devices, be they simulated, here, or only described.
 
 This is the first place where devices exist. A described program can be read but not run.
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,12 +16,13 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxpar.core.jax_compat import fewer_passes
 from jaxpar.hardware.record import Hardware
+from jaxpar.program.configuration import uncached
 from jaxpar.program.devices import device_mesh
-from jaxpar.program.warnings import Complaint, compile_listening, compile_quietly
+from jaxpar.program.warnings import XlaWarning, compile_quietly, compile_with_warnings
 from jaxpar.step.record import State, Step
 
 QUICK = {"xla_backend_optimization_level": 0}
-"""For code run once on fake devices: the same program, machine code in a fifth of the time."""
+"""For code run once on simulated devices: the same program, machine code in a fifth of the time."""
 
 FEW_PASSES = fewer_passes()
 """What leaves still more out, for code whose rounding of a random draw does not matter."""
@@ -33,12 +34,12 @@ class Made:
 
     Attributes:
         update: what JAX made of it.
-        complaints: what XLA complained of, now or when it compiled the same program before.
+        warnings: what XLA warned of, now or when it compiled the same program before.
         compile_seconds: wall clock, lowering with it; short if JAX had kept the program.
     """
 
     update: Any
-    complaints: tuple[Complaint, ...]
+    warnings: tuple[XlaWarning, ...]
     compile_seconds: float
 
 
@@ -84,9 +85,9 @@ class Program:
         """The compiled update and what is known of its making."""
         started = time.perf_counter()
         lowered = self.lowered
-        compiled, said = compile_listening(lowered, lambda: self._compiled(lowered))
+        compiled, warnings = compile_with_warnings(lowered, lambda: self._compiled(lowered))
         seconds = time.perf_counter() - started
-        return Made(update=compiled, complaints=said, compile_seconds=seconds)
+        return Made(update=compiled, warnings=warnings, compile_seconds=seconds)
 
     @cached_property
     def average(self) -> Any:
@@ -208,14 +209,14 @@ class Program:
 
     def _compiled(self, lowered) -> Any:
         """Compile what training runs."""
-        quick = QUICK if self.hardware.kind == "fake" and not self.for_speed else {}
-        with _kept_unless(self.hardware.kind == "described"):
+        quick = QUICK if self.hardware.kind == "simulated" and not self.for_speed else {}
+        with uncached() if self.hardware.kind == "described" else nullcontext():
             return lowered.compile({**self.hardware.compiler_options, **quick} or None)
 
     def _quickly(self, function, *arguments, more: Mapping[str, Any] = {}) -> Any:  # noqa: B006
         """Compile what runs only a few times; `more` are further options on simulated devices."""
         lowered = function.lower(*arguments)
-        options = {**QUICK, **more} if self.hardware.kind == "fake" else None
+        options = {**QUICK, **more} if self.hardware.kind == "simulated" else None
         return compile_quietly(lambda: lowered.compile(options))
 
 
@@ -225,8 +226,8 @@ def compile_step(step: Step, *, hardware: Hardware, for_speed: bool = True) -> P
     Args:
         step: from `make_step`.
         hardware: what to compile for.
-        for_speed: False when the program will run only a few times on fake devices; each part of
-            it is then compiled when it is first used.
+        for_speed: False when the program will run only a few times on simulated devices; each
+            part of it is then compiled when it is first used.
 
     Raises:
         RequestError: when the machine has fewer devices than the mesh, or cannot compile for them.
@@ -235,23 +236,6 @@ def compile_step(step: Step, *, hardware: Hardware, for_speed: bool = True) -> P
     if for_speed:
         program.update  # noqa: B018  (compiled now, so that what XLA refuses is refused here)
     return program
-
-
-@contextmanager
-def _kept_unless(described: bool) -> Iterator[None]:
-    """Keep a program for devices that are not here out of JAX's compilation cache.
-
-    JAX would write it there and then fail to read it back ("PjRtCompiler must be constructed with a
-    Client"), with a warning at every later compilation.
-    """
-    setting = "jax_persistent_cache_min_compile_time_secs"
-    usual = getattr(jax.config, setting)
-    if described:
-        jax.config.update(setting, float("inf"))
-    try:
-        yield
-    finally:
-        jax.config.update(setting, usual)
 
 
 def _on(mesh: Mesh, specs: Any) -> Any:

@@ -1,15 +1,15 @@
-"""What XLA complains of while it compiles: said on standard error by C++, and else heard by nobody.
+"""What XLA warns of while it compiles: in C++, on standard error, of no line of anyone's code.
 
-Its partitioner replicates an array whole where it knows no better way from one sharding to another,
-and says so in a log line that names no line of anyone's code. Here the line is caught, read, and
-kept beside the compiled program, so that a program from JAX's cache is known for what it is.
+Its partitioner replicates an array where it knows no better way from one sharding to another, and
+says so in a log line. Here the line is read, given the line of Python that it is about, and kept
+beside the compiled program, so that a program from JAX's cache is known for what it is.
 """
 
 import hashlib
 import json
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,11 +17,13 @@ from typing import Any
 
 import jax
 
+from jaxpar.core.source_lines import own_file
 from jaxpar.hlo.parse import frames_of
+from jaxpar.program.standard_error import warnings_kept
 
 _REMATERIALIZED = re.compile(
     r"Involuntary full rematerialization\. The compiler (?:cannot|was not able to) go from "
-    r"sharding (?P<held>\{.*?\}) to (?P<wanted>\{.*?\}) (?:efficiently|without)"
+    r"sharding (?P<before>\{.*?\}) to (?P<after>\{.*?\}) (?:efficiently|without)"
     r".*?HLO operation %?(?P<name>[\w.\-]+) = (?P<shape>\w+\[[\d,]*\])"
     r"(?P<rest>.*)"
 )
@@ -31,12 +33,13 @@ _FILE = re.compile(r'source_file="([^"]*)" source_line=(\d+)')
 
 
 @dataclass(frozen=True)
-class Complaint:
-    """An array that XLA replicated whole to lay it out anew.
+class XlaWarning:
+    """An array that XLA replicates on every device to change its sharding.
 
     Attributes:
         array: its type and local shape, as XLA writes it.
-        held, wanted: the shardings it went from and to, as XLA writes them.
+        from_sharding, to_sharding: the sharding that it has and the one that it gets, as XLA
+            writes them.
         op_name: the JAX operation that it comes from.
         frame_id: of the line that asked for it, in the table of the program that was compiled then;
             0 for none.
@@ -44,20 +47,20 @@ class Complaint:
     """
 
     array: str
-    held: str
-    wanted: str
+    from_sharding: str
+    to_sharding: str
     op_name: str
     frame_id: int
     source: str = ""
 
 
-def read_complaints(text: str) -> tuple[Complaint, ...]:
-    """Find the complaints in what was said on standard error.
+def read_warnings(text: str) -> tuple[XlaWarning, ...]:
+    """Find the warnings in what XLA wrote, each once.
 
     >>> said = '''[SPMD] Involuntary full rematerialization. The compiler cannot go from sharding
     ... {devices=[2,1]<=[2]} to {devices=[1,2]<=[2]} efficiently for HLO operation %copy.1 =
     ... f32[8,4]{1,0} copy(%a), metadata={op_name="jit(f)/dot" stack_frame_id=4}.'''
-    >>> read_complaints(said.replace("\\n", " "))[0].array
+    >>> read_warnings(said.replace("\\n", " "))[0].array
     'f32[8,4]'
     """
     found = []
@@ -65,10 +68,10 @@ def read_complaints(text: str) -> tuple[Complaint, ...]:
         if match := _REMATERIALIZED.search(line):
             name, frame, file = (p.search(match["rest"]) for p in (_OP_NAME, _FRAME, _FILE))
             found.append(
-                Complaint(
+                XlaWarning(
                     match["shape"],
-                    match["held"],
-                    match["wanted"],
+                    match["before"],
+                    match["after"],
                     name[1] if name else "",
                     int(frame[1]) if frame else 0,
                     f"{file[1]}:{file[2]}" if file else "",
@@ -77,72 +80,57 @@ def read_complaints(text: str) -> tuple[Complaint, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def compile_listening(
+def compile_with_warnings(
     lowered: Any, compile_it: Callable[[], Any]
-) -> tuple[Any, tuple[Complaint, ...]]:
-    """Compile, and say what XLA complained of now or when it compiled the same program before.
+) -> tuple[Any, tuple[XlaWarning, ...]]:
+    """Compile, and return also what XLA warned of, now or when it compiled the same program before.
 
     Args:
         lowered: what is compiled.
         compile_it: compiles it.
     """
-    kept = _kept(lowered)
-    if kept is not None and kept.is_file():
-        before = tuple(Complaint(**c) for c in json.loads(kept.read_text(encoding="utf-8")))
-    else:
-        before = ()
-    compiled, text = _overheard(compile_it)
-    now = read_complaints(text)
+    file = _kept_in(lowered)
+    before = ()
+    if file is not None and file.is_file():
+        before = tuple(XlaWarning(**w) for w in json.loads(file.read_text(encoding="utf-8")))
+    with warnings_kept() as lines:
+        compiled = compile_it()
+    now = read_warnings("\n".join(lines))
     if now:
         # A program from the cache numbers its lines otherwise: look them up while it is new.
         program = compiled.as_text()
-        now = tuple(replace(c, source=c.source or _line(program, c.frame_id)) for c in now)
-    said = tuple(dict.fromkeys((*before, *now)))
-    if kept is not None and said != before:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps([asdict(c) for c in said]), encoding="utf-8")
-    return compiled, said
+        now = tuple(replace(w, source=w.source or _line(program, w.frame_id)) for w in now)
+    warnings = tuple(dict.fromkeys((*before, *now)))
+    if file is not None and warnings != before:
+        _keep(file, json.dumps([asdict(w) for w in warnings]))
+    return compiled, warnings
 
 
 def compile_quietly(compile_it: Callable[[], Any]) -> Any:
-    """Compile what is made beside an update, of which XLA would only say the same again."""
-    return _overheard(compile_it)[0]
+    """Compile what is made beside an update, of which XLA would only warn of the same again."""
+    with warnings_kept():
+        return compile_it()
 
 
 def _line(program: str, frame_id: int) -> str:
+    """The person's line that a compiled program's text knows by this number, or ""."""
     frames = frames_of(program, frame_id) if frame_id else ()
-    return f"{frames[0].file}:{frames[0].line}" if frames else ""
+    at = own_file(frame.file for frame in frames)
+    return "" if at is None else f"{frames[at].file}:{frames[at].line}"
 
 
-def _kept(lowered: Any) -> Path | None:
-    """Where the complaints about this program lie, if JAX keeps compiled programs on this disk."""
+def _kept_in(lowered: Any) -> Path | None:
+    """Where this program's warnings are, if JAX keeps compiled programs on this disk."""
     folder = jax.config.jax_compilation_cache_dir
     if not folder or "://" in folder:
         return None
     digest = hashlib.sha256(lowered.as_text().encode()).hexdigest()
-    return Path(folder) / "complaints" / f"{digest}.json"
+    return Path(folder) / "warnings" / f"{digest}.json"
 
 
-def _overheard(function: Callable[[], Any]) -> tuple[Any, str]:
-    """Call a function, and return also what it wrote to standard error, which still gets the rest.
-
-    The complaints themselves are not passed on: they are told in a person's words instead.
-    """
-    try:
-        outside = os.dup(2)
-    except OSError:  # there is no standard error
-        return function(), ""
-    with tempfile.TemporaryFile() as heard:
-        os.dup2(heard.fileno(), 2)
-        try:
-            result = function()
-        finally:
-            os.dup2(outside, 2)
-            heard.seek(0)
-            text = heard.read().decode(errors="replace")
-            rest = "".join(
-                line for line in text.splitlines(keepends=True) if not _REMATERIALIZED.search(line)
-            )
-            os.write(outside, rest.encode())
-            os.close(outside)
-    return result, text
+def _keep(file: Path, text: str) -> None:
+    """Write a file at once, since another process may read it now."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(f".{secrets.token_hex(4)}")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, file)

@@ -12,9 +12,9 @@ from math import prod
 from typing import Any
 
 import jax
-from jax.extend.source_info_util import summarize
 
 from jaxpar.core.errors import RequestError
+from jaxpar.core.source_lines import line_of
 
 
 class ManualError(RequestError):
@@ -80,7 +80,7 @@ class Run:
     def source(self) -> str:
         """Where the user's code asked for it; the call, where a cached inner jit has no lines."""
         for eqn in reversed(self.trail):
-            if eqn.source_info.traceback and (line := summarize(eqn.source_info)):
+            if line := line_of(eqn.source_info):
                 return line
         return ""
 

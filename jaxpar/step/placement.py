@@ -11,11 +11,11 @@ from math import prod
 from types import MappingProxyType
 from typing import Any
 
-from jax.extend.source_info_util import summarize
 from jax.sharding import PartitionSpec
 
 from jaxpar.core.annotations import ENTERING, NAMED, USED
 from jaxpar.core.mesh import axes_of
+from jaxpar.core.source_lines import line_of
 from jaxpar.inference.traced import TracedLoss
 from jaxpar.jaxprs.equations import equations
 from jaxpar.jaxprs.rules import rule_of
@@ -117,7 +117,7 @@ def _legal(layout: Layout, spec: PartitionSpec, shape: tuple[int, ...]) -> Parti
 
 
 def _unmet(layout: Layout, spec: PartitionSpec, shape: tuple[int, ...], eqn: Any) -> list[Unmet]:
-    source = summarize(eqn.source_info) if eqn.source_info.traceback else ""
+    source = line_of(eqn.source_info)
     return [
         Unmet(shape, dim, axes_of(entry), source)
         for dim, (size, entry) in enumerate(zip(shape, spec, strict=True))

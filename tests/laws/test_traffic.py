@@ -34,7 +34,7 @@ HARDWARES = ("cpu", H100)
 
 
 def on_hardware(cases):
-    """Each case (model first) on fake devices, and the decoder's on a described H100 too.
+    """Each case (model first) on simulated devices, and the decoder's on a described H100 too.
 
     What differs between the two is how XLA spells collectives, whatever the model.
     """

@@ -4,7 +4,7 @@ from jaxpar.cli.options import Options
 from jaxpar.cli.screen import Screen
 from jaxpar.core.catalogue import Catalogue
 from jaxpar.core.errors import RequestError
-from jaxpar.program.devices import ask_for_devices
+from jaxpar.program.configuration import simulate_devices
 
 BENCHMARKS = Catalogue("experiments.benchmarks", "benchmark")
 
@@ -16,7 +16,7 @@ def verb(options: Options, screen: Screen) -> int:
     if options.rounds < 1:
         raise RequestError(f"--rounds {options.rounds}: use 1 or more")
     screen.say(BENCHMARKS.summary(name), style="bold")
-    ask_for_devices(8)
+    simulate_devices(8)
     rows = []
     for row in benchmark(options.rounds):
         rows.append(row)

@@ -73,7 +73,7 @@ _AXES = {"pipe": "stages", "replica": "averaging"}
 
 
 def _machine(screen: Screen) -> int:
-    """Try each kind of hardware with a small step; exit status 1 only if fake devices fail."""
+    """Try each kind of hardware with a small step; exit status 1 only if simulated ones fail."""
     record = {"python": platform.python_version(), "hardware": {}}
     for package in ("jax", "jaxlib", "flax", "optax", "numpy", "jax-cuda13-plugin"):
         try:

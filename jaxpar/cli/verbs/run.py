@@ -9,7 +9,7 @@ from jaxpar.cli.verbs.list import EXPERIMENTS
 from jaxpar.core.errors import RequestError
 from jaxpar.core.mesh import AXES, MeshShape
 from jaxpar.experiment import said, walk
-from jaxpar.program.devices import ask_for_devices
+from jaxpar.program.configuration import simulate_devices
 
 
 def verb(options: Options, screen: Screen) -> int:
@@ -23,7 +23,7 @@ def verb(options: Options, screen: Screen) -> int:
     started = time.perf_counter()
     screen.say(EXPERIMENTS.summary(name), style="bold")
     # CPU devices can be asked for once only, so ask for the largest mesh first.
-    ask_for_devices(
+    simulate_devices(
         max(MeshShape.parse(case.mesh or "data=8").devices for case in experiment.cases)
     )
     folder = options.folder(name)

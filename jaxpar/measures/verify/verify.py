@@ -117,7 +117,7 @@ def verify(
 
     Args:
         layout: what is on trial.
-        hardware: devices that can run it (fake ones do).
+        hardware: devices that can run it (simulated ones do).
         make: makes the step from a layout, so that mode, optimizer and microbatches are the user's.
         steps: whole steps after the single gradient and update; where parameters are averaged at
             least as many as go past the second averaging.

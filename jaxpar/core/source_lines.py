@@ -1,0 +1,97 @@
+"""Which line of a person's own code asked for an operation, or raised an error.
+
+A line in Flax's `Linear` is true and of no use. So the files of the libraries that a model is
+written with are passed over, and jaxpar's too; those of a catalogue model are not, since whoever
+runs it reads them as the model.
+"""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from collections.abc import Iterable
+from functools import cache
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from traceback import walk_tb
+from typing import Any
+
+from jaxpar.core.jax_compat import traced_at
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
+"""Packages whose lines say nothing about a model."""
+
+CALLED_BY_MODELS = ("core", "attention")
+"""Rooms of jaxpar whose functions a model calls; the other rooms call the model."""
+
+_JAXPAR = os.path.realpath(Path(__file__).parents[1]) + os.sep
+_PYTHON = os.path.realpath(sysconfig.get_path("stdlib")) + os.sep
+_INSTALLED = ("site-packages", "dist-packages")
+
+
+def line_of(source_info: Any) -> str:
+    """The line that asked for an operation, as "file:line:column (function)"; "" if jaxpar did.
+
+    Args:
+        source_info: of an equation, or JAX's current one.
+    """
+    frames = list(traced_at(source_info))
+    index = own_file(code.co_filename for code, _ in frames)
+    if index is None:
+        return ""
+    code, offset = frames[index]
+    line, _, column, _ = next(islice(code.co_positions(), offset // 2, None))
+    at = f"{line}:{column}" if column else f"{line}"
+    return f"{code.co_filename}:{at} ({code.co_qualname})"
+
+
+def line_of_error(error: BaseException) -> str:
+    """The innermost line of a person's own code that an error passed, as "file:line"; "" if none.
+
+    A line of an installed package is told only where there is no other.
+    """
+    frames = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
+    own = [(file, line) for file, line in frames if is_own(file)]
+    written = [(file, line) for file, line in own if not set(_INSTALLED) & set(Path(file).parts)]
+    return "{}:{}".format(*(written or own)[-1]) if own else ""
+
+
+def own_file(files: Iterable[str]) -> int | None:
+    """Which file of a stack, innermost first, is a person's; None if jaxpar, not a model, asked."""
+    for index, file in enumerate(files):
+        if is_own(file):
+            return index
+        if _room(file) and _room(file) not in CALLED_BY_MODELS:
+            return None
+    return None
+
+
+def is_own(file: str) -> bool:
+    """Whether a file is a person's or a catalogue model's: no library's, Python's or jaxpar's."""
+    return _room(file) == "models" if _room(file) else not is_library(file)
+
+
+@cache
+def is_library(file: str) -> bool:
+    """Whether a file is Python's own or of a library that models are written with."""
+    path = os.path.realpath(file)
+    if path.startswith(_library_folders()) or file.startswith("<frozen "):
+        return True
+    # Without a virtual environment, what is installed lies among Python's own files.
+    return path.startswith(_PYTHON) and path[len(_PYTHON) :].split(os.sep)[0] not in _INSTALLED
+
+
+@cache
+def _room(file: str) -> str:
+    """The room of jaxpar that a file lies in; "" for a file that is not jaxpar's."""
+    path = os.path.realpath(file)
+    return path[len(_JAXPAR) :].split(os.sep)[0] if path.startswith(_JAXPAR) else ""
+
+
+@cache
+def _library_folders() -> tuple[str, ...]:
+    """The folders of those libraries that are installed, found without importing any."""
+    specs = [find_spec(name) for name in LIBRARIES]
+    origins = [spec.origin for spec in specs if spec and spec.origin]
+    return tuple(os.path.realpath(Path(origin).parent) + os.sep for origin in origins)

@@ -1,0 +1,97 @@
+"""JAX's configuration where a program needs it otherwise: set in this file alone, and put back.
+
+JAX's settings hold for the whole process, so each is as it was once the last of those who need it
+otherwise is done. Two cannot be put back, and say so: `simulate_devices` and `prefer_cpu`.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+_UNCHECKED = "JAX_SKIP_CUDA_CONSTRAINTS_CHECK"
+
+_lock = threading.Lock()
+_changed: dict[str, tuple[Any, int]] = {}
+"""Setting -> what it was before, and how many need it otherwise now."""
+
+
+def prefer_cpu() -> None:
+    """Let JAX start the CPU's platform alone, whatever JAX_PLATFORMS says.
+
+    Not put back: for a process that is one's own, as a command is. Once JAX has started, it looks
+    for no other platform.
+    """
+    jax.config.update("jax_platforms", "cpu")
+
+
+def simulate_devices(count: int) -> None:
+    """Let JAX start with `count` CPU devices, or with more if more were asked for before.
+
+    Not put back: JAX reads it when it starts, and cannot add or take away a device later. Where it
+    has started already, nothing changes.
+    """
+    if jax.config.jax_num_cpu_devices >= count:
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+        # JAX has started: what it has is what there is, and whoever needs more counts it.
+        logging.getLogger(__name__).debug("JAX already started")
+
+
+@contextmanager
+def quiet_start() -> Iterator[None]:
+    """Within, JAX may start: a CUDA plugin on a machine without an NVIDIA GPU prints no traceback.
+
+    The plugin looks for cuDNN and its like even there, where it is installed for its compiler
+    alone. Not looking hides nothing: JAX uses CUDA only where it sees such a GPU, and there the
+    plugin is let look.
+    """
+    if _UNCHECKED in os.environ or has_nvidia_gpu():
+        yield
+        return
+    os.environ[_UNCHECKED] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_UNCHECKED, None)
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether this machine has an NVIDIA GPU, found as JAX does and without starting it."""
+    return any(Path("/dev", name).exists() for name in ("nvidia0", "nvidiactl", "dxg"))
+
+
+@contextmanager
+def uncached() -> Iterator[None]:
+    """Within, JAX puts no program that it compiles into its compilation cache.
+
+    For programs whose devices are not here: JAX would write one and then fail to read it back
+    ("PjRtCompiler must be constructed with a Client"), with a warning at every later compilation.
+    """
+    with _setting("jax_persistent_cache_min_compile_time_secs", float("inf")):
+        yield
+
+
+@contextmanager
+def _setting(name: str, value: Any) -> Iterator[None]:
+    """Within, JAX's setting `name` is `value`, in every thread."""
+    with _lock:
+        before, users = _changed.get(name, (getattr(jax.config, name), 0))
+        _changed[name] = before, users + 1
+        jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        with _lock:
+            before, users = _changed.pop(name)
+            if users > 1:
+                _changed[name] = before, users - 1
+            else:
+                jax.config.update(name, before)
