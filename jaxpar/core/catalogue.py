@@ -1,24 +1,26 @@
 """A folder is a catalogue, a file in it an entry: list names, read first lines, load one.
 
-An entry is a file that defines the catalogue's noun at its top level, such as `def strategy`; what
-else is in the folder serves the entries. Names and summaries are read without importing anything,
-so that listing is instant and a broken entry cannot hide its neighbours.
+An entry is a file that defines the catalogue's noun at its top level, such as `def strategy`, or a
+folder whose `__init__.py` does; what else is in the folder serves the entries. Names and summaries
+are read without importing anything, so that listing is instant and a broken entry cannot hide its
+neighbours.
 """
 
 import ast
 import importlib
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxpar.core.errors import unknown
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The entries of one package: each file exposes the attribute named by `noun`.
+    """The entries of one package: each file (or folder) exposes the attribute named by `noun`.
 
     Args:
         package: dotted name of the folder, such as `jaxpar.strategies`.
@@ -27,6 +29,11 @@ class Catalogue:
 
     package: str
     noun: str
+
+    @property
+    def title(self) -> str:
+        """The folder's own name, such as `strategies`."""
+        return self.package.rpartition(".")[2]
 
     @property
     def folder(self) -> Path:
@@ -38,15 +45,19 @@ class Catalogue:
     def names(self) -> tuple[str, ...]:
         """Entry names, alphabetical."""
         defines = re.compile(rf"^(?:def )?{self.noun}\b *[(=:]", re.MULTILINE)
-        files = self.folder.glob("*.py")
-        return tuple(sorted(p.stem for p in files if defines.search(p.read_text("utf-8"))))
+        return tuple(sorted(n for n, f in self._files() if defines.search(f.read_text("utf-8"))))
 
     def summary(self, name: str) -> str:
         """The first line of the entry's docstring, without importing it."""
-        source = (self.folder / f"{name}.py").read_text(encoding="utf-8")
+        source = dict(self._files())[name].read_text(encoding="utf-8")
         return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
-    def load(self, name: str) -> Callable:
+    def _files(self) -> Iterator[tuple[str, Path]]:
+        """Every file that could be an entry, with the name that it would have."""
+        yield from ((path.stem, path) for path in self.folder.glob("*.py"))
+        yield from ((path.parent.name, path) for path in self.folder.glob("*/__init__.py"))
+
+    def load(self, name: str) -> Any:
         """Import entry `name` and return its public thing; an unknown name is a `RequestError`."""
         if name not in self.names():
             raise unknown(self.noun, name, self.names())
@@ -55,7 +66,11 @@ class Catalogue:
 
 MODELS = Catalogue("jaxpar.models", "model")
 STRATEGIES = Catalogue("jaxpar.strategies", "strategy")
-HARDWARE = Catalogue("jaxpar.hardware", "hardware")
 SCHEDULES = Catalogue("jaxpar.schedules", "schedule")
-EXCHANGES = Catalogue("jaxpar.attention", "exchange")
+OPTIMIZERS = Catalogue("jaxpar.optimizers", "optimizer")
+MEASURES = Catalogue("jaxpar.measures", "measure")
+HARDWARE = Catalogue("jaxpar.hardware", "hardware")
 DATA = Catalogue("jaxpar.data", "dataset")
+EXCHANGES = Catalogue("jaxpar.attention", "exchange")
+CATALOGUES = (MODELS, STRATEGIES, SCHEDULES, OPTIMIZERS, MEASURES, HARDWARE, DATA, EXCHANGES)
+"""All there are, in the order in which a person is shown them."""
