@@ -1,8 +1,8 @@
 """What jaxpar costs: its step against the same Flax module under bare jax.jit with NamedShardings.
 
 The workload is a decoder of 4 layers, width 256, 8 heads, MLP 1024, vocabulary 512, sequence 128,
-batch 16, AdamW, float32, on 8 fake CPU devices. Sides alternate, a few steps at a time; the ratio
-is taken round by round and its median reported with its spread.
+batch 16, AdamW, float32, on 8 simulated CPU devices. Sides alternate, a few steps at a time; the
+ratio is taken round by round and its median reported with its spread.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,16 +1,18 @@
-"""Inspect: what a compiled program says on the wire and holds in memory, and if that was promised.
+"""Inspect: a compiled program's collectives and memory, and whether its strategy states them.
 
 Read from the program that XLA made for the hardware asked for, loops counted as often as they run.
 No array is allocated.
 """
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from jaxpar.core.mesh import axes_of, sizes_of
 from jaxpar.layout.record import Layout
 from jaxpar.layout.stages import runs_in_stages, schedule_for
 from jaxpar.measures.dims import dims_of_layout
 from jaxpar.measures.lint import Finding, lint
+from jaxpar.measures.record import Make, Measure
 from jaxpar.measures.traffic import TrafficRow, as_records, traffic
 from jaxpar.program.record import Program
 from jaxpar.schedules.record import Schedule
@@ -230,3 +232,11 @@ def _memory(program: Program) -> dict[str, int]:
         init = program.init_memory
         memory["init_peak_bytes"] = init.output_size_in_bytes + init.temp_size_in_bytes
     return memory
+
+
+def _taken(program: Program, make: Make) -> dict[str, Any]:
+    del make
+    return inspect(program).record()
+
+
+measure = Measure(_taken, runs=False)

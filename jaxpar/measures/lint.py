@@ -1,11 +1,11 @@
-"""Lint: is what a layout asked for what the compiled program does; said as faults with repairs.
+"""Lint: does the compiled program do what its layout asked for; if not, a fault and its repair.
 
 JAX and XLA make do in silence: a dim that does not divide is left whole, an array that cannot be
 moved cheaply is replicated, a buffer that was given up is not reused. A layout asked for none of
 these, so each is a finding.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxpar.core.mesh import axes_of
 from jaxpar.layout.record import itemsize
+from jaxpar.measures.record import Make, Measure
 from jaxpar.program.record import Program
 
 REUSED = 0.95
@@ -183,3 +184,12 @@ def _spec(sharding: Any) -> str:
     if not isinstance(spec, PartitionSpec):
         return str(sharding)
     return "(" + ", ".join(" x ".join(axes_of(e)) or "whole" for e in spec) + ")"
+
+
+def _taken(program: Program, make: Make) -> dict[str, Any]:
+    del make
+    findings = lint(program)
+    return {"ok": not findings, "findings": [asdict(finding) for finding in findings]}
+
+
+measure = Measure(_taken, runs=False)
