@@ -127,7 +127,7 @@ def same_losses(rows: Rows) -> bool:
     """Whether trained rows went through the losses of the first, step by step, to 1e-4.
 
     Sums in another order moved them by 9.6e-7 at most in float32: perceptron, 60 steps of AdamW,
-    one to eight fake devices, jax 0.10.2.
+    one to eight simulated devices, jax 0.10.2.
     """
     first = rows[0]["train"]["losses"]
     return all(

@@ -9,7 +9,6 @@ neighbours.
 import ast
 import importlib
 import importlib.util
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +43,7 @@ class Catalogue:
 
     def names(self) -> tuple[str, ...]:
         """Entry names, alphabetical."""
-        defines = re.compile(rf"^(?:def )?{self.noun}\b *[(=:]", re.MULTILINE)
-        return tuple(sorted(n for n, f in self._files() if defines.search(f.read_text("utf-8"))))
+        return tuple(sorted(n for n, f in self._files() if self.noun in _defined(f)))
 
     def summary(self, name: str) -> str:
         """The first line of the entry's docstring, without importing it."""
@@ -62,6 +60,17 @@ class Catalogue:
         if name not in self.names():
             raise unknown(self.noun, name, self.names())
         return getattr(importlib.import_module(f"{self.package}.{name}"), self.noun)
+
+
+def _defined(file: Path) -> set[str]:
+    """The functions and values that a file defines at its top level, by name."""
+    names = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef):
+            names.add(node.name)
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
 
 
 MODELS = Catalogue("jaxpar.models", "model")
