@@ -103,6 +103,14 @@ def test_an_optimizers_own_options_reach_it():
     assert resolved.optimizer_options == {"momentum": 0.0}
     step = resolved.make(resolved.layout)
     assert not [leaf for leaf in jax.tree.leaves(step.state.optimizer) if leaf.ndim]
+    asked = make_optimizer(Recipe(clip=0.0), DIMS, b1=0.5, b2=0.75)
+    adam, *_ = moved(asked, arrays(2.0), arrays(1.0))[1]
+    np.testing.assert_allclose(adam.mu["up"], (1 - 0.5) * 2.0)
+    np.testing.assert_allclose(adam.nu["up"], (1 - 0.75) * 2.0**2)
+
+
+def test_options_that_make_no_sense_are_refused():
+    """Before anything is compiled, with the nearest name or the rule."""
     with pytest.raises(RequestError, match="unknown field of 'mlp'.*: did you mean 'momentum'"):
         Case("mlp", set={"optimizer": "sgd", "momentun": 0.5}).resolve()
     with pytest.raises(RequestError, match="unknown field of 'mlp', of training, its optimizer"):
