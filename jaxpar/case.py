@@ -216,6 +216,7 @@ def load_data(model: Model, name: str | None) -> Dataset:
 def _check_fields(
     model: Model, training: Training, changes: dict[str, Any], options: tuple[str, ...]
 ) -> None:
+    """Refuse a change that no record takes; `options` are those of the optimizer and strategy."""
     own = [] if model.config is None else [f.name for f in fields(model.config)]
     for name in changes:
         if name not in own:

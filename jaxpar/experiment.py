@@ -94,6 +94,7 @@ def walk(experiment: Experiment) -> Iterator[dict[str, Any]]:
 
 
 def _trained(resolved: Resolved, program: Program) -> dict[str, Any]:
+    """The record of training a case, with the loss of every step."""
     losses: list[float] = []
 
     def watch(step: int, metrics: dict[str, float]) -> None:

@@ -18,18 +18,7 @@ from jaxpar.experiment import Claim, Experiment
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--set", "width=32", "--set", "hidden=2"]
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    """Files go to an empty folder, and nothing is kept in the user's cache."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
-    threshold = jax.config.jax_persistent_cache_min_compile_time_secs
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
-    yield here
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", threshold)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def refused(argv: list[str], capsys) -> str:
@@ -286,51 +275,6 @@ def test_a_fresh_process_ends_with_status_2_and_no_traceback():
     assert done.stdout == ""
     assert done.stderr.startswith("python -m experiments: ") and "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 1
-
-
-def test_hints_repeat_how_the_program_was_started(capsys):
-    """Whoever typed `python -m experiments` is not told of another command."""
-    argv = ["train", "mlp", *TINY, "--steps", "1", "--mesh", "data=2", "--strategy", "data"]
-    for program in ("jaxpar", "python -m experiments"):
-        assert execute(argv, program=program) == 0
-        hints = capsys.readouterr().out.partition("next:")[2].splitlines()[1:]
-        assert [line.partition(" mlp")[0] for line in hints] == [
-            f"  {program} train",
-            f"  {program} run hybrid_parallel",
-        ]
-        assert execute(["train"], program=program) == 2
-        needs = f"{program}: 'train' needs a MODEL: {program} train MODEL ...\n"
-        assert capsys.readouterr().err == needs
-
-
-def test_what_a_model_prints_is_kept_out_of_the_record(monkeypatch, capsys):
-    """Standard output is one line of JSON, whatever a person's factory says."""
-    Path("loud.py").write_text(
-        "from jaxpar.models import mlp\n"
-        "def factory():\n"
-        "    print('hello from the factory')\n"
-        "    return mlp.model(width=32, hidden=2)\n"
-    )
-    monkeypatch.delitem(sys.modules, "loud", raising=False)
-    argv = ["inspect", "loud:factory", "--strategy", "data", "--mesh", "data=2", "--json"]
-    assert execute(argv, program="jaxpar") == 0
-    out, err = capsys.readouterr()
-    assert json.loads(out)["devices"] == 2
-    assert "hello from the factory" in err
-
-
-def test_a_stopped_command_says_what_was_kept(monkeypatch, capsys):
-    """Ctrl-C ends with 130 and no traceback, and names the file that holds the steps so far."""
-    from jaxpar.cli.verbs import train
-
-    def stopped(program, data, training, *, watch, metrics_file):
-        metrics_file.write_text("{}")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "train", stopped)
-    argv = ["train", "mlp", *TINY, "--strategy", "data", "--mesh", "data=2", "--out", "mine"]
-    assert execute(argv, program="jaxpar") == 130
-    assert capsys.readouterr().err == "jaxpar: stopped; kept: mine/metrics.jsonl\n"
 
 
 def test_help_is_printed_when_nothing_is_asked(capsys):

@@ -85,6 +85,7 @@ def _run(name: str, argv: list[str], options: command_line.Options) -> int:
 
 
 def _help(program: str) -> int:
+    """Print the verbs and the options; always well."""
     print(f"{program} VERB ... [options]\n")
     for name in VERBS.names():
         takes = TAKES.get(name) or (f"[{MAY_TAKE[name]}]" if name in MAY_TAKE else "")

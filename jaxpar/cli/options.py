@@ -156,6 +156,7 @@ def help_lines() -> list[tuple[str, str]]:
 
 
 def _pair(text: str) -> tuple[str, Any]:
+    """The name and the value of `field=value`: a Python literal, else a word."""
     name, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not name.isidentifier():
         raise RequestError(f"--set {text}: write field=value, for example --set layers=2")

@@ -65,6 +65,7 @@ def device_bytes(arrays: Any) -> int:
 
 
 def _taken(program: Program, make: Make) -> dict[str, Any]:
+    """What an experiment gets of a program: the bytes counted in it."""
     del make
     return memory(program).record()
 

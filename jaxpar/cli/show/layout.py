@@ -72,5 +72,6 @@ def _sharding(array: Array) -> str:
 
 
 def _places(places: list[str]) -> str:
+    """The first places where a dim was found, and how many more there are."""
     more = f" and {len(places) - 2} more" if len(places) > 2 else ""
     return ", ".join(places[:2]) + more

@@ -24,4 +24,5 @@ def verb(options: Options, screen: Screen) -> int:
 
 
 def _shown(value) -> str:
+    """An entry of a row, four digits of it if it is a fraction."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -92,6 +92,7 @@ def _machine(screen: Screen) -> int:
 
 
 def _try(name: str) -> dict:
+    """Whether a small step compiles for a hardware of the catalogue, and for what devices."""
     hardware = HARDWARE.load(name)()
     local = hardware.kind == "local"
     mesh = MeshShape(data=1) if local else MeshShape(data=4, model=2)

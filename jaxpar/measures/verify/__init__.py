@@ -8,6 +8,7 @@ from jaxpar.program.record import Program
 
 
 def _taken(program: Program, make: Make) -> dict[str, Any]:
+    """What an experiment gets of a program: the verdict on its layout."""
     layout, hardware = program.step.layout, program.hardware
     return comparison.verify(layout, hardware=hardware, make=make).record()
 
