@@ -1,1 +1,1 @@
-"""Questions about parallel training, one file each, and the runner that answers them."""
+"""Questions about parallel training, one file each; `jaxpar run NAME` answers one."""

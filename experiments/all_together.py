@@ -1,14 +1,14 @@
-"""One decoder, eight devices, every way to split it: what does each hold and say, is it the same?
+"""One decoder on eight devices under every strategy: is it the same, and at what cost?
 
 Command: python -m experiments run all_together (under four minutes on two cores).
-Expectation: every layout computes what one device computes, to 1e-9 in float64, and says on the
-wire what its strategy states and nothing else. Parameters on a device fall to an eighth where
+Expectation: every layout computes what one device computes, to 1e-9 in float64, and its collectives
+are those that its strategy states and no others. Parameters on a device fall to an eighth where
 weights are cut, and not at all under plain data parallelism, which pays with an all-reduce of them.
 Parameter averaging is another algorithm, and equals one device that does the same.
 """
 
 from jaxpar.case import Case
-from jaxpar.experiment import Claim, Experiment, said
+from jaxpar.experiment import Claim, Experiment, communication_bytes
 
 SIZES = {
     "layers": 2,
@@ -62,23 +62,23 @@ experiment = Experiment(
             needs=len(WAYS),
         ),
         Claim(
-            "each says on the wire what its strategy states",
+            "the collectives of each are those that its strategy states",
             lambda rows: all(r["inspect"]["ok"] for r in rows),
             needs=len(WAYS),
         ),
         Claim(
-            "one device alone says nothing; data parallelism all-reduces the parameters' bytes",
+            "one device has no collectives; data parallelism all-reduces the parameters' bytes",
             lambda rows: (
-                said(_named(rows, "single")) == 0
+                communication_bytes(_named(rows, "single")) == 0
                 and 1
-                <= said(_named(rows, "data"), "all-reduce")
+                <= communication_bytes(_named(rows, "data"), "all-reduce")
                 / _named(rows, "data")["parameter_bytes"]
                 <= 1.01
             ),
             needs=len(WAYS),
         ),
         Claim(
-            "fsdp holds an eighth of the parameters, tensor nearly, data all of them",
+            "per device: fsdp an eighth of the parameters, tensor nearly, data all of them",
             lambda rows: (
                 _share(_named(rows, "data")) == 1
                 and _share(_named(rows, "fsdp")) < 0.14
@@ -87,9 +87,9 @@ experiment = Experiment(
             needs=len(WAYS),
         ),
         Claim(
-            "stages pass activations on, and copies that train apart say nothing in an update",
+            "stages permute activations, and replicas of local SGD have no collective in an update",
             lambda rows: (
-                said(_named(rows, "data+pipeline"), "collective-permute", "pipe") > 0
+                communication_bytes(_named(rows, "data+pipeline"), "collective-permute", "pipe") > 0
                 and not _named(rows, "local_sgd")["inspect"]["collectives"]
             ),
             needs=len(WAYS),
@@ -99,7 +99,7 @@ experiment = Experiment(
         "strategy",
         "mesh",
         "parameter_bytes_per_device",
-        "said.all",
+        "communication.all",
         "inspect.memory.total_bytes",
         "verify.max_relative_error",
     ),

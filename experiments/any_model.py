@@ -1,10 +1,10 @@
-"""A decoder that nobody wrote for jaxpar: which widths are found, and is it still the same model?
+"""A decoder that nobody wrote for jaxpar: which dims are found, and is it still the same model?
 
 Command: python -m experiments run any_model (under three minutes on two cores).
 Expectation: its dims are named by tracing alone, its heads and inner widths lie over `model`, and
-each of the three modes computes what one device computes. Under tensor parallelism, described
-H100s say what the textbook says: two sums of the residual a block forward and two backward, one for
-the embedding, one for the head, and a few numbers a token for the softmax. Modes differ in who
+each of the three modes computes what one device computes. Under tensor parallelism, described H100s
+all-reduce what the textbook says: two sums of the residual a block forward and two backward, one
+for the embedding, one for the head, and a few numbers a token for the softmax. Modes differ in who
 places the collectives (XLA, JAX's types, jaxpar), in islands (what JAX has no typed rule for), and
 in how long the step takes to trace and compile.
 """
@@ -15,7 +15,7 @@ from flax import nnx
 
 import jaxpar
 from jaxpar.case import Case
-from jaxpar.experiment import Claim, Experiment, said
+from jaxpar.experiment import Claim, Experiment, communication_bytes
 
 LAYERS, WIDTH, HEADS, HIDDEN, VOCABULARY = 2, 64, 4, 256, 128
 ROWS, LENGTH = 8, 32
@@ -88,7 +88,7 @@ experiment = Experiment(
     measures=("inspect", "verify"),
     claims=(
         Claim(
-            "each layer's heads and inner width are found, and two vocabularies",
+            "each layer's heads and inner dim are found, and two vocabularies",
             lambda rows: all(
                 _roles(r)["heads"] == _roles(r)["inner"] == LAYERS and _roles(r)["vocabulary"] == 2
                 for r in rows
@@ -108,9 +108,12 @@ experiment = Experiment(
             needs=6,
         ),
         Claim(
-            "under tensor parallelism the wire carries the textbook's sums and at most 2 % besides",
+            "under tensor parallelism it all-reduces the textbook's bytes and at most 2 % besides",
             lambda rows: all(
-                TEXTBOOK <= said(r) == said(r, "all-reduce", "model") <= 1.02 * TEXTBOOK
+                TEXTBOOK
+                <= communication_bytes(r)
+                == communication_bytes(r, "all-reduce", "model")
+                <= 1.02 * TEXTBOOK
                 for r in (rows[3], rows[5])
             ),
             needs=6,
@@ -129,7 +132,7 @@ experiment = Experiment(
         "strategy",
         "hardware",
         "verify.max_relative_error",
-        "said.all",
+        "communication.all",
         "inspect.trace_seconds",
         "inspect.compile_seconds",
     ),

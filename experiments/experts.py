@@ -1,14 +1,13 @@
-"""Do experts share the work evenly, and what does it cost to hold room for when they do not?
+"""Do experts share the work evenly, and what does a larger capacity cost?
 
 Command: python -m experiments run experts (about two minutes on two cores).
 Expectation: left alone the router sends more to the experts that it already prefers; the auxiliary
-    loss keeps them nearer to even. Places that are many enough for an uneven share drop fewer
-    choices, and every one of them travels, filled or not: the all-to-all's bytes grow with the
-    capacity alone.
+loss keeps them nearer to even. Places that are many enough for an uneven share drop fewer choices,
+and every one of them travels, filled or not: the all-to-all's bytes grow with the capacity alone.
 """
 
 from jaxpar.case import Case
-from jaxpar.experiment import Claim, Experiment, said
+from jaxpar.experiment import Claim, Experiment, communication_bytes
 
 SIZES = {
     "layers": 1,
@@ -42,7 +41,8 @@ experiment = Experiment(
         )
         for balance, capacity in TRIED
     ),
-    measures=("inspect", "train", "verify"),
+    measures=("inspect", "verify"),
+    trains=True,
     claims=(
         Claim(
             "every layout is verified",
@@ -69,7 +69,7 @@ experiment = Experiment(
         Claim(
             "the all-to-alls' bytes are those of the places, to the byte",
             lambda rows: all(
-                said(row, "all-to-all") == _exchanged_bytes(row, capacity)
+                communication_bytes(row, "all-to-all") == _exchanged_bytes(row, capacity)
                 for row, (_, capacity) in zip(rows, TRIED, strict=True)
             ),
             needs=4,
@@ -80,7 +80,7 @@ experiment = Experiment(
         "train.test_busiest",
         "train.test_dropped",
         "train.test_next_token",
-        "said.model",
+        "communication.model",
         "verify.max_relative_error",
     ),
 )

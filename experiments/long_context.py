@@ -1,19 +1,19 @@
-"""What does a long sequence cost in memory when devices share it, and what when each has it whole?
+"""What does a long sequence cost in memory when it is sharded, and what when it is not?
 
 Command: python -m experiments run long_context (80 seconds on two cores; nothing is run).
 Expectation: with whole sequences the scores of attention outgrow all else, four times as many for
 twice the sequence. In Ulysses a device holds the scores of a share of heads instead of a share of
-rows: as many. A ring never holds them, and grows in step with the sequence. On the wire, a layer:
-3 (n - 1) pieces of keys and values round the ring, less at most one that forward and backward
-share; all-to-alls of 4 pieces forward and 4 backward in Ulysses. The numbers of both exchanges are
-proved at small sizes by tests/laws/test_context.py.
+rows: as many. A ring never holds them, and grows in step with the sequence. Its collectives, a
+layer: 3 (n - 1) pieces of keys and values round the ring, less at most one that forward and
+backward share; all-to-alls of 4 pieces forward and 4 backward in Ulysses. The numbers of both
+exchanges are proved at small sizes by tests/laws/test_context.py.
 """
 
 from importlib.util import find_spec
 from itertools import pairwise
 
 from jaxpar.case import Case
-from jaxpar.experiment import Claim, Experiment, said
+from jaxpar.experiment import Claim, Experiment, communication_bytes
 
 # Memory is that of a described H100's program, where XLA's compiler for it is installed.
 COMPILER = ("jax_plugins", "jax_plugins.xla_cuda13")
@@ -52,8 +52,8 @@ def _of(rows, way: str):
 
 def _growth(rows, way: str) -> list[float]:
     """By how much XLA's temporaries grow with each doubling of the sequence."""
-    held = [row["inspect"]["memory"]["temporary_bytes"] for row in _of(rows, way)]
-    return [after / before for before, after in pairwise(held)]
+    temporary = [row["inspect"]["memory"]["temporary_bytes"] for row in _of(rows, way)]
+    return [after / before for before, after in pairwise(temporary)]
 
 
 def _piece_bytes(length: int) -> int:
@@ -61,18 +61,19 @@ def _piece_bytes(length: int) -> int:
     return SIZES["batch"] * length // WAYS * SIZES["width"] * 4
 
 
-def _ring_says_its_formula(rows) -> bool:
+def _ring_moves_its_formula(rows) -> bool:
     return all(
         (3 * (WAYS - 1) - 1) * 2 * _piece_bytes(length) * SIZES["layers"]
-        <= said(row, "collective-permute", "model")
+        <= communication_bytes(row, "collective-permute", "model")
         <= 1.02 * 3 * (WAYS - 1) * 2 * _piece_bytes(length) * SIZES["layers"]
         for row, length in zip(_of(rows, "ring"), LENGTHS, strict=True)
     )
 
 
-def _ulysses_says_its_formula(rows) -> bool:
+def _ulysses_moves_its_formula(rows) -> bool:
     return all(
-        said(row, "all-to-all", "model") == 8 * _piece_bytes(length) * SIZES["layers"]
+        communication_bytes(row, "all-to-all", "model")
+        == 8 * _piece_bytes(length) * SIZES["layers"]
         for row, length in zip(_of(rows, "ulysses"), LENGTHS, strict=True)
     )
 
@@ -89,20 +90,20 @@ experiment = Experiment(
             needs=ALL,
         ),
         Claim(
-            "those of whole sequences, and of Ulysses, grow at least 3 times",
+            "those of unsharded sequences, and of Ulysses, grow at least 3 times",
             lambda rows: all(g >= 3 for way in ("data", "ulysses") for g in _growth(rows, way)),
             needs=ALL,
         ),
         Claim(
             "a ring sends 3 (n - 1) pieces of keys and values a layer, or one less",
-            _ring_says_its_formula,
+            _ring_moves_its_formula,
             needs=ALL,
         ),
         Claim(
             "Ulysses trades queries, keys, values and results once each way",
-            _ulysses_says_its_formula,
+            _ulysses_moves_its_formula,
             needs=ALL,
         ),
     ),
-    columns=("strategy", "mesh", "inspect.memory.temporary_bytes", "said.model"),
+    columns=("strategy", "mesh", "inspect.memory.temporary_bytes", "communication.model"),
 )

@@ -1,14 +1,14 @@
-"""How seldom may copies that train apart be averaged, and what does that save on the wire?
+"""How seldom may replicas of local SGD synchronise, and what communication does that save?
 
 Command: python -m experiments run parameter_averaging (under a minute on two cores).
-Expectation: four copies, averaged every H updates, put 1/H of the parameters' bytes on the wire a
-step, where synchronous data parallelism puts all of the gradients' and four scalars. Averaged
-often they classify the digits as well; the longer apart, the less their average need be worth, and
-at the end alone it is that of four networks which each saw a quarter of the rows.
+Expectation: four replicas, averaged every H updates, all-reduce 1/H of the parameters' bytes per
+step, where synchronous data parallelism does all of the gradients' and four scalars. Averaged often
+they classify the digits as well; the longer apart, the less their average need be worth, and at the
+end alone it is that of four networks which each saw a quarter of the rows.
 """
 
 from jaxpar.case import Case
-from jaxpar.experiment import Claim, Experiment, said
+from jaxpar.experiment import Claim, Experiment, communication_bytes
 
 EVERY = (1, 4, 16, 0)
 SYNCHRONOUS, FIRST, AT_END, OUTER = 0, 1, 4, 5
@@ -31,22 +31,25 @@ experiment = Experiment(
         *(_averaged("local_sgd", every) for every in EVERY),
         _averaged("diloco", 16),
     ),
-    measures=("inspect", "train", "verify"),
+    measures=("inspect", "verify"),
+    trains=True,
     claims=(
         Claim(
             "every layout is verified", lambda rows: all(r["verify"]["ok"] for r in rows), needs=6
         ),
         Claim(
-            "bytes a step are the parameters' bytes by H exactly, and none before the end for 0",
+            "bytes per step are the parameters' bytes by H exactly, and none before the end for 0",
             lambda rows: all(
-                said(row) == (row["parameter_bytes"] / every if every else 0)
+                communication_bytes(row) == (row["parameter_bytes"] / every if every else 0)
                 for row, every in zip(rows[FIRST:], (*EVERY, 16), strict=True)
             ),
             needs=6,
         ),
         Claim(
-            "synchronous training says the gradients' bytes and four scalars a step",
-            lambda rows: said(rows[SYNCHRONOUS]) == rows[SYNCHRONOUS]["parameter_bytes"] + 16,
+            "synchronous training all-reduces the gradients' bytes and four scalars per step",
+            lambda rows: (
+                communication_bytes(rows[SYNCHRONOUS]) == rows[SYNCHRONOUS]["parameter_bytes"] + 16
+            ),
             needs=6,
         ),
         Claim(
@@ -63,7 +66,7 @@ experiment = Experiment(
     columns=(
         "strategy",
         "inspect.averaging_every",
-        "said.replica",
+        "communication.replica",
         "train.test_accuracy",
         "train.test_loss",
         "verify.max_relative_error",

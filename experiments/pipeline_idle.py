@@ -1,18 +1,18 @@
-"""How long do the stages of a pipeline wait, and what must they hold, under each schedule?
+"""What are the bubble fraction and the memory of a pipeline under each schedule?
 
 Command: python -m experiments run pipeline_idle (about three minutes on two cores).
-Expectation: with K stages and M microbatches GPipe and 1F1B are idle for (K - 1) / (M + K - 1) of
-the ticks, V chunks a stage bring that to (K - 1) / (V M + K - 1), and without overlap it is
-(K - 1) / K whatever M is. The running program counts its idle ticks, and finds just that; ticks are
+Expectation: with K stages and M microbatches GPipe and 1F1B have a bubble of (K - 1) / (M + K - 1)
+of the ticks, V chunks a stage bring that to (K - 1) / (V M + K - 1), and without overlap it is (K -
+1) / K whatever M is. The running program counts its idle ticks, and finds just that; ticks are
 counted and not timed, since simulated devices share the cores of one machine. All train alike.
-GPipe holds activations of all M microbatches and 1F1B of K: in the program for a GPU the memory of
-the one grows with M, that of the other does not.
+GPipe has all M microbatches in flight and 1F1B K: in the program for a GPU the memory of the one
+grows with M, that of the other does not.
 """
 
 from importlib.util import find_spec
 
 from jaxpar.case import Case
-from jaxpar.experiment import Claim, Experiment, said, same_losses
+from jaxpar.experiment import Claim, Experiment, communication_bytes, same_losses
 
 COMPILER = ("jax_plugins", "jax_plugins.xla_cuda13")
 HARDWARE = "h100" if all(find_spec(name) for name in COMPILER) else "cpu"
@@ -28,7 +28,7 @@ SIZES = {
     "steps": 3,
 }
 TIMED = (("in_order", 8), ("gpipe", 8), ("one_f_one_b", 8), ("interleaved", 8), ("one_f_one_b", 4))
-HELD = (("gpipe", 8), ("gpipe", 16), ("one_f_one_b", 8), ("one_f_one_b", 16))
+IN_FLIGHT = (("gpipe", 8), ("gpipe", 16), ("one_f_one_b", 8), ("one_f_one_b", 16))
 
 
 def _case(schedule: str, microbatches: int, **more) -> Case:
@@ -40,8 +40,8 @@ def _case(schedule: str, microbatches: int, **more) -> Case:
     )
 
 
-def _held_case(schedule: str, microbatches: int) -> Case:
-    """Microbatches of one size, however many: only what is held of them can differ."""
+def _in_flight_case(schedule: str, microbatches: int) -> Case:
+    """Microbatches of one size, however many: only how many are in flight can differ."""
     case = _case(schedule, microbatches, remat="full", batch=ROWS * microbatches, sequence=256)
     return Case(**{**vars(case), "hardware": HARDWARE})
 
@@ -58,8 +58,8 @@ def _published(row) -> float:
 
 def _growth(rows, schedule: str) -> int:
     """Temporary bytes that eight more microbatches of the same size cost."""
-    held = rows[-len(HELD) :]
-    few, many = (r for r in held if r["inspect"]["schedule"]["name"] == schedule)
+    chosen = rows[-len(IN_FLIGHT) :]
+    few, many = (r for r in chosen if r["inspect"]["schedule"]["name"] == schedule)
     return (
         many["inspect"]["memory"]["temporary_bytes"] - few["inspect"]["memory"]["temporary_bytes"]
     )
@@ -71,15 +71,16 @@ KEPT_BYTES = (LAYERS // STAGES + 1) * ACTIVATION_BYTES
 
 
 experiment = Experiment(
-    cases=(*(_case(*c) for c in TIMED), *(_held_case(*c) for c in HELD)),
-    measures=("inspect", "train"),
+    cases=(*(_case(*c) for c in TIMED), *(_in_flight_case(*c) for c in IN_FLIGHT)),
+    measures=("inspect",),
+    trains=True,
     claims=(
         Claim(
-            "every schedule is idle for the published share of its ticks",
+            "every schedule has the published bubble fraction",
             lambda rows: all(
                 abs(r["inspect"]["schedule"]["idle_share"] - _published(r)) < 1e-9 for r in rows
             ),
-            needs=len(TIMED) + len(HELD),
+            needs=len(TIMED) + len(IN_FLIGHT),
         ),
         Claim(
             "the running program counts just as many idle ticks",
@@ -95,23 +96,23 @@ experiment = Experiment(
             needs=len(TIMED),
         ),
         Claim(
-            "neighbours say one activation a permute, as many times as the timetable has permutes",
+            "neighbours send one activation a permute, as many times as the timetable has permutes",
             lambda rows: all(
-                said(r, "collective-permute", "pipe")
+                communication_bytes(r, "collective-permute", "pipe")
                 == r["inspect"]["schedule"]["permutes"] * ACTIVATION_BYTES
-                for r in rows[-len(HELD) :]
+                for r in rows[-len(IN_FLIGHT) :]
             ),
-            needs=len(HELD),
+            needs=len(IN_FLIGHT),
         ),
         Claim(
             "GPipe's memory grows by what eight more microbatches keep, to 10 %",
             lambda rows: abs(_growth(rows, "gpipe") / (8 * KEPT_BYTES) - 1) <= 0.1,
-            needs=len(HELD),
+            needs=len(IN_FLIGHT),
         ),
         Claim(
             "1F1B's grows by less than a tenth of that",
             lambda rows: _growth(rows, "one_f_one_b") < 0.1 * _growth(rows, "gpipe"),
-            needs=len(HELD),
+            needs=len(IN_FLIGHT),
         ),
     ),
     columns=(
@@ -121,6 +122,6 @@ experiment = Experiment(
         "train.last_idle",
         "inspect.schedule.peak_live",
         "inspect.memory.temporary_bytes",
-        "said.pipe",
+        "communication.pipe",
     ),
 )

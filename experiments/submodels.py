@@ -2,15 +2,15 @@
 
 Command: python -m experiments run submodels (about three minutes on two cores).
 Expectation: the same losses from all four splits, and the same share of the layers' parameters on
-each device. Wider stages say more: every layer sums four activations a microbatch over the devices
-of its stage, however few they are. More stages say one activation a tick, and wait: of eight
-microbatches' time (K - 1) / (8 + K - 1).
+each device. Wider stages communicate more: every layer sums four activations a microbatch over the
+devices of its stage, however few they are. More stages send one activation a tick, and have a
+bubble of (K - 1) / (8 + K - 1) with eight microbatches.
 """
 
 from itertools import pairwise
 
 from jaxpar.case import Case
-from jaxpar.experiment import Claim, Experiment, said, same_losses
+from jaxpar.experiment import Claim, Experiment, communication_bytes, same_losses
 
 DEVICES, LAYERS, MICROBATCHES = 8, 8, 8
 SIZES = {
@@ -38,7 +38,7 @@ def _idle(row) -> float:
 
 
 def _layer_bytes(row) -> int:
-    """Bytes on a device of the layers' matrices, which both axes cut."""
+    """Bytes per device of the layers' matrices, which are sharded over both axes."""
     return sum(
         a["bytes_per_device"]
         for a in row["inspect"]["arrays"]
@@ -56,11 +56,12 @@ experiment = Experiment(
         Case("transformer", strategy="tensor+pipeline", mesh=f"pipe={k},model={m}", set=SIZES)
         for k, m in SPLITS
     ),
-    measures=("inspect", "train"),
+    measures=("inspect",),
+    trains=True,
     claims=(
         Claim("every split has the same losses", same_losses, needs=len(SPLITS)),
         Claim(
-            "each device holds an eighth of the layers' matrices, whatever the split",
+            "each device has an eighth of the layers' matrices, whatever the split",
             lambda rows: (
                 len({_layer_bytes(row) for row in rows}) == 1
                 and all(
@@ -76,7 +77,7 @@ experiment = Experiment(
             needs=len(SPLITS),
         ),
         Claim(
-            "stages are idle for (K - 1) / (M + K - 1) of the ticks, as counted while they pass",
+            "the bubble fraction is (K - 1) / (M + K - 1), as counted while the ticks pass",
             lambda rows: all(
                 abs(_idle(r) - (_stages(r) - 1) / (MICROBATCHES + _stages(r) - 1)) < 1e-6
                 for r in rows
@@ -86,7 +87,7 @@ experiment = Experiment(
         Claim(
             "over pipe, one activation a permute; none with one stage",
             lambda rows: all(
-                said(r, "collective-permute")
+                communication_bytes(r, "collective-permute")
                 == (r["inspect"]["schedule"] or {"permutes": 0})["permutes"] * ACTIVATION_BYTES
                 for r in rows
             ),
@@ -95,15 +96,16 @@ experiment = Experiment(
         Claim(
             "over model, four activations a layer of the stage, and none with one device a stage",
             lambda rows: (
-                all(said(r, axis="model") >= _summed_in_layers(r) for r in rows[:-1])
-                and said(rows[-1], axis="model") == 0
+                all(communication_bytes(r, axis="model") >= _summed_in_layers(r) for r in rows[:-1])
+                and communication_bytes(rows[-1], axis="model") == 0
             ),
             needs=len(SPLITS),
         ),
         Claim(
             "with every halving of a stage's devices its sums fall",
             lambda rows: all(
-                said(a, axis="model") > said(b, axis="model") for a, b in pairwise(rows)
+                communication_bytes(a, axis="model") > communication_bytes(b, axis="model")
+                for a, b in pairwise(rows)
             ),
             needs=len(SPLITS),
         ),
@@ -111,8 +113,8 @@ experiment = Experiment(
     columns=(
         "mesh",
         "parameter_bytes_per_device",
-        "said.pipe",
-        "said.model",
+        "communication.pipe",
+        "communication.model",
         "train.last_idle",
         "train.last_loss",
     ),

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from jaxpar.core.catalogue import DATA, HARDWARE, MODELS, MODES, STRATEGIES
+from jaxpar.core.catalogue import DATA, HARDWARE, MODELS, MODES, OPTIMIZERS, STRATEGIES
 from jaxpar.core.errors import RequestError, unknown
 from jaxpar.core.mesh import MeshShape
 from jaxpar.data.record import Dataset
@@ -43,7 +43,8 @@ class Case:
         hardware: a catalogue name.
         mode: auto or manual.
         data: a catalogue name, a token file, or None for the model's usual.
-        set: fields of the model or of training, and `batch`, by name.
+        set: by name, fields of the model or of training, options of the optimizer or of the
+            strategy, and `batch`.
     """
 
     model: str
@@ -72,23 +73,30 @@ class Case:
         strategy = load_strategy(
             self.strategy, **{n: changes.pop(n) for n in list(changes) if n in options}
         )
-        _check_fields(model, training, changes, options)
+        rule = optimizer_options(training.optimizer)
+        own = {n: _typed_option(n, rule[n], changes.pop(n)) for n in list(changes) if n in rule}
+        _check_fields(model, training, changes, (*rule, *options))
         model = model.with_fields(**_typed(model.config, changes))
         if batch is not None:
             model = model.with_batch_size(batch)
         MODES.load(self.mode)  # an unknown one is refused before anything is laid out
         layout = lay_out(model, strategy=strategy, mesh=mesh)
-        return Resolved(self, layout, hardware, training)
+        optimizer_of(training, layout, **own)  # refused now, if its options make no sense
+        return Resolved(self, layout, hardware, training, MappingProxyType(own))
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A case turned into a layout, hardware and training."""
+    """A case turned into a layout, hardware and training.
+
+    `optimizer_options` are what was said of the optimizer beside the recipe.
+    """
 
     case: Case
     layout: Layout
     hardware: Hardware
     training: Training
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -100,7 +108,7 @@ class Resolved:
         """The training step of a layout, as this case wants it trained."""
         return make_step(
             layout,
-            optimizer=optimizer_of(self.training, layout),
+            optimizer=optimizer_of(self.training, layout, **self.optimizer_options),
             mode=self.case.mode,
             microbatches=self.training.microbatches,
             loss_scale=self.training.loss_scale,
@@ -177,6 +185,12 @@ def strategy_options(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def optimizer_options(name: str) -> dict[str, Any]:
+    """What an optimizer can be told beside the recipe, each with its usual value."""
+    parameters = signature(OPTIMIZERS.load(name)).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
 def load_data(model: Model, name: str | None) -> Dataset:
     """The data a model is to read: by catalogue name or token file, else its usual."""
     name = name or model.data
@@ -201,11 +215,14 @@ def load_data(model: Model, name: str | None) -> Dataset:
 def _check_fields(
     model: Model, training: Training, changes: dict[str, Any], options: tuple[str, ...]
 ) -> None:
+    """Refuse a change that no record takes; `options` are those of the optimizer and strategy."""
     own = [] if model.config is None else [f.name for f in fields(model.config)]
     for name in changes:
         if name not in own:
             known = [*own, *(f.name for f in fields(training)), *options]
-            raise unknown(f"field of '{model.name}', of training or of its strategy", name, known)
+            raise unknown(
+                f"field of '{model.name}', of training, its optimizer or strategy", name, known
+            )
 
 
 def _typed(record: Any, changes: dict[str, Any]) -> dict[str, Any]:

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxpar.case import Case, Resolved
+from jaxpar.core.catalogue import MEASURES
 from jaxpar.core.errors import LayoutError
 from jaxpar.core.mesh import sizes_of
-from jaxpar.measures.inspect import inspect
-from jaxpar.measures.memory import held
-from jaxpar.measures.verify.verify import verify
 from jaxpar.program.record import Program
 from jaxpar.runtime.train import train
 
@@ -42,19 +40,29 @@ class Experiment:
 
     Attributes:
         cases: what to try.
-        measures: of train, inspect, verify and held, those to take.
+        measures: catalogue names of those to take; each is an entry of the row under its name.
         claims: what a machine checks of the rows.
         columns: entries of a row worth showing, in order; dots reach into records.
+        trains: whether each case is trained as well, which is the row's entry `train`.
     """
 
     cases: tuple[Case, ...]
     measures: tuple[str, ...]
     claims: tuple[Claim, ...]
     columns: tuple[str, ...] = ()
+    trains: bool = False
 
 
 def walk(experiment: Experiment) -> Iterator[dict[str, Any]]:
-    """Measure every case in turn; yields its row as soon as it is known."""
+    """Train and measure every case in turn; yields its row as soon as it is known.
+
+    Nothing is run for hardware that is only described: a row has no `train` then, and none of the
+    measures that run a program.
+
+    Raises:
+        RequestError: for a measure that does not exist.
+    """
+    measures = {name: MEASURES.load(name) for name in experiment.measures}
     for case in experiment.cases:
         row: dict[str, Any] = {
             "model": case.model,
@@ -75,14 +83,18 @@ def walk(experiment: Experiment) -> Iterator[dict[str, Any]]:
             "parameter_bytes": layout.parameter_bytes,
             "parameter_bytes_per_device": layout.parameter_device_bytes,
         }
-        program = resolved.compile(for_speed="train" in experiment.measures)
-        for name in experiment.measures:
-            if name not in RUNNING or resolved.hardware.kind != "described":
-                row[name] = MEASURES[name](resolved, program)
+        runs = resolved.hardware.kind != "described"
+        program = resolved.compile(for_speed=experiment.trains)
+        if experiment.trains and runs:
+            row["train"] = _trained(resolved, program)
+        for name, measure in measures.items():
+            if runs or not measure.runs:
+                row[name] = measure.take(program, resolved.make)
         yield row
 
 
 def _trained(resolved: Resolved, program: Program) -> dict[str, Any]:
+    """The record of training a case, with the loss of every step."""
     losses: list[float] = []
 
     def watch(step: int, metrics: dict[str, float]) -> None:
@@ -94,30 +106,11 @@ def _trained(resolved: Resolved, program: Program) -> dict[str, Any]:
     return {**outcome.record(), "losses": losses}
 
 
-def _inspected(resolved: Resolved, program: Program) -> dict[str, Any]:
-    del resolved
-    return inspect(program).record()
+def communication_bytes(row: Row, kind: str | None = None, axis: str | None = None) -> float:
+    """Bytes per device that an inspected row has in collectives of `kind` over `axis`, per step.
 
-
-def _verified(resolved: Resolved, program: Program) -> dict[str, Any]:
-    del program
-    return verify(resolved.layout, hardware=resolved.hardware, make=resolved.make).record()
-
-
-def _held(resolved: Resolved, program: Program) -> dict[str, Any]:
-    del resolved
-    return held(program).record()
-
-
-MEASURES = {"train": _trained, "inspect": _inspected, "verify": _verified, "held": _held}
-RUNNING = ("train", "verify", "held")
-"""Those that run the program, and so are not taken of hardware that is only described."""
-
-
-def said(row: Row, kind: str | None = None, axis: str | None = None) -> float:
-    """Bytes that one step of an inspected row puts into collectives of `kind` over `axis`.
-
-    Those of an averaging are shared among the updates that it comes after.
+    None is every kind, and every axis. The bytes of a synchronisation of replicas are shared among
+    the updates that it comes after.
     """
 
     def of(collectives) -> int:

@@ -4,10 +4,9 @@ import json
 
 import pytest
 
-from experiments.__main__ import main
 from experiments.benchmarks import alternate
-from jaxpar.cli.verbs.bench import BENCHMARKS
-from jaxpar.cli.verbs.list import EXPERIMENTS
+from jaxpar.cli.main import execute
+from jaxpar.cli.repository import benchmarks, experiments
 from jaxpar.experiment import Claim, walk
 
 SLOW = {
@@ -26,11 +25,11 @@ SLOW = {
 """Too long for every change: their claims are checked by running them, here only their cases."""
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS.names())
+@pytest.mark.parametrize("name", experiments().names())
 def test_an_experiment_states_a_question_and_claims_that_need_rows(name):
     """A docstring that asks, cases that resolve, claims that cannot hold of nothing."""
-    experiment = EXPERIMENTS.load(name)
-    assert "?" in EXPERIMENTS.summary(name)
+    experiment = experiments().load(name)
+    assert "?" in experiments().summary(name)
     assert experiment.cases and experiment.claims
     for case in experiment.cases:
         case.resolve()
@@ -38,14 +37,14 @@ def test_an_experiment_states_a_question_and_claims_that_need_rows(name):
         assert claim.needs >= 1 and not claim.check(())
 
 
-@pytest.mark.parametrize("name", sorted(set(EXPERIMENTS.names()) - SLOW))
+@pytest.mark.parametrize("name", sorted(set(experiments().names()) - SLOW))
 def test_the_claims_of_an_experiment_hold(name, capsys, tmp_path):
     """`run NAME` ends with 0, every claim holds, and the rows are on disk."""
-    assert main(["run", name, "--json", "--out", str(tmp_path)]) == 0
+    assert execute(["run", name, "--json", "--out", str(tmp_path)], program="jaxpar") == 0
     record = json.loads(capsys.readouterr().out)
     assert record["ok"] and all(claim["holds"] for claim in record["claims"])
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert rows == record["rows"] and len(rows) == len(EXPERIMENTS.load(name).cases)
+    assert rows == record["rows"] and len(rows) == len(experiments().load(name).cases)
 
 
 def test_a_claim_that_fails_is_told_by_the_exit_status(capsys, tmp_path, monkeypatch):
@@ -61,7 +60,7 @@ def test_a_claim_that_fails_is_told_by_the_exit_status(capsys, tmp_path, monkeyp
         claims=(Claim("the moon is a model axis", lambda rows: False, needs=1),),
     )
     monkeypatch.setattr(model_parallel, "experiment", false)
-    assert main(["run", "model_parallel", "--out", str(tmp_path)]) == 1
+    assert execute(["run", "model_parallel", "--out", str(tmp_path)], program="jaxpar") == 1
     assert "FAILS: the moon is a model axis" in capsys.readouterr().out
 
 
@@ -78,7 +77,7 @@ def test_a_case_that_cannot_be_laid_out_is_a_row_with_its_refusal():
     assert not Claim("anything", lambda rows: True, needs=1).check((row,))
 
 
-@pytest.mark.parametrize("name", BENCHMARKS.names())
+@pytest.mark.parametrize("name", benchmarks().names())
 def test_a_benchmark_gives_a_row_a_layout(name, monkeypatch):
     """At toy size, each row holds both times and their ratio; no time is judged."""
     import importlib

@@ -46,7 +46,7 @@ def test_small_arrays_stay_whole_and_the_layout_lists_them():
     layout = laid(small_model("transformer"), load_strategy("fsdp"), "data=4")
     assert all(a.stored == a.computed for a in layout.parameters.values())
     (note,) = layout.notes
-    assert "fewer than 16,384 elements stay whole" in note and "100.00%" in note
+    assert "fewer than 16,384 elements stay replicated over data" in note and "100.00%" in note
     for path in layout.parameters:
         assert path in note
 

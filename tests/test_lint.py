@@ -83,7 +83,7 @@ def compiled_in(tmp_path):
 def test_an_array_that_xla_replicates_to_move_it_is_found_with_its_line():
     """XLA says so on standard error, in C++; the finding names the person's own line."""
     found = [f for f in lint(program_of(across)) if f.kind == "rematerialization"]
-    assert found and all("make it whole on every device" in f.says for f in found)
+    assert found and all("replicate it on every device" in f.says for f in found)
     assert any("test_lint.py" in f.where for f in found)
 
 
@@ -141,7 +141,7 @@ def test_an_array_that_comes_back_otherwise_than_asked_is_found(monkeypatch):
     monkeypatch.setattr(type(program), "state_shardings", property(lambda self: wrong))
     found = [f for f in lint(program) if f.kind == "sharding"]
     assert {f.where for f in found} == {"0/parameters/up/kernel", "parameters/up/kernel"}
-    assert all("should lie as (model, whole)" in f.says for f in found)
+    assert all("should be sharded as P('model', None)" in f.says for f in found)
 
 
 def test_a_named_activation_that_does_not_divide_is_found():

@@ -98,5 +98,5 @@ def test_a_misspelt_dim_in_the_roles_is_refused():
 def test_a_strategy_that_finds_nothing_to_split_says_so():
     """The layout is right and useless; a note tells why."""
     notes = " ".join(laid_out(own(roles={}), "tensor").notes)
-    assert "nothing of this model lies over mesh axis 'model'" in notes
+    assert "nothing of this model is sharded over mesh axis 'model'" in notes
     assert "nothing of this model" not in " ".join(laid_out(own(), "tensor").notes)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.__main__ import VERBS, main
 from jaxpar.cli import options as command_line
+from jaxpar.cli.main import VERBS, execute
 from jaxpar.program.record import QUICK
 
 ROOT = Path(__file__).parent.parent
@@ -44,7 +44,7 @@ def test_every_snippet_runs(code):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_understood(command):
     """Each command's verb exists, and every option it uses."""
-    options = command_line.parse(shlex.split(command))
+    options = command_line.parse(shlex.split(command), "jaxpar")
     assert options.words[0] in VERBS.names()
 
 
@@ -59,7 +59,7 @@ def test_every_command_succeeds(command, capsys, tmp_path, monkeypatch):
     words = shlex.split(command)
     # A person's own model has no fields to set.
     cheaper = ["--json"] if ":" in command else CHEAPER[words[0]]
-    assert main([*words, *cheaper]) == 0
+    assert execute([*words, *cheaper], program="jaxpar") == 0
     assert capsys.readouterr().out.startswith("{")
 
 

@@ -11,35 +11,24 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.__main__ import main
 from jaxpar.case import Case
-from jaxpar.core.catalogue import MODELS, STRATEGIES
+from jaxpar.cli.main import execute
+from jaxpar.core.catalogue import CATALOGUES, MODELS, STRATEGIES
 from jaxpar.experiment import Claim, Experiment
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--set", "width=32", "--set", "hidden=2"]
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    """Files go to an empty folder, and nothing is kept in the user's cache."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
-    threshold = jax.config.jax_persistent_cache_min_compile_time_secs
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
-    yield here
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", threshold)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def refused(argv: list[str], capsys) -> str:
     """The one sentence that `argv` is refused with: exit 2, nothing printed, nothing written."""
     before = sorted(Path().rglob("*"))
-    status = main(argv)
+    status = execute(argv, program="jaxpar")
     out, err = capsys.readouterr()
     assert status == 2, err
     assert out == ""
-    assert err.count("\n") == 1 and err.startswith("experiments: "), err
+    assert err.count("\n") == 1 and err.startswith("jaxpar: "), err
     assert "Traceback" not in err
     assert sorted(Path().rglob("*")) == before
     return err
@@ -67,6 +56,7 @@ BAD = [
     ("train mlp --data digts", "unknown dataset 'digts': did you mean 'digits'"),
     ("train mlp --stratgy data", "unknown option '--stratgy': did you mean '--strategy'"),
     ("train mlp --set widht=3", "'widht': did you mean 'width'"),
+    ("train mlp --set optimizer=adamv", "unknown optimizer 'adamv': did you mean 'adamw'"),
     ("train mlp --set decay=cosin", "unknown decay 'cosin': did you mean 'cosine'"),
     ("train transformer --set remat=ful", "'ful': did you mean 'full'"),
     ("run data_paralel", "unknown experiment 'data_paralel': did you mean 'data_parallel'"),
@@ -94,6 +84,7 @@ BAD = [
     ("train mlp --set width=-4", "width=-4"),
     ("train mlp --set width=0", "width"),
     ("train mlp --set learning_rate=-1", "learning_rate=-1.*use a number from 0 up"),
+    ("train mlp --set b2=1", "b2=1.*use a number from 0 up to, not including, 1"),
     ("train mlp --set dropout=1.5", "dropout=1.5"),
     ("train transformer --set layers=0", "layers=0"),
     ("train transformer --set vocabulary=0", "vocabulary=0"),
@@ -164,7 +155,7 @@ def test_an_out_folder_that_is_a_file_is_refused(capsys):
 
 def record_of(argv: list[str], capsys, status: int = 0) -> dict:
     """The only JSON object on standard output, which is its only line."""
-    assert main([*argv, "--json"]) == status
+    assert execute([*argv, "--json"], program="jaxpar") == status
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and out.endswith("\n"), out
     return json.loads(out)
@@ -205,8 +196,9 @@ def test_inspect_tells_the_collectives(capsys):
 
 
 def test_list_shows_every_entry_with_its_first_line(capsys):
-    """`list --json` is the catalogues; nothing is imported to make it."""
+    """`list --json` is the catalogues, and the repository's experiments after them."""
     record = record_of(["list"], capsys)
+    assert list(record) == [*(c.title for c in CATALOGUES), "experiments"]
     assert tuple(record["models"]) == MODELS.names()
     assert tuple(record["strategies"]) == STRATEGIES.names()
     assert all(line for room in record.values() for line in room.values())
@@ -231,7 +223,7 @@ def test_a_claim_that_fails_is_status_1(holds, status, monkeypatch, capsys):
         claims=(Claim("it is so", lambda rows: holds and len(rows) == 1, needs=1),),
         columns=("mesh",),
     )
-    monkeypatch.setattr("jaxpar.cli.verbs.run.EXPERIMENTS", Shelf(experiment))
+    monkeypatch.setattr("jaxpar.cli.verbs.run.experiments", lambda: Shelf(experiment))
     record = record_of(["run", "question", "--out", "kept"], capsys, status)
     assert record["ok"] is holds
     assert "'data' has 3 devices" in record["rows"][1]["refusal"]
@@ -281,15 +273,15 @@ def test_a_fresh_process_ends_with_status_2_and_no_traceback():
     done = run("train", "mlp", "--mesh", "data=3", "--json")
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith("experiments: ") and "Traceback" not in done.stderr
+    assert done.stderr.startswith("python -m experiments: ") and "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 1
 
 
 def test_help_is_printed_when_nothing_is_asked(capsys):
     """No words, or --help: the verbs with their first lines, and every option."""
-    assert main([]) == 0
+    assert execute([], program="jaxpar") == 0
     bare = capsys.readouterr().out
-    assert main(["--help"]) == 0
+    assert execute(["--help"], program="jaxpar") == 0
     assert capsys.readouterr().out == bare
     for word in ("train MODEL", "verify MODEL", "--mesh", "--set", "--json", "--out"):
         assert word in bare

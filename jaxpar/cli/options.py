@@ -20,23 +20,30 @@ VALUES.set_gnu_getopt(True)
 flags.DEFINE_string(
     "strategy",
     "hybrid",
-    "how to split: a name, or names joined by + (fsdp+tensor)",
+    "how to shard: a name, or names joined by + (fsdp+tensor)",
     flag_values=VALUES,
 )
 flags.DEFINE_string(
-    "mesh", None, "devices by axis: data=4,model=2 (outermost first)", flag_values=VALUES
+    "mesh", None, "devices per mesh axis, outermost first: data=4,model=2", flag_values=VALUES
 )
 flags.DEFINE_string(
-    "hardware", "cpu", "what to compile for: cpu (simulated), local, h100", flag_values=VALUES
+    "hardware",
+    "cpu",
+    "what to compile for: cpu (simulated CPU devices), local (accelerators of this machine) or "
+    "h100 (described, none needed)",
+    flag_values=VALUES,
 )
 flags.DEFINE_string(
-    "mode", "auto", "who places collectives: auto (XLA) or manual (shard_map)", flag_values=VALUES
+    "mode",
+    "auto",
+    "who places the collectives: auto (XLA), explicit (types) or manual (shard_map)",
+    flag_values=VALUES,
 )
 flags.DEFINE_enum(
     "lint",
     "error",
     ["error", "warn"],
-    "what it is if the program is not what the layout asked for: error or warn",
+    "what it is if the program does not do what the layout asked for: error or warn",
     flag_values=VALUES,
 )
 flags.DEFINE_string(
@@ -45,12 +52,15 @@ flags.DEFINE_string(
 flags.DEFINE_integer("steps", None, "updates to train for, or steps to verify", flag_values=VALUES)
 flags.DEFINE_integer("batch", None, "rows in a global batch", flag_values=VALUES)
 flags.DEFINE_integer(
-    "microbatches", None, "parts of a batch whose gradients are summed", flag_values=VALUES
+    "microbatches", None, "parts of a batch whose gradients are accumulated", flag_values=VALUES
 )
 flags.DEFINE_integer("seed", None, "of parameters, batches and dropout", flag_values=VALUES)
 flags.DEFINE_integer("rounds", 5, "how often bench alternates its two sides", flag_values=VALUES)
 flags.DEFINE_multi_string(
-    "set", [], "field=value of the model or of training; may be repeated", flag_values=VALUES
+    "set",
+    [],
+    "field=value of the model, training, optimizer or strategy; may be repeated",
+    flag_values=VALUES,
 )
 flags.DEFINE_string("out", None, "folder for files (default: runs/...)", flag_values=VALUES)
 flags.DEFINE_string("picture", None, "save what is shown as an SVG picture", flag_values=VALUES)
@@ -61,10 +71,11 @@ flags.DEFINE_bool("help", False, "show this and stop", short_name="h", flag_valu
 
 @dataclass(frozen=True)
 class Options:
-    """What was typed: the positional words, and every option by name."""
+    """What was typed: the positional words, every option by name, and how it was started."""
 
     words: tuple[str, ...]
     values: dict[str, Any]
+    program: str
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -108,11 +119,11 @@ class Options:
         return folder
 
 
-def parse(argv: list[str]) -> Options:
+def parse(argv: list[str], program: str) -> Options:
     """Read the words after the program's name; an unknown or malformed option is refused."""
     VALUES.unparse_flags()
     try:
-        _, *words = VALUES(["experiments", *argv])
+        _, *words = VALUES([program, *argv])
     except flags.UnrecognizedFlagError as error:
         refusal = unknown("option", f"--{error.flagname}", [f"--{n}" for n in names()])
         raise RequestError(
@@ -125,7 +136,7 @@ def parse(argv: list[str]) -> Options:
         raise RequestError(f"{typed}: not a value of this option, which is {flag.help}") from None
     except flags.Error as error:
         raise RequestError(str(error).replace("\n", " ")) from None
-    return Options(tuple(words), {name: VALUES[name].value for name in names()})
+    return Options(tuple(words), {name: VALUES[name].value for name in names()}, program)
 
 
 def names() -> tuple[str, ...]:
@@ -145,6 +156,7 @@ def help_lines() -> list[tuple[str, str]]:
 
 
 def _pair(text: str) -> tuple[str, Any]:
+    """The name and the value of `field=value`: a Python literal, else a word."""
     name, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not name.isidentifier():
         raise RequestError(f"--set {text}: write field=value, for example --set layers=2")

@@ -1,4 +1,4 @@
-"""Simulated devices on this machine's CPU, as many as a mesh needs: for numbers, not speed."""
+"""Simulated devices on this machine's CPU, as many as the mesh needs: for numbers, not speed."""
 
 from jaxpar.hardware.record import Hardware
 

@@ -1,4 +1,4 @@
-"""What a person should know about a layout: what stays whole, what idles, where stages put things.
+"""What to know about a layout: what is replicated, what idles, where stages put things.
 
 A choice that costs something is said in a sentence, never made in silence.
 """
@@ -30,44 +30,45 @@ def notes_of(
     Args:
         model, strategy, mesh: what was laid out.
         parameters: path -> `jaxpar.layout.Array`.
-        kept_whole: paths of arrays too small to be cut.
+        kept_whole: paths of arrays too small to be sharded by `strategy.store`.
         indivisible: paths of arrays of which no dim divides.
         specs: of everything that was laid out.
     """
     notes = [*model.notes, *_whole_dims(model, strategy, mesh, parameters)]
     if indivisible:
         notes.append(
-            f"{_some(indivisible)} stay whole on every device: none of their dims divides by the "
+            f"{_some(indivisible)} stay replicated: none of their dims divides by the "
             f"{' x '.join(f'{axis}={mesh.size(axis)}' for axis in strategy.store)} devices that "
-            f"strategy '{strategy.name}' would cut them over"
+            f"strategy '{strategy.name}' would shard them over"
         )
     if kept_whole:
         share = sum(parameters[p].whole_bytes for p in kept_whole) / max(
             1, sum(a.whole_bytes for a in parameters.values())
         )
         notes.append(
-            f"{len(kept_whole)} arrays of fewer than {strategy.whole_below:,} elements stay whole "
-            f"on every device ({share:.2%} of the parameter bytes): {', '.join(kept_whole)}"
+            f"{len(kept_whole)} arrays of fewer than {strategy.whole_below:,} elements stay "
+            f"replicated over {' x '.join(strategy.store)} ({share:.2%} of the parameter bytes): "
+            f"{', '.join(kept_whole)}"
         )
     lying = {axis for spec in specs for entry in spec for axis in axes_of(entry)}
     lying |= {STAGES} if runs_in_stages(strategy, mesh) else set()
     for axis, size in mesh.sizes:
         if size > 1 and axis in strategy.axes and axis not in lying:
             notes.append(
-                f"nothing of this model lies over mesh axis '{axis}', so its {size} devices do the "
-                f"same work: strategy '{strategy.name}' found no dim in a role that it splits; "
-                "name the dims in the model's metadata and give their roles"
+                f"nothing of this model is sharded over mesh axis '{axis}', so its {size} devices "
+                f"do the same work: strategy '{strategy.name}' found no dim in a role that it "
+                "shards; name the dims in the model's metadata and give their roles"
             )
         if size > 1 and axis not in strategy.axes:
             notes.append(
-                f"strategy '{strategy.name}' splits nothing over mesh axis '{axis}': its {size} "
+                f"strategy '{strategy.name}' shards nothing over mesh axis '{axis}': its {size} "
                 "devices do the same work"
             )
     return (*notes, *_stage_notes(model, strategy, mesh, parameters))
 
 
 def _whole_dims(model, strategy, mesh, parameters) -> list[str]:
-    """Which dims of a model that nobody annotated stay whole where others like them are cut."""
+    """Which dims of a model that nobody annotated stay replicated where others like them do not."""
     notes = []
     there = {dim for a in parameters.values() for dim in a.dims}
     for dim, units in model.units.items():
@@ -75,13 +76,13 @@ def _whole_dims(model, strategy, mesh, parameters) -> list[str]:
         ways = prod(mesh.size(axis) for axis in axes)
         if dim in there and units % ways:
             notes.append(
-                f"dim '{dim}' stays whole: strategy '{strategy.name}' would cut it over "
+                f"dim '{dim}' stays replicated: strategy '{strategy.name}' would shard it over "
                 f"{' x '.join(axes)}, and {ways} does not divide {units}"
             )
     cut = {axis for axes in strategy.compute.values() for axis in axes if mesh.size(axis) > 1}
     if cut & {a for role in ("inner", "heads") for a in strategy.compute.get(role, ())}:
         notes += [
-            f"dim '{n.name}' ({n.size}) stays whole: {n.whole_because}"
+            f"dim '{n.name}' ({n.size}) stays replicated: {n.whole_because}"
             for n in model.named
             if n.whole_because
         ]
@@ -100,13 +101,13 @@ def _stage_notes(model, strategy, mesh, parameters) -> list[str]:
     stacks = {p for p, a in parameters.items() if role_of(model, a.dims[0]) == "layers"}
     outside = [p for p in parameters if p not in stacks]
     notes = [
-        f"{', '.join(outside)} lie on every stage; the first stage uses what comes before the "
-        "layers, the last what comes after, and their gradients are summed over 'pipe'"
+        f"{', '.join(outside)} are replicated on every stage; the first stage uses what comes "
+        "before the layers, the last what comes after, and their gradients are summed over 'pipe'"
     ]
     layers = {parameters[p].shape[0] for p in stacks}
     if any(is_padded(strategy, mesh, n) for n in layers):
         notes.append(
-            f"{', '.join(map(str, layers))} layers do not divide by the stages: they are filled up "
-            "with layers that do nothing, and every stage holds all of them"
+            f"{', '.join(map(str, layers))} layers do not divide by the stages: they are padded "
+            "with layers that do nothing, and replicated on every stage"
         )
     return notes

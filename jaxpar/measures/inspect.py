@@ -1,16 +1,18 @@
-"""Inspect: what a compiled program says on the wire and holds in memory, and if that was promised.
+"""Inspect: a compiled program's collectives and memory, and whether its strategy states them.
 
 Read from the program that XLA made for the hardware asked for, loops counted as often as they run.
 No array is allocated.
 """
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from jaxpar.core.mesh import axes_of, sizes_of
 from jaxpar.layout.record import Layout
 from jaxpar.layout.stages import runs_in_stages, schedule_for
 from jaxpar.measures.dims import dims_of_layout
 from jaxpar.measures.lint import Finding, lint
+from jaxpar.measures.record import Make, Measure
 from jaxpar.measures.traffic import TrafficRow, as_records, traffic
 from jaxpar.program.record import Program
 from jaxpar.schedules.record import Schedule
@@ -21,15 +23,15 @@ from jaxpar.strategies.record import APART
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a program was found to hold and say.
+    """What a program was found to do.
 
     Attributes:
         layout: what was laid out.
         hardware: name of what it was compiled for.
         collectives: of one update, by kind and mesh axes, most bytes first.
-        averaging: as `collectives`, of one averaging of copies that train apart; else empty.
+        averaging: as `collectives`, of one synchronisation of replicas of local SGD; else empty.
         memory: XLA's own totals for one device, by name, in bytes.
-        faults: collectives that the strategy promised and did not cause, or caused and forbids.
+        faults: unexpected and missing collectives, a sentence each.
         lint: where the program is not what the layout asked for.
         islands: operations that explicit mode left to XLA.
         trace_seconds, compile_seconds: how long it took to make; short if JAX had kept it.
@@ -53,9 +55,9 @@ class Inspection:
 
     @property
     def bytes_per_step(self) -> float:
-        """Bytes in the collectives of a step, those of an averaging shared among its updates.
+        """Bytes per device in the collectives of a step, those of a synchronisation shared out.
 
-        One that comes only at the end of training counts for nothing here.
+        It counts for each of the updates that it comes after, and for none at the end of training.
         """
         averaging = self.layout.strategy.averaging
         every = averaging.every if averaging else 0
@@ -64,7 +66,7 @@ class Inspection:
 
     @property
     def ok(self) -> bool:
-        """Whether the program says on the wire what its strategy states, and is what was asked."""
+        """Whether collectives are those the strategy states, and a strict lint finds nothing."""
         return not self.faults and not (self.lint and self.is_strict)
 
     def record(self) -> dict:
@@ -129,7 +131,7 @@ def inspect(program: Program, *, is_strict: bool = True) -> Inspection:
         mode=program.step.mode,
         collectives=rows,
         memory=_memory(program),
-        faults=traffic_faults(layout, rows + averaging) + _between_meetings(layout, rows),
+        faults=traffic_faults(layout, rows + averaging) + _between_synchronisations(layout, rows),
         lint=lint(program),
         is_strict=is_strict,
         islands=program.step.traced.islands,
@@ -159,7 +161,7 @@ def _table(schedule: Schedule) -> dict:
 
 
 def traffic_faults(layout: Layout, rows: tuple[TrafficRow, ...]) -> tuple[str, ...]:
-    """Where the collectives in `rows` break what the layout's strategy states, a sentence each."""
+    """Collectives in `rows` that the strategy never causes, and those it must; a sentence each."""
     strategy, mesh = layout.strategy, layout.mesh
     faults = []
     for axis in mesh.axes:
@@ -175,34 +177,36 @@ def traffic_faults(layout: Layout, rows: tuple[TrafficRow, ...]) -> tuple[str, .
                     else ""
                 )
                 faults.append(
-                    f"strategy '{strategy.name}' never causes {row.kind} over axis '{axis}', and "
-                    f"the program does {row.count} of {row.bytes:,} bytes{where}: an array does "
-                    f"not lie where its use needs it{mixing}"
+                    f"unexpected collective: strategy '{strategy.name}' never causes {row.kind} "
+                    f"over axis '{axis}', and the program does {row.count} per step, "
+                    f"{row.bytes:,} bytes per device{where}: an array is not sharded as its use "
+                    f"needs it{mixing}"
                 )
         for kind in sorted(strategy.must.get(axis, ())):
             if kind not in said and _uses(layout, axis, kind):
                 faults.append(
-                    f"strategy '{strategy.name}' must cause {kind} over axis '{axis}', and the "
-                    "program does none: the arrays it should move are not split over that axis"
+                    f"missing collective: strategy '{strategy.name}' must cause {kind} over axis "
+                    f"'{axis}', and the program does none: the arrays it should move are not "
+                    "sharded over that axis"
                 )
     return tuple(faults)
 
 
-def _between_meetings(layout: Layout, rows: tuple[TrafficRow, ...]) -> tuple[str, ...]:
-    """Where an update of copies that train apart says anything over their axis."""
+def _between_synchronisations(layout: Layout, rows: tuple[TrafficRow, ...]) -> tuple[str, ...]:
+    """Collectives of an update over the axis of replicas that only synchronise now and then."""
     if layout.strategy.averaging is None:
         return ()
     return tuple(
-        f"strategy '{layout.strategy.name}' says nothing over axis '{APART}' but where copies are "
-        f"averaged, and an update does {row.count} {row.kind} of {row.bytes:,} bytes: something "
-        "of one copy is used by another"
+        f"unexpected collective: strategy '{layout.strategy.name}' has none over axis '{APART}' "
+        f"until replicas synchronise, and an update does {row.count} {row.kind} per step, "
+        f"{row.bytes:,} bytes per device: something of one replica is used by another"
         for row in rows
         if APART in row.axes
     )
 
 
 def _uses(layout: Layout, axis: str, kind: str) -> bool:
-    """Whether anything of this model lies over `axis`, so that its traffic can be expected."""
+    """Whether anything of this model is sharded over `axis`, so that `kind` can be expected."""
     between = {axis for axes in layout.strategy.between.values() for axis in axes}
     specs = [a.stored for a in layout.parameters.values()]
     if kind == "all-gather" and axis in between:
@@ -224,9 +228,18 @@ def _memory(program: Program) -> dict[str, int]:
         "reused_bytes": stats.alias_size_in_bytes,
         "temporary_bytes": stats.temp_size_in_bytes,
     }
-    held = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-    memory["total_bytes"] = held + stats.temp_size_in_bytes
+    lasting = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    memory["total_bytes"] = lasting + stats.temp_size_in_bytes
     if program.hardware.kind != "described":
         init = program.init_memory
         memory["init_peak_bytes"] = init.output_size_in_bytes + init.temp_size_in_bytes
     return memory
+
+
+def _taken(program: Program, make: Make) -> dict[str, Any]:
+    """What an experiment gets of a program: its inspection."""
+    del make
+    return inspect(program).record()
+
+
+measure = Measure(_taken, runs=False)

@@ -1,25 +1,25 @@
-"""Lint: is what a layout asked for what the compiled program does; said as faults with repairs.
+"""Lint: does the compiled program do what its layout asked for; if not, a fault and its repair.
 
-JAX and XLA make do in silence: a dim that does not divide is left whole, an array that cannot be
-moved cheaply is replicated, a buffer that was given up is not reused. A layout asked for none of
-these, so each is a finding.
+JAX and XLA make do in silence: a dim that does not divide is left replicated, an array that cannot
+be moved cheaply is replicated on the way, a buffer that was given up is not reused. A layout asked
+for none of these, so each is a finding.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxpar.core.mesh import axes_of
 from jaxpar.layout.record import itemsize
+from jaxpar.measures.record import Make, Measure
 from jaxpar.program.record import Program
 
 REUSED = 0.95
 """Share of the state's bytes whose buffers an update has to use again."""
 INIT_PEAK = 2.0
-"""Times the state's bytes that a device may hold while the state is created."""
+"""Times the state's bytes that a device's memory may take while the state is created."""
 SMALL_INIT_BYTES = 16 * 2**20
 """Bytes above the state's that are no matter, however small the state is."""
 
@@ -56,7 +56,7 @@ def lint(program: Program) -> tuple[Finding, ...]:
 
 
 def _shardings(program: Program) -> list[Finding]:
-    """Arrays of the state and the batch that do not lie, before or after, as was asked."""
+    """Arrays of the state and the batch that are not, before or after, sharded as was asked."""
     step = program.step
     asked = (program.state_shardings, program.batch_shardings)
     shapes = (step.state, dict(step.batch))
@@ -73,13 +73,13 @@ def _shardings(program: Program) -> list[Finding]:
         pairs = zip(leaves, held_all, jax.tree.leaves(like), strict=True)
         for (path, wanted), held, leaf in pairs:
             if held is None or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
-                continue  # a random key lies whole, and JAX speaks of the words that it is made of
+                continue  # a random key is replicated, and JAX speaks of the words it is made of
             if not held.is_equivalent_to(wanted, len(leaf.shape)):
                 findings.append(
                     Finding(
                         "sharding",
                         _name(path),
-                        f"{when} it should lie as {_spec(wanted)} and lies as {_spec(held)}",
+                        f"{when} it should be sharded as {_spec(wanted)}, and is as {_spec(held)}",
                         "this is a fault of jaxpar or of XLA, and the run would be slower or "
                         "larger than its layout says; report it",
                     )
@@ -92,9 +92,9 @@ def _indivisible(program: Program) -> list[Finding]:
         Finding(
             "indivisible",
             found.source or "an activation",
-            f"dim {found.dim} of an array of shape {found.shape} should be cut over mesh axis "
+            f"dim {found.dim} of an array of shape {found.shape} should be sharded over mesh axis "
             f"{' x '.join(found.axes)}, and {_ways(program, found.axes)} does not divide "
-            f"{found.shape[found.dim]}, so it stays whole",
+            f"{found.shape[found.dim]}, so it stays replicated",
             "change the size, or the axis",
         )
         for found in program.step.traced.unmet
@@ -108,14 +108,14 @@ def _ways(program: Program, axes: tuple[str, ...]) -> int:
 def _rematerialized(program: Program) -> list[Finding]:
     findings = []
     for warning in program.made.warnings:
+        operation = warning.op_name.rpartition("/")[2] or "the step"
         findings.append(
             Finding(
                 "rematerialization",
                 warning.source or warning.op_name or "somewhere in the step",
                 f"XLA knows no way for {warning.array} from {warning.from_sharding} to "
-                f"{warning.to_sharding} but to make it whole on every device "
-                f"(in {warning.op_name.rpartition('/')[2] or 'the step'})",
-                "let both sides split the same dim, or go there in two steps, one axis at a time",
+                f"{warning.to_sharding} but to replicate it on every device (in {operation})",
+                "let both sides shard the same dim, or go there in two steps, one axis at a time",
             )
         )
     return findings
@@ -141,15 +141,15 @@ def _donated(program: Program) -> list[Finding]:
         Finding(
             "donation",
             "the state",
-            f"an update gives up {given:,} bytes a device and {reused:,} of them are used again, "
-            "so the old and the new state are held at once",
+            f"an update gives up {given:,} bytes per device and {reused:,} of them are used "
+            "again, so the old and the new state are live at once",
             "keep every array's shape, dtype and sharding from one update to the next",
         )
     ]
 
 
 def _created(program: Program) -> list[Finding]:
-    """Whether the state is created where it will lie, without an array being whole on the way."""
+    """Whether the state is created sharded, without an array being replicated on the way."""
     if program.hardware.kind == "described":
         return []  # nothing is created there, and compiling what would is slow
     memory = program.init_memory
@@ -163,9 +163,9 @@ def _created(program: Program) -> list[Finding]:
         Finding(
             "init",
             "the initial state",
-            f"creating it holds {peak:,} bytes a device, for {state:,} that stay",
+            f"creating it takes {peak:,} bytes per device, for {state:,} that stay",
             "draw each parameter with one jax.random call of its own shape, so that XLA can draw "
-            "it in pieces",
+            "each shard where it stays",
         )
     ]
 
@@ -180,7 +180,18 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def _spec(sharding: Any) -> str:
+    """A sharding as its PartitionSpec is written, such as P('data', None)."""
     spec = getattr(sharding, "spec", None)
     if not isinstance(spec, PartitionSpec):
         return str(sharding)
-    return "(" + ", ".join(" x ".join(axes_of(e)) or "whole" for e in spec) + ")"
+    return f"P({', '.join(map(repr, spec))})"
+
+
+def _taken(program: Program, make: Make) -> dict[str, Any]:
+    """What an experiment gets of a program: its findings."""
+    del make
+    findings = lint(program)
+    return {"ok": not findings, "findings": [asdict(finding) for finding in findings]}
+
+
+measure = Measure(_taken, runs=False)

@@ -15,32 +15,22 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
-from jaxpar.core.errors import RequestError, unknown
+from jaxpar.core.errors import RequestError
 from jaxpar.data.record import Dataset
 from jaxpar.layout.record import Layout
 from jaxpar.models.record import Model
+from jaxpar.optimizers.record import Optimizer, Recipe, check_counts, make_optimizer
 from jaxpar.program.record import Program
 from jaxpar.step.loss_scale import check_scale
 from jaxpar.step.record import State
 
-DECAYS = ("cosine", "constant", "linear")
-SKIPS_IN_A_ROW = 20
-"""Updates that are not finite, one after another, before one is taken all the same."""
-
 
 @dataclass(frozen=True)
-class Training:
-    """How long and how hard to train.
+class Training(Recipe):
+    """How long and how hard to train: a recipe for the optimizer, and what surrounds it.
 
     Attributes:
-        steps: updates.
-        learning_rate: the peak, reached after `warmup` steps.
-        decay: cosine or linear decay to a tenth of the peak, or constant.
-        warmup: steps of linear warm-up; None means a twentieth of `steps`.
-        weight_decay: AdamW's, on matrices only.
-        clip: largest norm of the whole gradient; 0 leaves it alone.
         microbatches: parts whose gradients are accumulated into one update.
         loss_scale: a power of two for compute in float16, 0 for none. An update that is not finite
             is then skipped and counted, and the twenty-first in a row is not skipped, so that a
@@ -49,28 +39,14 @@ class Training:
         evaluate_every: steps between looks at the test split; 0 looks only at the end.
     """
 
-    steps: int = 200
-    learning_rate: float = 2e-3
-    decay: str = "cosine"
-    warmup: int | None = None
-    weight_decay: float = 0.01
-    clip: float = 1.0
     microbatches: int = 1
     loss_scale: float = 0.0
     seed: int = 0
     evaluate_every: int = 0
 
     def __post_init__(self):
-        least = {"steps": 1, "microbatches": 1, "warmup": 0, "evaluate_every": 0, "seed": 0}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                raise RequestError(f"{name}={value}: use {bound} or more")
-        for name in ("learning_rate", "weight_decay", "clip"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise RequestError(f"{name}={getattr(self, name)}: use a number from 0 up")
-        if self.decay not in DECAYS:
-            raise unknown("decay", self.decay, DECAYS)
+        super().__post_init__()
+        check_counts(self, microbatches=1, evaluate_every=0, seed=0)
         check_scale(self.loss_scale)
 
 
@@ -101,28 +77,14 @@ class Outcome:
         }
 
 
-def optimizer_of(training: Training, layout: Layout) -> optax.GradientTransformation:
-    """AdamW with warm-up, decay and clipping, decaying matrices and leaving vectors alone."""
-    peak, steps = training.learning_rate, training.steps
-    warmup = steps // 20 if training.warmup is None else training.warmup
-    after = {
-        "cosine": lambda: optax.cosine_decay_schedule(peak, max(1, steps - warmup), alpha=0.1),
-        "linear": lambda: optax.linear_schedule(peak, peak / 10, max(1, steps - warmup)),
-        "constant": lambda: optax.constant_schedule(peak),
-    }[training.decay]()
-    rise = optax.linear_schedule(peak / max(1, warmup), peak, max(1, warmup - 1))
-    rate = optax.join_schedules([rise, after], [warmup]) if warmup else after
-    # The rank of one layer's array counts: a stack of biases is no matrix.
-    matrices = {
-        path: sum(dim != "layers" for dim in array.dims) > 1
-        for path, array in layout.parameters.items()
-    }
-    adamw = optax.adamw(rate, weight_decay=training.weight_decay, mask=matrices)
-    if training.clip:
-        adamw = optax.chain(optax.clip_by_global_norm(training.clip), adamw)
-    if training.loss_scale:
-        return optax.apply_if_finite(adamw, SKIPS_IN_A_ROW)
-    return adamw
+def optimizer_of(training: Training, layout: Layout, **options: Any) -> Optimizer:
+    """The optimizer that `training` asks for, for the parameters of a layout.
+
+    `options` are the rule's own, such as AdamW's `b2`. With a loss scale an update that is not
+    finite is skipped.
+    """
+    dims = {path: array.dims for path, array in layout.parameters.items()}
+    return make_optimizer(training, dims, skips=bool(training.loss_scale), **options)
 
 
 def check_data(model: Model, data: Dataset) -> None:

@@ -1,4 +1,4 @@
-"""All microbatches forward, then all back: the least idle of plain schedules, the most memory.
+"""All microbatches forward, then all back: the least bubble of plain schedules, the most memory.
 
 GPipe (Huang et al. 2019).
 """

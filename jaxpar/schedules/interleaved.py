@@ -1,4 +1,4 @@
-"""1F1B with several chunks of layers on each stage: idle for less, at the price of more messages.
+"""1F1B with several chunks of layers on each stage: less bubble, at the price of more messages.
 
 Virtual stages (Narayanan et al. 2021, Megatron-LM): with V chunks a stage a microbatch comes by V
 times, each pass a V-th as long.

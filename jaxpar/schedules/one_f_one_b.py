@@ -1,4 +1,4 @@
-"""Each stage takes forward and backward passes in turn, so that few activations are live at once.
+"""Each stage takes forward and backward passes in turn, so that few microbatches are in flight.
 
 1F1B (PipeDream-Flush, Narayanan et al. 2021): as idle as GPipe, and stage p holds min(M, K - p)
 activations where GPipe holds M.

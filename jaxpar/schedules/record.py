@@ -121,8 +121,11 @@ class Schedule:
         """Messages that the busiest stage sends in a step, each one microbatch's activation."""
         return max(Counter(source for _, source, _ in self.sends()).values(), default=0)
 
-    def picture(self) -> str:
-        """The table as text: a line a stage, forward as its microbatch, backward in brackets."""
+    def picture(self, ticks: slice = slice(None)) -> str:
+        """The table, or some ticks of it, as text with a line a stage.
+
+        A forward pass is the number of its microbatch, a backward pass the same in brackets.
+        """
         wide = len(str(self.microbatches - 1)) + 2
 
         def cell(work: Work | None) -> str:
@@ -132,7 +135,7 @@ class Schedule:
             return (f" {number} " if work.forward else f"[{number}]").rjust(wide)
 
         return "\n".join(
-            f"stage {stage} " + "".join(cell(row[stage]) for row in self.table)
+            f"stage {stage} " + "".join(cell(row[stage]) for row in self.table[ticks])
             for stage in range(self.stages)
         )
 

@@ -1,4 +1,4 @@
-"""The sequence over devices, with weights whole: attention exchanges what other devices hold.
+"""The sequence sharded over devices, weights replicated: attention exchanges what others have.
 
 Two exchanges: `ring` passes keys and values round (Liu et al. 2023), `ulysses` trades heads for
 positions (Jacobs et al. 2023); their files state what they say on the wire. Besides, over `model`,

@@ -1,4 +1,4 @@
-"""Each device its share of the batch, whole weights everywhere, gradients summed by all-reduce.
+"""The batch sharded over devices, weights replicated, gradients summed by all-reduce.
 
 On the wire, once a step: one all-reduce of every gradient over `data`, so as many bytes as the
 parameters have, and a few scalars (the loss and its weight). With microbatches XLA sums the

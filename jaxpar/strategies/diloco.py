@@ -1,4 +1,4 @@
-"""Copies trained apart and averaged seldom, by an outer Nesterov step along their average change.
+"""Replicas that synchronise seldom, by an outer Nesterov step along their average change.
 
 DiLoCo (Douillard et al. 2023): `local_sgd` whose averaging takes not the average itself but a step
 of SGD with Nesterov momentum from where the copies last met, against the average of how far they

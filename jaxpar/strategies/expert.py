@@ -1,4 +1,4 @@
-"""Experts on different devices, and each its share of the batch: tokens travel to their experts.
+"""Experts on different devices, the batch sharded over them too: tokens travel to their experts.
 
 Expert parallelism (Lepikhin et al. 2020) over `model`. On the wire, a step: an all-to-all of the
 placed tokens to the devices of their experts and one back, a layer, forward and again backward,

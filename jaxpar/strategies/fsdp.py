@@ -1,4 +1,4 @@
-"""Data parallelism with weights, gradients and moments cut over the same devices, gathered for use.
+"""Data parallelism with weights, gradients and optimizer state sharded, all-gathered for use.
 
 ZeRO-3 (Rajbhandari et al. 2020). On the wire, a step: every cut weight all-gathered over `data`
 once forward and, for stacked layers, once more backward (weights outside the stack are kept), and

@@ -1,4 +1,4 @@
-"""A copy of the network at each place along replica, trained apart and averaged now and then.
+"""Replicas that train by themselves and average their parameters now and then.
 
 Local SGD (Stich 2019), with any optimizer inside. Each copy takes its own share of every batch, its
 own denominator, dropout masks and moments; what is inside a copy is another strategy's to split

@@ -1,4 +1,4 @@
-"""Layers in stages on different devices, which pass microbatches on and idle while they wait.
+"""Layers in stages on different devices, which pass microbatches from one to the next.
 
 GPipe (Huang et al. 2019) and its kin. Layers lie over `pipe`; embedding and head are on every
 stage, and used on the first and the last. On the wire, a step: one permute of a microbatch's

@@ -1,4 +1,4 @@
-"""Whole copies of what lies inside: the batch over `replica`, gradients summed by all-reduce.
+"""Replicas of what is sharded inside: the batch over `replica`, gradients summed by all-reduce.
 
 Alone it is data parallelism over another axis; it is meant beside one, as in replica+fsdp, where
 weights are cut over `data` inside a node and copied across nodes (hybrid sharding). On the wire,

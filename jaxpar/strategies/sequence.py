@@ -1,4 +1,4 @@
-"""Tensor parallelism with the residual between the parts of a block split along the sequence.
+"""Tensor parallelism with the residual between the parts of a block sharded along the sequence.
 
 Korthikanti et al. 2022. Norms, dropout and additions work on a piece of the sequence, and what is
 kept of them for backward is a piece. On the wire each all-reduce of tensor parallelism becomes a

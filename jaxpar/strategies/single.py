@@ -1,4 +1,4 @@
-"""Everything whole on every device: the reference that all other strategies are held to.
+"""Everything replicated on every device: the reference that all other strategies are held to.
 
 Splits nothing and says nothing on the wire. On more than one device each does the same work.
 """

@@ -1,4 +1,4 @@
-"""Matrices cut across devices in pairs, first by columns then by rows, so that a pair sums once.
+"""Matrices sharded in pairs, first by columns then by rows, so that a pair sums once.
 
 Megatron pairing (Shoeybi et al. 2019): inner widths, heads and the vocabulary lie over `model`, the
 residual width stays whole. On the wire, a step: two all-reduces of the residual a block forward

@@ -1,4 +1,4 @@
-"""Data parallelism with the optimizer's moments cut over the same devices; weights stay whole.
+"""Data parallelism with the optimizer state sharded over the same devices; weights replicated.
 
 ZeRO stage 1 (Rajbhandari et al. 2020). On the wire, a step: every gradient reduce-scattered over
 `data`, so that each device updates its piece of the weights, and the new weights all-gathered: as

@@ -1,4 +1,4 @@
-"""Data parallelism with gradients and moments cut over the same devices; weights stay whole.
+"""Data parallelism with gradients and optimizer state sharded; weights replicated.
 
 ZeRO stage 2 (Rajbhandari et al. 2020). On the wire what `zero1` says: every gradient is
 reduce-scattered over `data`, once a microbatch, and the new weights all-gathered once a step. No

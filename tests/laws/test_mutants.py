@@ -348,11 +348,15 @@ def test_a_strategy_that_denies_its_all_gathers_is_caught():
     denies = replace(honest_one, must={}, never={"data": frozenset({ALL_GATHER})})
     assert faults_of(honest_one) == ()
     (fault,) = faults_of(denies)
-    assert "never causes all-gather over axis 'data', and the program does" in fault
+    assert re.match(
+        "unexpected collective: .* never causes all-gather over axis 'data', and", fault
+    )
 
 
 def test_a_strategy_that_promises_what_it_does_not_do_is_caught():
     """A must that no collective of the program keeps."""
     promises = replace(small_strategy("tensor"), must={"model": frozenset({REDUCE_SCATTER})})
     (fault,) = faults_of(promises)
-    assert "must cause reduce-scatter over axis 'model', and the program does none" in fault
+    assert re.match(
+        "missing collective: .* must cause reduce-scatter over axis 'model', and", fault
+    )

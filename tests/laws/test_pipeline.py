@@ -88,7 +88,7 @@ def test_layers_that_do_not_divide_are_filled_up_when_asked():
     """Six layers in four stages of two: two of the eight places do nothing, at either rank."""
     fields = {"layers": 6, "dropout": 0.1}.items()
     layout = in_stages("data+pipeline", "pipe=4,data=2", fields=fields, pad=True)
-    assert any("filled up with layers that do nothing" in note for note in layout.notes)
+    assert any("padded with layers that do nothing" in note for note in layout.notes)
     prove(layout, 4)
 
 

@@ -1,21 +1,19 @@
 """Measure jaxpar itself, side by side with bare JAX: bench overhead"""
 
 from jaxpar.cli.options import Options
+from jaxpar.cli.repository import benchmarks
 from jaxpar.cli.screen import Screen
-from jaxpar.core.catalogue import Catalogue
 from jaxpar.core.errors import RequestError
 from jaxpar.program.configuration import simulate_devices
-
-BENCHMARKS = Catalogue("experiments.benchmarks", "benchmark")
 
 
 def verb(options: Options, screen: Screen) -> int:
     """Run a benchmark and show its rows; it passes no judgement."""
-    name = options.words[0]
-    benchmark = BENCHMARKS.load(name)
+    name, catalogue = options.words[0], benchmarks()
+    benchmark = catalogue.load(name)
     if options.rounds < 1:
         raise RequestError(f"--rounds {options.rounds}: use 1 or more")
-    screen.say(BENCHMARKS.summary(name), style="bold")
+    screen.say(catalogue.summary(name), style="bold")
     simulate_devices(8)
     rows = []
     for row in benchmark(options.rounds):
@@ -26,4 +24,5 @@ def verb(options: Options, screen: Screen) -> int:
 
 
 def _shown(value) -> str:
+    """An entry of a row, four digits of it if it is a fraction."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -6,6 +6,7 @@ import platform
 from jaxpar.case import load_model
 from jaxpar.cli.options import Options
 from jaxpar.cli.screen import Screen
+from jaxpar.cli.show.layout import show_dims
 from jaxpar.core.catalogue import HARDWARE, MODELS, STRATEGIES
 from jaxpar.core.errors import RequestError
 from jaxpar.core.mesh import MeshShape
@@ -23,7 +24,7 @@ def verb(options: Options, screen: Screen) -> int:
 
 
 def _model(options: Options, screen: Screen) -> int:
-    """Say what a model was understood to be, and which strategies split it; nothing is compiled."""
+    """Say what a model was understood to be, and which strategies shard it; nothing is compiled."""
     model = load_model(options.words[0])
     alone = lay_out(model, strategy=STRATEGIES.load("single")(), mesh=MeshShape())
     started = {
@@ -45,7 +46,7 @@ def _model(options: Options, screen: Screen) -> int:
     for name, field in started["batch"].items():
         ids = f", ids below {field['below']}" if field["below"] else ""
         screen.say(f"  batch {name}: {field['dtype']} {' x '.join(map(str, field['shape']))}{ids}")
-    screen.dims(alone)
+    show_dims(screen, alone)
     for note in model.notes:
         screen.say(f"note: {note}")
     started["strategies"] = {name: _fit(model, name) for name in STRATEGIES.names()}
@@ -57,7 +58,7 @@ def _model(options: Options, screen: Screen) -> int:
 
 
 def _fit(model: Model, name: str) -> dict:
-    """Whether a strategy can split a model two ways."""
+    """Whether a strategy can shard a model two ways."""
     strategy = STRATEGIES.load(name)()
     axes = set(strategy.axes) | {a for a in _AXES if getattr(strategy, _AXES[a])}
     mesh = MeshShape(**{axis: 2 for axis in sorted(axes)})
@@ -73,7 +74,7 @@ _AXES = {"pipe": "stages", "replica": "averaging"}
 
 
 def _machine(screen: Screen) -> int:
-    """Try each kind of hardware with a small step; exit status 1 only if simulated ones fail."""
+    """Try each kind of hardware with a small step; exit status 1 only if simulated devices fail."""
     record = {"python": platform.python_version(), "hardware": {}}
     for package in ("jax", "jaxlib", "flax", "optax", "numpy", "jax-cuda13-plugin"):
         try:
@@ -91,6 +92,7 @@ def _machine(screen: Screen) -> int:
 
 
 def _try(name: str) -> dict:
+    """Whether a small step compiles for a hardware of the catalogue, and for what devices."""
     hardware = HARDWARE.load(name)()
     local = hardware.kind == "local"
     mesh = MeshShape(data=1) if local else MeshShape(data=4, model=2)

@@ -4,20 +4,26 @@ import time
 
 from jaxpar.cli.options import Options
 from jaxpar.cli.screen import Screen
+from jaxpar.cli.show.inspection import (
+    show_collectives,
+    show_findings,
+    show_memory,
+    show_schedule,
+)
+from jaxpar.cli.show.layout import show_dims, show_layout
 from jaxpar.measures.inspect import inspect
 
 
 def verb(options: Options, screen: Screen) -> int:
-    """Inspect; exit status 1 when the program breaks what its strategy states."""
+    """Inspect; exit status 1 for an unexpected or missing collective, or a finding of lint."""
     started = time.perf_counter()
     asked = options.case.resolve()
     inspection = inspect(asked.compile(), is_strict=options.lint == "error")
-    screen.layout(asked.layout, asked.hardware.name)
-    screen.dims(asked.layout)
-    screen.traffic(inspection)
-    screen.islands(inspection.islands)
-    screen.lint(inspection.lint, strict=inspection.is_strict)
-    screen.schedule(inspection)
-    screen.memory(inspection, asked.hardware)
+    show_layout(screen, asked.layout, asked.hardware)
+    show_dims(screen, asked.layout)
+    show_collectives(screen, inspection)
+    show_findings(screen, inspection)
+    show_schedule(screen, inspection)
+    show_memory(screen, inspection, asked.hardware)
     screen.finish({**inspection.record(), "seconds": time.perf_counter() - started})
     return 0 if inspection.ok else 1

@@ -1,27 +1,20 @@
-"""Show what there is: models, strategies, hardware, data and experiments."""
+"""Show what there is: every catalogue, and in the repository its experiments."""
 
+from jaxpar.cli import repository
 from jaxpar.cli.options import Options
 from jaxpar.cli.screen import Screen
-from jaxpar.core.catalogue import DATA, HARDWARE, MODELS, STRATEGIES, Catalogue
-
-EXPERIMENTS = Catalogue("experiments", "experiment")
+from jaxpar.core.catalogue import CATALOGUES
 
 
 def verb(options: Options, screen: Screen) -> int:
     """Print every catalogue with the first line of each entry."""
     del options
-    record = {}
-    rooms = {
-        "models": MODELS,
-        "strategies": STRATEGIES,
-        "hardware": HARDWARE,
-        "data": DATA,
-        "experiments": EXPERIMENTS,
-    }
-    for title, room in rooms.items():
-        record[title] = {name: room.summary(name) for name in room.names()}
+    own = [repository.experiments()] if repository.root() else []
+    record = {c.title: {n: c.summary(n) for n in c.names()} for c in (*CATALOGUES, *own)}
+    wide = max(len(name) for entries in record.values() for name in entries)
+    for title, entries in record.items():
         screen.say(title, style="bold")
-        for name, summary in record[title].items():
-            screen.say(f"  {name:<18} {summary}")
+        for name, summary in entries.items():
+            screen.say(f"  {name:<{wide}} {summary}")
     screen.finish(record)
     return 0

@@ -3,38 +3,41 @@
 import json
 import time
 
+from jaxpar.cli.figures import sizes_text
 from jaxpar.cli.options import Options
+from jaxpar.cli.repository import experiments
 from jaxpar.cli.screen import Screen
-from jaxpar.cli.verbs.list import EXPERIMENTS
+from jaxpar.cli.show.rows import show_rows
 from jaxpar.core.errors import RequestError
-from jaxpar.core.mesh import AXES, MeshShape
-from jaxpar.experiment import said, walk
+from jaxpar.core.mesh import MeshShape
+from jaxpar.experiment import Row, walk
 from jaxpar.program.configuration import simulate_devices
 
 
 def verb(options: Options, screen: Screen) -> int:
     """Run an experiment; exit status 1 when a claim does not hold."""
-    name = options.words[0]
-    experiment = EXPERIMENTS.load(name)
+    name, catalogue = options.words[0], experiments()
+    experiment = catalogue.load(name)
     if options.values["set"] or options.steps is not None:
         raise RequestError(
             f"experiment '{name}' states its own cases: edit experiments/{name}.py, or use 'train'"
         )
     started = time.perf_counter()
-    screen.say(EXPERIMENTS.summary(name), style="bold")
+    screen.say(catalogue.summary(name), style="bold")
     # CPU devices can be asked for once only, so ask for the largest mesh first.
     simulate_devices(
         max(MeshShape.parse(case.mesh or "data=8").devices for case in experiment.cases)
     )
     folder = options.folder(name)
     rows = []
+    screen.files.append(folder / "rows.jsonl")
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as out:
         for row in walk(experiment):
             rows.append(row)
             out.write(json.dumps(row) + "\n")
             out.flush()
             screen.say(f"  {_case(row)}: {row.get('refusal', 'done')}")
-    screen.rows([{"said": _said(row), **row} for row in rows], experiment.columns)
+    show_rows(screen, rows, experiment.columns)
     claims = [(claim.sentence, claim.check(tuple(rows))) for claim in experiment.claims]
     for sentence, holds in claims:
         screen.say(
@@ -54,13 +57,7 @@ def verb(options: Options, screen: Screen) -> int:
     return 0 if ok else 1
 
 
-def _case(row) -> str:
+def _case(row: Row) -> str:
+    """A row's case in the words of the command line."""
     mesh = row["mesh"]
-    text = mesh if isinstance(mesh, str) else ",".join(f"{a}={n}" for a, n in mesh.items())
-    return f"{row['model']} {row['strategy']} {text}"
-
-
-def _said(row) -> dict[str, float]:
-    if "inspect" not in row:
-        return {}
-    return {"all": said(row), **{axis: said(row, axis=axis) for axis in AXES}}
+    return f"{row['model']} {row['strategy']} {mesh if isinstance(mesh, str) else sizes_text(mesh)}"

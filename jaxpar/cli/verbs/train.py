@@ -3,8 +3,14 @@
 import math
 import time
 
+from jaxpar.case import Case, Resolved
+from jaxpar.cli import repository
 from jaxpar.cli.options import Options
 from jaxpar.cli.screen import Screen
+from jaxpar.cli.show.inspection import show_collectives, show_findings
+from jaxpar.cli.show.layout import show_dims, show_layout
+from jaxpar.cli.show.training import progress, show_outcome
+from jaxpar.cli.show.verdict import show_verdict
 from jaxpar.core.errors import RequestError
 from jaxpar.core.mesh import sizes_of
 from jaxpar.measures.inspect import inspect
@@ -24,22 +30,21 @@ def verb(options: Options, screen: Screen) -> int:
     data = asked.load_data()
 
     program = asked.compile()
-    folder = options.folder(asked.name)
-    screen.layout(asked.layout, asked.hardware.name)
+    metrics_file = options.folder(asked.name) / "metrics.jsonl"
     inspection = inspect(program, is_strict=options.lint == "error")
-    screen.dims(asked.layout)
-    screen.traffic(inspection)
-    screen.lint(inspection.lint, strict=inspection.is_strict)
+    show_layout(screen, asked.layout, asked.hardware)
+    show_dims(screen, asked.layout)
+    show_collectives(screen, inspection)
+    show_findings(screen, inspection)
     if inspection.lint and inspection.is_strict:
         screen.say("not trained: repair this, or accept it with --lint warn", style="red")
         screen.finish({"model": asked.layout.model.name, **inspection.record()})
         return 1
+    screen.files.append(metrics_file)
     units = math.prod(data.fields["weight"][0]) * asked.layout.model.batch_size
-    with screen.progress(asked.training.steps, data.unit, units) as watch:
-        outcome = train(
-            program, data, asked.training, watch=watch, metrics_file=folder / "metrics.jsonl"
-        )
-    screen.outcome(outcome)
+    with progress(screen, asked.training.steps, data.unit, units) as watch:
+        outcome = train(program, data, asked.training, watch=watch, metrics_file=metrics_file)
+    show_outcome(screen, outcome)
     record = {
         "model": asked.layout.model.name,
         "data": data.name,
@@ -53,27 +58,32 @@ def verb(options: Options, screen: Screen) -> int:
         **{name: value for name, value in outcome.test.items() if name.startswith("bits")},
         "collectives": inspection.record()["collectives"],
         "lint": inspection.record()["lint"],
-        "metrics": str(folder / "metrics.jsonl"),
+        "metrics": str(metrics_file),
     }
     ok = math.isfinite(outcome.test["loss"])
     if not ok:
         screen.say("the loss is no number: lower --set learning_rate, or clip", style="red")
     if options.verify:
         ok = _verified(asked, screen, record) and ok
-    screen.say(f"metrics: {folder / 'metrics.jsonl'}")
-    screen.say("next: this model under another layout, or a question answered by several:")
-    other = (
-        "fsdp --mesh data=8" if asked.case.strategy != "fsdp" else "hybrid --mesh data=4,model=2"
-    )
-    screen.say(f"  python -m experiments train {asked.case.model} --strategy {other}")
-    screen.say("  python -m experiments run hybrid_parallel")
+    screen.say(f"metrics: {metrics_file}")
+    _say_what_next(asked.case, options.program, screen)
     record["seconds_with_start"] = time.perf_counter() - started
     screen.finish(record)
     return 0 if ok else 1
 
 
-def _verified(asked, screen: Screen, record: dict) -> bool:
+def _verified(asked: Resolved, screen: Screen, record: dict) -> bool:
+    """Verify the layout as well, into the record; returns whether it equals one device."""
     verdict = verify(asked.layout, hardware=asked.hardware, make=asked.make)
-    screen.verdict(verdict)
+    show_verdict(screen, verdict)
     record["verified"] = verdict.record()
     return verdict.ok
+
+
+def _say_what_next(case: Case, program: str, screen: Screen) -> None:
+    """Show commands that lead on from this one."""
+    other = "fsdp --mesh data=8" if case.strategy != "fsdp" else "hybrid --mesh data=4,model=2"
+    screen.say("next: this model under another layout, or a question answered by several:")
+    screen.say(f"  {program} train {case.model} --strategy {other}")
+    if repository.root():
+        screen.say(f"  {program} run hybrid_parallel")

@@ -4,6 +4,8 @@ import time
 
 from jaxpar.cli.options import Options
 from jaxpar.cli.screen import Screen
+from jaxpar.cli.show.layout import show_layout
+from jaxpar.cli.show.verdict import show_verdict
 from jaxpar.core.mesh import sizes_of
 from jaxpar.measures.verify.verify import verify
 
@@ -19,8 +21,8 @@ def verb(options: Options, screen: Screen) -> int:
         steps=3 if options.steps is None else options.steps,
         seed=asked.training.seed,
     )
-    screen.layout(asked.layout, asked.hardware.name, whole=False)
-    screen.verdict(verdict)
+    show_layout(screen, asked.layout, asked.hardware, whole=False)
+    show_verdict(screen, verdict)
     screen.finish(
         {
             "model": asked.layout.model.name,

@@ -1,0 +1,106 @@
+"""The program: jaxpar VERB ..., or from the repository python -m experiments VERB ...
+
+Exit status 0 when all is well, 1 when a check or claim failed, 2 when the request makes no sense,
+130 when it was stopped by Ctrl-C.
+"""
+
+import os
+import sys
+from contextlib import nullcontext, redirect_stdout
+from pathlib import Path
+
+from absl import logging
+
+from jaxpar.cli import options as command_line
+from jaxpar.core.catalogue import Catalogue
+from jaxpar.core.errors import RequestError, unknown
+
+VERBS = Catalogue("jaxpar.cli.verbs", "verb")
+TAKES = {"train": "MODEL", "inspect": "MODEL", "verify": "MODEL", "run": "NAME", "bench": "NAME"}
+"""What a verb wants after it."""
+MAY_TAKE = {"doctor": "MODEL"}
+"""What a verb can do with, and without."""
+
+
+def main() -> int:
+    """Run what was typed after `jaxpar`; returns the exit status."""
+    return execute(sys.argv[1:], program="jaxpar")
+
+
+def execute(argv: list[str], *, program: str) -> int:
+    """Run one command line and return its exit status.
+
+    Args:
+        argv: the words after the program's name.
+        program: how it was started, which messages and hints repeat.
+    """
+    logging.use_absl_handler()
+    try:
+        options = command_line.parse(argv, program)
+        if options.help or not options.words:
+            return _help(program)
+        name, *words = options.words
+        if name not in VERBS.names():
+            raise unknown("verb", name, VERBS.names())
+        _check_words(name, words, program)
+        _keep_compiled_programs()
+        return _run(name, argv, command_line.Options(tuple(words), options.values, program))
+    except RequestError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 2
+
+
+def _check_words(name: str, words: list[str], program: str) -> None:
+    """Refuse too few or too many words after a verb."""
+    wanted = TAKES.get(name)
+    if wanted and not words:
+        raise RequestError(f"'{name}' needs a {wanted}: {program} {name} {wanted} ...")
+    most = 1 if wanted or name in MAY_TAKE else 0
+    if len(words) > most:
+        takes = f"one {wanted or MAY_TAKE[name]}" if most else "no name"
+        raise RequestError(
+            f"'{name}' takes {takes}, and got {' '.join(words)}: options start with --"
+        )
+
+
+def _run(name: str, argv: list[str], options: command_line.Options) -> int:
+    """Load a verb and run it; what it or a person's model prints stays out of a JSON record."""
+    from jaxpar.cli.screen import Screen
+    from jaxpar.program.devices import prefer_cpu
+
+    if options.hardware != "local" and (name != "doctor" or options.words):
+        prefer_cpu()
+    screen = Screen(options.json, pictured=options.picture is not None)
+    try:
+        with redirect_stdout(sys.stderr) if options.json else nullcontext():
+            status = VERBS.load(name)(options, screen)
+    except KeyboardInterrupt:
+        kept = [str(path) for path in screen.files if path.exists()]
+        print(f"{options.program}: stopped; kept: {', '.join(kept) or 'nothing'}", file=sys.stderr)
+        return 130
+    if options.picture:
+        typed = [word for word in argv if word not in ("--picture", options.picture)]
+        screen.picture(Path(options.picture), f"{options.program} {' '.join(typed)}")
+    return status
+
+
+def _help(program: str) -> int:
+    """Print the verbs and the options; always well."""
+    print(f"{program} VERB ... [options]\n")
+    for name in VERBS.names():
+        takes = TAKES.get(name) or (f"[{MAY_TAKE[name]}]" if name in MAY_TAKE else "")
+        print(f"  {name + ' ' + takes:<16} {VERBS.summary(name)}")
+    print("\noptions")
+    for typed, text in command_line.help_lines():
+        print(f"  {typed:<26} {text}")
+    return 0
+
+
+def _keep_compiled_programs() -> None:
+    """Keep what XLA compiles in the user's cache folder, so that a second run starts in seconds."""
+    import jax
+
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR") is None:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "jaxpar" / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -1,0 +1,25 @@
+"""A verdict on the screen: a line when a layout equals one device, two when it does not."""
+
+from jaxpar.cli.screen import Screen
+from jaxpar.measures.verify.verify import Verdict
+
+
+def show_verdict(screen: Screen, verdict: Verdict) -> None:
+    """Show what verification found."""
+    worst = verdict.decisive
+    judged = f"{worst.error:.1e} (bound {worst.bound:.0e}, {verdict.dtype})"
+    if verdict.ok:
+        arrays = max(check.arrays for check in verdict.checks)
+        screen.say(
+            f"verified: {arrays} arrays over {verdict.steps} steps equal one device's, largest "
+            f"relative error {judged}",
+            style="green",
+        )
+        if verdict.algorithm.startswith("parameter"):
+            screen.say(f"one device did {verdict.algorithm}", style="green")
+        return
+    screen.say(
+        f"mismatch with one device: {worst.name} of {worst.worst}, relative error {judged}",
+        style="red",
+    )
+    screen.say(f"likely mistake: {verdict.likely_mistake}", style="red")
