@@ -66,7 +66,7 @@ def _check_words(name: str, words: list[str], program: str) -> None:
 def _run(name: str, argv: list[str], options: command_line.Options) -> int:
     """Load a verb and run it; what it or a person's model prints stays out of a JSON record."""
     from jaxpar.cli.screen import Screen
-    from jaxpar.program.devices import prefer_cpu
+    from jaxpar.program.configuration import prefer_cpu
 
     if options.hardware != "local" and (name != "doctor" or options.words):
         prefer_cpu()

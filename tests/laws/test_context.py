@@ -12,7 +12,7 @@ from test_traffic import FLOAT, H100, HARDWARE, said
 
 from jaxpar.attention import blocks, zigzag
 from jaxpar.case import load_strategy
-from jaxpar.core.errors import LayoutError
+from jaxpar.core.errors import LayoutError, RequestError
 from jaxpar.core.mesh import MeshShape
 from jaxpar.layout.lay_out import lay_out
 from jaxpar.measures.inspect import inspect
@@ -136,5 +136,5 @@ def test_attention_that_an_exchange_does_not_know_is_refused():
 
         return plain.loss(module, batch, key=key, attend=with_mask, **chosen)
 
-    with pytest.raises(LayoutError, match="causal or sees everything, and is also given mask"):
+    with pytest.raises(RequestError, match="causal or sees everything, and is also given mask"):
         laid_out("ring", "model=4", model=replace(plain, loss=masked))
