@@ -36,7 +36,7 @@ def test_fsdp_cuts_what_tensor_parallelism_leaves_alone_and_gathers_it():
     layout = laid(small_model("transformer"), small_strategy("fsdp+tensor"), "data=4,model=2")
     up = layout.parameters["blocks/up"]
     assert up.stored == P(None, "data", None, "model")
-    assert up.computed == P(None, None, None, "model")
+    assert up.used == P(None, None, None, "model")
     assert layout.batch["tokens"] == P("data", None)
     assert up.device_bytes(layout.mesh) * 8 == up.whole_bytes
 
@@ -44,7 +44,7 @@ def test_fsdp_cuts_what_tensor_parallelism_leaves_alone_and_gathers_it():
 def test_small_arrays_stay_whole_and_the_layout_lists_them():
     """The threshold counts one layer's elements, and the note gives the share of the bytes."""
     layout = laid(small_model("transformer"), load_strategy("fsdp"), "data=4")
-    assert all(a.stored == a.computed for a in layout.parameters.values())
+    assert all(a.stored == a.used for a in layout.parameters.values())
     (note,) = layout.notes
     assert "fewer than 16,384 elements stay replicated over data" in note and "100.00%" in note
     for path in layout.parameters:
@@ -52,12 +52,12 @@ def test_small_arrays_stay_whole_and_the_layout_lists_them():
 
 
 def test_a_mesh_that_does_not_divide_is_refused_before_anything_is_made():
-    """Dim, both sizes and the repair, for a parameter rather than for its moments."""
+    """Dim, both sizes and the repair, for a parameter rather than for its optimizer state."""
     with pytest.raises(
         LayoutError, match=r"'ffn' has size 64.*'model' has 3 devices.*2 or 4"
     ) as no:
         laid(small_model("transformer"), small_strategy("tensor"), "model=3")
-    assert "moment" not in str(no.value) and "optimizer" not in str(no.value)
+    assert "optimizer_state" not in str(no.value) and "optimizer" not in str(no.value)
 
 
 def test_more_model_shards_than_heads_are_refused():
@@ -150,9 +150,17 @@ def test_rows_may_be_split_over_several_axes():
     ("one", "other", "sentence"),
     [
         ("tensor", Strategy(name="rows", compute={"sequence": "model"}), "both want mesh axis"),
-        ("fsdp", "zero1", "'fsdp' keeps gradients, moments and parameters in pieces and 'zero1'"),
+        (
+            "fsdp",
+            "zero1",
+            "stores gradients, optimizer state and parameters sharded and 'zero1'",
+        ),
         ("local_sgd", "pipeline", "'local_sgd' and 'pipeline' cannot be combined: copies that"),
-        ("zero1", "zero2", "'zero1' keeps moments in pieces and 'zero2' gradients and moments"),
+        (
+            "zero1",
+            "zero2",
+            "'zero1' stores optimizer state sharded and 'zero2' gradients and optimizer",
+        ),
     ],
 )
 def test_combining_refuses_what_contradicts(one, other, sentence):

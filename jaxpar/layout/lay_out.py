@@ -27,7 +27,7 @@ from jaxpar.layout.specs import _by_role, _cut_further
 from jaxpar.layout.stages import check_stages, runs_in_stages
 from jaxpar.models.modules import value_of
 from jaxpar.models.record import Model
-from jaxpar.strategies.record import CUTS, Strategy
+from jaxpar.strategies.record import SHARDABLE, Strategy
 
 
 def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
@@ -41,7 +41,7 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
     module = module_of(model)
     check_stages(model, strategy, mesh, _layer_counts(model, module))
     faults: dict[str, list[str]] = {}
-    kept_whole: list[str] = []
+    kept_replicated: list[str] = []
     indivisible: list[str] = []
     groups = []
     for variables in (module.parameters, module.state):
@@ -49,28 +49,28 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
         for path, variable in variables.items():
             value = value_of(variable)
             dims = dims_of(model, path, variable, module.parameters)
-            computed = _by_role(model, strategy, mesh, dims, shape=value.shape)
-            cut = computed
+            used = _by_role(model, strategy, mesh, dims, shape=value.shape)
+            cut = used
             if variables is module.parameters or isinstance(variable, nnx.Param):
                 cut, fault, whole = _cut_further(
-                    model, strategy, mesh, path, value.shape, dims, computed
+                    model, strategy, mesh, path, value.shape, dims, used
                 )
                 if model.units and fault:
                     indivisible.append(path)
                 else:
                     faults.setdefault(path, []).extend(fault)
-                kept_whole += whole
-            faults.setdefault(path, []).extend(check_spec(value.shape, dims, computed, mesh))
-            lies = {what: cut if what in strategy.cuts else computed for what in CUTS}
+                kept_replicated += whole
+            faults.setdefault(path, []).extend(check_spec(value.shape, dims, used, mesh))
+            specs = {what: cut if what in strategy.sharded else used for what in SHARDABLE}
             arrays[path] = Array(
                 path,
                 value.shape,
                 value.dtype,
                 dims,
-                stored=lies["parameters"],
-                computed=computed,
-                gradient=lies["gradients"],
-                moment=lies["moments"],
+                stored=specs["parameters"],
+                used=used,
+                gradient=specs["gradients"],
+                optimizer_state=specs["optimizer_state"],
             )
         groups.append(MappingProxyType(arrays))
     batch = {}
@@ -99,8 +99,8 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
                 "--set exchange=ulysses, or pipe=1"
             )
         refuse_unfit(exchange, model, calls_in(traced_loss(model).closed))
-    specs = [*batch.values(), *(a.moment for arrays in groups for a in arrays.values())]
+    specs = [*batch.values(), *(a.optimizer_state for arrays in groups for a in arrays.values())]
     arrays = {**groups[0], **groups[1]}
-    notes = notes_of(model, strategy, mesh, arrays, kept_whole, indivisible, specs)
+    notes = notes_of(model, strategy, mesh, arrays, kept_replicated, indivisible, specs)
     notes += () if exchange is None else exchange.notes
     return Layout(model, strategy, mesh, *groups, MappingProxyType(batch), notes, module)

@@ -21,7 +21,7 @@ def notes_of(
     strategy: Strategy,
     mesh: MeshShape,
     parameters: Mapping[str, Any],
-    kept_whole: Sequence[str],
+    kept_replicated: Sequence[str],
     indivisible: Sequence[str],
     specs: Iterable[PartitionSpec],
 ) -> tuple[str, ...]:
@@ -30,7 +30,7 @@ def notes_of(
     Args:
         model, strategy, mesh: what was laid out.
         parameters: path -> `jaxpar.layout.Array`.
-        kept_whole: paths of arrays too small to be sharded by `strategy.store`.
+        kept_replicated: paths of arrays too small to be sharded by `strategy.store`.
         indivisible: paths of arrays of which no dim divides.
         specs: of everything that was laid out.
     """
@@ -41,14 +41,14 @@ def notes_of(
             f"{' x '.join(f'{axis}={mesh.size(axis)}' for axis in strategy.store)} devices that "
             f"strategy '{strategy.name}' would shard them over"
         )
-    if kept_whole:
-        share = sum(parameters[p].whole_bytes for p in kept_whole) / max(
+    if kept_replicated:
+        share = sum(parameters[p].whole_bytes for p in kept_replicated) / max(
             1, sum(a.whole_bytes for a in parameters.values())
         )
         notes.append(
-            f"{len(kept_whole)} arrays of fewer than {strategy.whole_below:,} elements stay "
+            f"{len(kept_replicated)} arrays of fewer than {strategy.whole_below:,} elements stay "
             f"replicated over {' x '.join(strategy.store)} ({share:.2%} of the parameter bytes): "
-            f"{', '.join(kept_whole)}"
+            f"{', '.join(kept_replicated)}"
         )
     lying = {axis for spec in specs for entry in spec for axis in axes_of(entry)}
     lying |= {STAGES} if runs_in_stages(strategy, mesh) else set()

@@ -21,15 +21,15 @@ from jaxpar.strategies.record import Strategy
 
 @dataclass(frozen=True)
 class Array:
-    """One array of the model, and how it is cut.
+    """One array of the model, and how it is sharded.
 
     Attributes:
         path: where it sits in the module, such as `blocks/qkv`.
         shape, dtype, dims: its sizes, element type, and a name for each dim.
-        stored: how it lies between uses.
-        computed: how it lies in use; differs from `stored` where the strategy gathers weights.
-        gradient: how its gradient lies once it is summed.
-        moment: how the optimizer's moments of it lie.
+        stored: how it is sharded between uses.
+        used: how it is sharded in use; differs from `stored` where the strategy gathers weights.
+        gradient: how its gradient is sharded once it is summed.
+        optimizer_state: how the optimizer's state of it is sharded, such as Adam's moments.
     """
 
     path: str
@@ -37,9 +37,9 @@ class Array:
     dtype: Any
     dims: tuple[str, ...]
     stored: PartitionSpec
-    computed: PartitionSpec
+    used: PartitionSpec
     gradient: PartitionSpec
-    moment: PartitionSpec
+    optimizer_state: PartitionSpec
 
     @property
     def size(self) -> int:
@@ -48,8 +48,8 @@ class Array:
 
     @property
     def specs(self) -> tuple[PartitionSpec, ...]:
-        """All the ways in which it lies."""
-        return (self.stored, self.computed, self.gradient, self.moment)
+        """Its four PartitionSpecs: stored, in use, of its gradient, of its optimizer state."""
+        return (self.stored, self.used, self.gradient, self.optimizer_state)
 
     @property
     def whole_bytes(self) -> int:

@@ -214,7 +214,9 @@ def _uses(layout: Layout, axis: str, kind: str) -> bool:
     if kind in ("all-reduce", "all-to-all", "collective-permute"):
         specs += list(layout.batch.values())
     if kind == "all-gather":
-        specs = [a.moment for a in layout.parameters.values() if a.moment != a.computed]
+        specs = [
+            a.optimizer_state for a in layout.parameters.values() if a.optimizer_state != a.used
+        ]
     return any(axis in axes_of(entry) for spec in specs for entry in spec)
 
 

@@ -59,12 +59,12 @@ def sharded_as(layout: Layout, what: str, values: Mapping[str, Any]) -> dict[str
 
     Args:
         layout: how they are sharded.
-        what: "stored", "gradient" or "moment", an attribute of the layout's arrays.
+        what: "stored", "gradient" or "optimizer_state", an attribute of the layout's arrays.
         values: path -> array.
     """
     return {
         path: constrained(layout, value, getattr(array, what))
-        if array.stored != array.moment or array.stored != array.gradient
+        if array.stored != array.optimizer_state or array.stored != array.gradient
         else value
         for path, value in values.items()
         for array in [layout.parameters[path]]
@@ -81,8 +81,8 @@ def landing_as(layout: Layout, what: str, totals: Mapping[str, Any]) -> dict[str
     loop, and the finer sharding reaches into it.
     """
     whole = {
-        path: constrained(layout, value, array.computed)
-        if array.computed == array.stored != getattr(array, what) and array.dims[:1] != ("layers",)
+        path: constrained(layout, value, array.used)
+        if array.used == array.stored != getattr(array, what) and array.dims[:1] != ("layers",)
         else value
         for path, value in totals.items()
         for array in [layout.parameters[path]]
@@ -95,7 +95,7 @@ def cut_further(array: Array, lands: str) -> list[tuple[int, str]]:
 
     Args:
         array: the weight.
-        lands: "gradient" or "moment", an attribute of it.
+        lands: "gradient" or "optimizer_state", an attribute of it.
     """
     pairs = zip(getattr(array, lands), array.stored, strict=True)
     return [

@@ -92,15 +92,17 @@ def _make_plain(layout: Layout, *, optimizer, mode, microbatches, factor) -> Ste
 
     def apply(state: State, gradients, model_state) -> State:
         # Each device updates the shards whose optimizer state it holds; weights are then gathered.
-        shards, gradients = (sharded_as(layout, "moment", t) for t in (state.parameters, gradients))
+        shards, gradients = (
+            sharded_as(layout, "optimizer_state", t) for t in (state.parameters, gradients)
+        )
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, shards)
-        parameters = sharded_as(layout, "moment", optax.apply_updates(shards, updates))
+        parameters = sharded_as(layout, "optimizer_state", optax.apply_updates(shards, updates))
         parameters = sharded_as(layout, "stored", parameters)
         return State(state.step + 1, parameters, model_state, optimizer_state, state.key)
 
     # A sum that need not be kept goes at once to where the optimizer state is. Microbatches add up
     # as the layout keeps gradients.
-    lands = "moment" if microbatches == 1 else "gradient"
+    lands = "optimizer_state" if microbatches == 1 else "gradient"
 
     def probe(state: State, batch):
         gradients, model_state, metrics = means(lands, state, batch)

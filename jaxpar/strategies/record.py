@@ -25,8 +25,8 @@ KINDS = frozenset({ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, ALL_TO_ALL, PERMUTE})
 """XLA's collective kinds, spelled as XLA spells them."""
 
 
-CUTS = ("parameters", "gradients", "moments")
-"""What of a weight can be kept in pieces between uses (Rajbhandari et al. 2020)."""
+SHARDABLE = ("parameters", "gradients", "optimizer_state")
+"""What of a weight can be stored sharded between uses (Rajbhandari et al. 2020)."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,10 @@ class Strategy:
             while they are in use.
         between: role -> mesh axes, for the residual between the parts of a block, where these say
             more than `compute` does.
-        store: mesh axis -> roles in order of preference. What `cuts` names of each weight is cut
-            over that axis along the first of its dims in this order that divides.
-        cuts: of `CUTS`, what `store` cuts: parameters (gathered for use), gradients, moments.
+        store: mesh axis -> roles in order of preference. What `sharded` names of each weight is
+            sharded over that axis along the first of its dims in this order that divides.
+        sharded: of `SHARDABLE`, what `store` shards: parameters (gathered for use), gradients,
+            optimizer state.
         needs: roles without which a model gains nothing from this strategy, and is refused.
         whole_below: arrays with fewer elements than this are not cut by `store`; the layout says
             which.
@@ -104,7 +105,7 @@ class Strategy:
     compute: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     between: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     store: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    cuts: frozenset[str] = frozenset(CUTS)
+    sharded: frozenset[str] = frozenset(SHARDABLE)
     needs: frozenset[str] = frozenset()
     whole_below: int = 0
     attend: str | None = None
@@ -171,7 +172,7 @@ def _pair(a: Strategy, b: Strategy) -> Strategy:
             + tuple(r for r in b.store.get(axis, ()) if r not in a.store.get(axis, ()))
             for axis in [*a.store, *(axis for axis in b.store if axis not in a.store)]
         },
-        cuts=a.cuts if a.store else b.cuts,
+        sharded=a.sharded if a.store else b.sharded,
         needs=a.needs | b.needs,
         whole_below=max(a.whole_below, b.whole_below),
         attend=a.attend or b.attend,
@@ -204,10 +205,10 @@ def _refuse_contradictions(a: Strategy, b: Strategy) -> None:
             f"{both}copies that train apart are each mapped over devices, and so are the stages of "
             "a pipeline; one map at a time, so choose one of the two"
         )
-    if a.store and b.store and a.cuts != b.cuts:
+    if a.store and b.store and a.sharded != b.sharded:
         raise LayoutError(
-            f"{both}'{a.name}' keeps {_listed(a.cuts)} in pieces and '{b.name}' {_listed(b.cuts)}; "
-            "choose one of the two"
+            f"{both}'{a.name}' stores {_listed(a.sharded)} sharded and '{b.name}' "
+            f"{_listed(b.sharded)}; choose one of the two"
         )
     for one, other in ((a, b), (b, a)):
         if one.averaging and not other.averaging and APART in other.axes:
@@ -226,7 +227,8 @@ def _refuse_contradictions(a: Strategy, b: Strategy) -> None:
 
 
 def _listed(words: Iterable[str]) -> str:
-    *most, last = sorted(words)
+    """Words in alphabetical order for a sentence: "a, b and c"; underscores become spaces."""
+    *most, last = sorted(word.replace("_", " ") for word in words)
     return f"{', '.join(most)} and {last}" if most else last
 
 

@@ -14,5 +14,7 @@ from jaxpar.strategies.record import Strategy
 def strategy(whole_below: int = 16_384) -> Strategy:
     """Return data parallelism with cut gradients and moments over the data axis."""
     return replace(
-        zero1.strategy(whole_below), name="zero2", cuts=frozenset({"gradients", "moments"})
+        zero1.strategy(whole_below),
+        name="zero2",
+        sharded=frozenset({"gradients", "optimizer_state"}),
     )

@@ -68,7 +68,7 @@ def test_a_spec_has_an_entry_for_every_dim_of_its_array(layouts):
     """Specs have their arrays' rank: parameters, state and batch, stored and in use."""
     for layout in layouts:
         for array in arrays_of(layout):
-            assert len(array.stored) == len(array.computed) == len(array.shape), array.path
+            assert len(array.stored) == len(array.used) == len(array.shape), array.path
             assert len(array.dims) == len(array.shape), array.path
         for name, spec in layout.batch.items():
             assert len(spec) == len(layout.model.batch[name].shape), name
@@ -77,7 +77,7 @@ def test_a_spec_has_an_entry_for_every_dim_of_its_array(layouts):
 def test_no_axis_stands_twice_in_one_spec(layouts):
     """A mesh axis splits at most one dim of an array, and it is an axis of the mesh."""
     for layout in layouts:
-        specs = [spec for a in arrays_of(layout) for spec in (a.stored, a.computed)]
+        specs = [spec for a in arrays_of(layout) for spec in (a.stored, a.used)]
         for spec in (*specs, *layout.batch.values()):
             axes = [axis for entry in spec for axis in axes_of(entry)]
             assert len(axes) == len(set(axes)), spec
@@ -110,8 +110,8 @@ def test_a_strategy_splits_something_on_each_axis_that_it_uses(strategy):
     for model, _ in pairs(strategy):
         layout = laid_out(model, strategy, mesh_for(strategy))
         assert layout is not None
-        specs = [spec for a in arrays_of(layout) for spec in (a.stored, a.computed)]
-        specs += [a.moment for a in arrays_of(layout)]
+        specs = [spec for a in arrays_of(layout) for spec in (a.stored, a.used)]
+        specs += [a.optimizer_state for a in arrays_of(layout)]
         used = {x for s in (*specs, *layout.batch.values()) for e in s for x in axes_of(e)}
         assert used == set(axes), model
 

@@ -24,7 +24,7 @@ def own_piece_alone(layout, old, new):
     kept = {}
     for path, array in layout.parameters.items():
         kept[path] = new[path]
-        for dim, entry in enumerate(array.moment):
+        for dim, entry in enumerate(array.optimizer_state):
             if "data" in axes_of(entry):
                 owner = jnp.arange(array.shape[dim]) // (array.shape[dim] // WAYS)
                 mine = owner == jax.lax.axis_index("data")

@@ -71,9 +71,9 @@ def pieces(inspection, *, cut: bool | None = None, layers_twice: bool = False) -
     layout = inspection.layout
     total = 0
     for a in layout.parameters.values():
-        if cut in (None, a.stored != a.computed):
+        if cut in (None, a.stored != a.used):
             ways = 1
-            for entry in a.computed:
+            for entry in a.used:
                 for axis in axes_of(entry):
                     ways *= layout.mesh.size(axis)
             twice = layers_twice and a.dims[0] == "layers"

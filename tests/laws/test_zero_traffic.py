@@ -20,9 +20,9 @@ def used_bytes(inspection, *, cut, copies=1):
     """
     total = 0
     for a in inspection.layout.parameters.values():
-        if cut == (a.moment != a.computed):
+        if cut == (a.optimizer_state != a.used):
             ways = 1
-            for entry in a.computed:
+            for entry in a.used:
                 for axis in axes_of(entry):
                     ways *= inspection.layout.mesh.size(axis)
             total += a.whole_bytes // ways * (copies if a.dims[0] == "layers" else 1)

@@ -114,7 +114,7 @@ def _is_stack(layout: Layout, array: Array) -> bool:
 
 def _for_use(layout: Layout, array: Array, value: jax.Array, *, drop: int = 0) -> jax.Array:
     """A stored weight, cast and gathered as its use needs it; `drop` leading dims are gone."""
-    if array.stored == array.computed:
+    if array.stored == array.used:
         return value
     dtype = layout.model.compute_dtype
     # The name ends up in the compiled program, where `inspect` reads whose gather it is.
@@ -122,7 +122,7 @@ def _for_use(layout: Layout, array: Array, value: jax.Array, *, drop: int = 0) -
         if dtype is not None and value.ndim > 1:
             value = value.astype(dtype)  # before the gather: half the bytes
         value = constrained(layout, value, PartitionSpec(*array.stored[drop:]))
-        return constrained(layout, value, PartitionSpec(*array.computed[drop:]))
+        return constrained(layout, value, PartitionSpec(*array.used[drop:]))
 
 
 class _Constrainer(Filled):
@@ -186,7 +186,7 @@ class _Constrainer(Filled):
     def spec_of(self, x: jax.Array) -> PartitionSpec:
         """How a named array or a weight is sharded; of what is neither, nothing is."""
         if id(x) in self.weights:
-            return self.layout.parameters[self.weights[id(x)]].computed
+            return self.layout.parameters[self.weights[id(x)]].used
         return self.specs.get(id(x), PartitionSpec(*[None] * x.ndim))
 
     def stacks(self, values) -> list[Array | None]:
@@ -194,8 +194,7 @@ class _Constrainer(Filled):
         paths = [self.weights.get(id(x)) for x in values]
         arrays = [self.layout.parameters.get(path) for path in paths]
         return [
-            a if a and a.stored != a.computed and _is_stack(self.layout, a) else None
-            for a in arrays
+            a if a and a.stored != a.used and _is_stack(self.layout, a) else None for a in arrays
         ]
 
     def scan(self, eqn, operands, here):
@@ -235,7 +234,7 @@ class _Constrainer(Filled):
             slices = self.one_layer(arrays, slices)
             return bounded(self.run_held(p["body"], [*fixed, *slices, *carry], here.within()))
 
-        gathers = any(a.stored != a.computed for a in self.layout.parameters.values())
+        gathers = any(a.stored != a.used for a in self.layout.parameters.values())
         body = hooks.rematerialized(
             body,
             p["remat"],

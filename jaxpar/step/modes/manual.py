@@ -27,7 +27,7 @@ def mode(asked: Asked) -> Differentiated:
         return pipeline.mode(asked)
     layout = asked.microbatch
     stored = {path: a.stored for path, a in layout.parameters.items()}
-    used = {path: a.computed for path, a in layout.parameters.items()}
+    used = {path: a.used for path, a in layout.parameters.items()}
     state = {path: a.stored for path, a in layout.state.items()}
     batches = dict(layout.batch)
 

@@ -148,7 +148,7 @@ def _plans(layout: Layout, parts: Parts, parameters, batch, key) -> _Plans:
     rest = {p: parameters[p] for p in arrays}
     weights = {p: jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for p, a in layers.items()}
     stored = {p: a.stored for p, a in arrays.items()}
-    used = {p: a.computed for p, a in arrays.items()}
+    used = {p: a.used for p, a in arrays.items()}
     batches = dict(layout.batch)
     place = partial(sharded, layout)
     x = [
@@ -181,7 +181,7 @@ def _plans(layout: Layout, parts: Parts, parameters, batch, key) -> _Plans:
         parts.layer,
         (weights, beside, parts.activation),
         ({p: PartitionSpec(*a.stored[1:]) for p, a in layers.items()}, beside_specs, x),
-        ({p: PartitionSpec(*a.computed[1:]) for p, a in layers.items()}, beside_specs, x),
+        ({p: PartitionSpec(*a.used[1:]) for p, a in layers.items()}, beside_specs, x),
         out=x,
     )
     after = traced(
