@@ -1,8 +1,8 @@
 """The Schedule record: a table of what every stage does at every tick, and what follows from it.
 
-Pure numbers, known before anything is compiled: idle share, live activations, messages. A tick is
-one forward or one backward pass of one microbatch through one chunk of layers; a backward pass may
-take longer, but stages wait only for the neighbour that they exchange with.
+Pure numbers, known before anything is compiled: bubble fraction, microbatches in flight,
+messages. A tick is one forward or one backward pass of one microbatch through one chunk of layers;
+a backward pass may take longer, but stages wait only for the neighbour that they exchange with.
 """
 
 from collections import Counter
@@ -62,8 +62,8 @@ class Schedule:
         return self.stages * self.chunks
 
     @property
-    def idle_share(self) -> float:
-        """The share of all stages' ticks in which there is nothing to do: the bubble."""
+    def bubble_fraction(self) -> float:
+        """The share of all stages' ticks in which there is nothing to do."""
         return sum(work is None for row in self.table for work in row) / (self.ticks * self.stages)
 
     @cached_property
@@ -90,8 +90,8 @@ class Schedule:
         """Which piece of the layers a stage's work goes through."""
         return work.chunk * self.stages + stage
 
-    def live(self, stage: int) -> int:
-        """Most forward passes whose backward pass is still to come, at any time, on one stage."""
+    def in_flight(self, stage: int) -> int:
+        """The most microbatches at once that `stage` has done forward and not yet backward."""
         now = most = 0
         for row in self.table:
             if (work := row[stage]) is not None:
@@ -100,9 +100,9 @@ class Schedule:
         return most
 
     @property
-    def peak_live(self) -> int:
-        """The same on the stage that holds most; each is one microbatch through one chunk."""
-        return max(self.live(stage) for stage in range(self.stages))
+    def peak_in_flight(self) -> int:
+        """`in_flight` of the stage that has most; each is one microbatch through one chunk."""
+        return max(self.in_flight(stage) for stage in range(self.stages))
 
     def sends(self) -> Iterator[tuple[int, int, int]]:
         """Every message as (tick after whose work it goes, from stage, to stage)."""

@@ -120,9 +120,9 @@ def test_nothing_leaks_from_idle_stages_into_the_results():
 
 def test_idle_ticks_are_counted_while_they_pass():
     """The share that the running program counts is the schedule's, (K - 1) / (M + K - 1)."""
-    idle = gradients(0.0)[1]["idle"]
-    assert float(idle.value) == pytest.approx(3 / (4 + 3))
-    assert float(idle.weight) == 4 * 2 * (4 + 3)
+    bubble = gradients(0.0)[1]["bubble"]
+    assert float(bubble.value) == pytest.approx(3 / (4 + 3))
+    assert float(bubble.weight) == 4 * 2 * (4 + 3)
 
 
 @cache

@@ -64,7 +64,7 @@ def staged(
     Returns:
         (lands, parameters, model_state, batch, key) -> (gradients of the total x factor,
         model_state, {name: Mean}), of the whole batch. The gradients lie as the attribute `lands`
-        of the layout's arrays says; `idle` among the means is the share of idle ticks, as counted
+        of the layout's arrays says; `bubble` among the means is the share of idle ticks, as counted
         while they passed.
     """
     table = timetable(schedule)
@@ -282,6 +282,6 @@ def _gathered(held, schedule: Schedule) -> Mapping[str, Any]:
     """The means that the last stage has taken, and the idle ticks of all, on every device."""
     means = {
         **held.means,
-        "idle": Mean(held.idle, jnp.full_like(held.idle, schedule.ticks)),
+        "bubble": Mean(held.idle, jnp.full_like(held.idle, schedule.ticks)),
     }
     return jax.tree.map(lambda x: lax.psum(x, AXIS), means)
