@@ -23,7 +23,7 @@ from jaxpar.schedules.record import Schedule
 from jaxpar.spmd import Plan, trace
 from jaxpar.spmd.value import varying
 from jaxpar.step.constraints import cut_further
-from jaxpar.step.pipeline.held import vary
+from jaxpar.step.pipeline.buffers import vary
 from jaxpar.step.pipeline.parts import Parts
 from jaxpar.step.pipeline.piece import Piece, remembering
 from jaxpar.step.pipeline.timetable import timetable
@@ -72,19 +72,19 @@ def staged(
     def on_shards(lands, plans, parameters, microbatches, key):
         apart = _apart(layout, plans)
         parted = {p: vary(v, apart) for p, v in parameters.items()}
-        held = walk(
+        buffers = walk(
             _local(layout, plans, schedule, parted, microbatches, key),
             table,
             factor=factor,
             fill=fill,
         )
-        layers = {p: _unchunked(g, schedule, parameters[p]) for p, g in held.layers.items()}
-        totals = {**held.rest, **layers}
+        layers = {p: _unchunked(g, schedule, parameters[p]) for p, g in buffers.layers.items()}
+        totals = {**buffers.rest, **layers}
         totals = {
             p: _summed(cut_further(a, lands), totals[p], parameters[p])
             for p, a in layout.parameters.items()
         }
-        return totals, _gathered(held, schedule)
+        return totals, _gathered(buffers, schedule)
 
     def differentiate(lands, parameters, model_state, batch, key):
         specs = {path: getattr(a, lands) for path, a in layout.parameters.items()}
@@ -278,10 +278,10 @@ def _summed(cut: list[tuple[int, str]], share: jax.Array, parameter: jax.Array) 
     return lax.psum(share, tuple(sorted(axes))) if axes else share
 
 
-def _gathered(held, schedule: Schedule) -> Mapping[str, Any]:
+def _gathered(buffers, schedule: Schedule) -> Mapping[str, Any]:
     """The means that the last stage has taken, and the idle ticks of all, on every device."""
     means = {
-        **held.means,
-        "bubble": Mean(held.idle, jnp.full_like(held.idle, schedule.ticks)),
+        **buffers.means,
+        "bubble": Mean(buffers.idle, jnp.full_like(buffers.idle, schedule.ticks)),
     }
     return jax.tree.map(lambda x: lax.psum(x, AXIS), means)
