@@ -124,7 +124,7 @@ def modes_of(strategy: str) -> tuple[str, ...]:
     """The modes in which a strategy's step differs from all others.
 
     Stages are one step in both modes, and so is a step that splits nothing. An outer step belongs
-    to the averaging, which no mode touches; what is inside a copy is that of plain averaging.
+    to the averaging, which no mode touches; what is inside a replica is that of plain averaging.
     """
     s = load_strategy(strategy)
     alike = s.stages or not s.axes or (s.averaging and not s.averaging.plain)

@@ -155,7 +155,7 @@ def test_rows_may_be_split_over_several_axes():
             "zero1",
             "stores gradients, optimizer state and parameters sharded and 'zero1'",
         ),
-        ("local_sgd", "pipeline", "'local_sgd' and 'pipeline' cannot be combined: copies that"),
+        ("local_sgd", "pipeline", "'local_sgd' and 'pipeline' cannot be combined: replicas"),
         (
             "zero1",
             "zero2",

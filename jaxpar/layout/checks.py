@@ -4,15 +4,15 @@ from jaxpar.core.errors import LayoutError, unknown
 from jaxpar.core.mesh import MeshShape, axes_of
 from jaxpar.layout.stages import runs_in_stages
 from jaxpar.models.record import Model, role_of
-from jaxpar.strategies.record import APART, Strategy
+from jaxpar.strategies.record import REPLICA, Strategy
 
 
 def _check_replicas(strategy: Strategy, mesh: MeshShape) -> None:
     """Refuse to average over one replica: it would be another strategy by a wrong name."""
-    if strategy.averaging and mesh.size(APART) == 1:
+    if strategy.averaging and mesh.size(REPLICA) == 1:
         raise LayoutError(
-            f"strategy '{strategy.name}' trains a copy at each place along mesh axis '{APART}', "
-            f"and mesh {mesh} has one place: use {APART}=2 or more"
+            f"strategy '{strategy.name}' trains a replica at each place along mesh axis "
+            f"'{REPLICA}', and mesh {mesh} has one place: use {REPLICA}=2 or more"
         )
 
 

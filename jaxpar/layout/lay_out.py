@@ -35,7 +35,7 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
 
     Raises:
         LayoutError: naming every dim that does not divide, with both sizes and the nearest that
-            work; or a strategy that trains replicas apart on a mesh that holds one.
+            work; or a strategy of several replicas on a mesh that holds one.
     """
     _check_replicas(strategy, mesh)
     module = module_of(model)

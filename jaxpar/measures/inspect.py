@@ -18,7 +18,7 @@ from jaxpar.program.record import Program
 from jaxpar.schedules.record import Schedule
 from jaxpar.step.modes.record import Island
 from jaxpar.step.pipeline.timetable import timetable
-from jaxpar.strategies.record import APART
+from jaxpar.strategies.record import REPLICA
 
 
 @dataclass(frozen=True)
@@ -197,11 +197,11 @@ def _between_synchronisations(layout: Layout, rows: tuple[TrafficRow, ...]) -> t
     if layout.strategy.averaging is None:
         return ()
     return tuple(
-        f"unexpected collective: strategy '{layout.strategy.name}' has none over axis '{APART}' "
+        f"unexpected collective: strategy '{layout.strategy.name}' has none over axis '{REPLICA}' "
         f"until replicas synchronise, and an update does {row.count} {row.kind} per step, "
         f"{row.bytes:,} bytes per device: something of one replica is used by another"
         for row in rows
-        if APART in row.axes
+        if REPLICA in row.axes
     )
 
 

@@ -91,7 +91,7 @@ class Program:
 
     @cached_property
     def average(self) -> Any:
-        """The compiled averaging of copies that train apart: State -> State, the given one used up.
+        """The compiled synchronisation of replicas: State -> State, the given one used up.
 
         None where none do.
         """

@@ -1,7 +1,7 @@
 """The Strategy record, and how two strategies become a hybrid.
 
-A strategy is a pair of tables from roles to mesh axes: where a dim lies while it is computed with,
-and how stored weights are cut further between uses. (Two mappings, one for compute and one for
+A strategy is a pair of tables from roles to mesh axes: over which axes a dim is sharded in use, and
+how stored weights are sharded further between uses. (Two mappings, one for compute and one for
 storage, is Haliax's definition of FSDP, and the shortest correct one.) It also states which
 collectives it must and must never cause on each axis, so that a law can hold the compiled program
 to it.
@@ -44,8 +44,8 @@ class Stages:
     pad: bool = False
 
 
-APART = "replica"
-"""The mesh axis along which replicas that average train apart."""
+REPLICA = "replica"
+"""The mesh axis along which replicas are placed."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Averaging:
 
 @dataclass(frozen=True)
 class Strategy:
-    """How a network is split, said in roles and mesh axes.
+    """How a network is sharded, as tables from roles to mesh axes.
 
     Attributes:
         name: as typed on the command line.
@@ -91,11 +91,11 @@ class Strategy:
         sharded: of `SHARDABLE`, what `store` shards: parameters (gathered for use), gradients,
             optimizer state.
         needs: roles without which a model gains nothing from this strategy, and is refused.
-        whole_below: arrays with fewer elements than this are not cut by `store`; the layout says
-            which.
+        whole_below: arrays with fewer elements than this are not sharded by `store`; the layout
+            says which.
         attend: catalogue name of the exchange by which attention sees a split sequence, or None.
         stages: how layers are run as stages, or None for one after another.
-        averaging: how replicas that train apart come together, or None when they never part.
+        averaging: how replicas of local SGD synchronise; None for other strategies.
         must: mesh axis -> collective kinds the compiled step has to contain when the axis is larger
             than 1 and the model has a dim that the strategy splits over it.
         never: mesh axis -> collective kinds the compiled step may not contain.
@@ -128,6 +128,7 @@ class Strategy:
 
     @property
     def _tables(self) -> tuple[tuple[str, ...], ...]:
+        """The axes of every entry of `compute` and of `between`."""
         return (*self.compute.values(), *self.between.values())
 
     @property
@@ -137,7 +138,7 @@ class Strategy:
         return tuple(axis for axis in AXES if axis in used)
 
     def roles_on(self, axis: str) -> frozenset[str]:
-        """The roles of dims that lie over `axis` while they are computed with."""
+        """The roles of dims that are sharded over `axis` in use."""
         return frozenset(role for role, axes in self.compute.items() if axis in axes)
 
 
@@ -146,7 +147,8 @@ def combine(*strategies: Strategy, name: str | None = None) -> Strategy:
 
     Raises:
         LayoutError: when two of them want one axis for different things, or differ in what can be
-            decided once only (a schedule, an exchange, what is cut, how replicas average).
+            decided once only (a schedule, an exchange, what is stored sharded, how replicas
+            average).
     """
     first, *others = strategies
     for other in others:
@@ -155,6 +157,7 @@ def combine(*strategies: Strategy, name: str | None = None) -> Strategy:
 
 
 def _pair(a: Strategy, b: Strategy) -> Strategy:
+    """The strategy `a+b`; LayoutError when they contradict."""
     _refuse_contradictions(a, b)
     axes = set(a.must) | set(b.must) | set(a.never) | set(b.never)
     must = {axis: _on(a.must, axis) | _on(b.must, axis) for axis in axes}
@@ -184,12 +187,13 @@ def _pair(a: Strategy, b: Strategy) -> Strategy:
 
 
 def _refuse_contradictions(a: Strategy, b: Strategy) -> None:
+    """Raise LayoutError with both names when `a` and `b` cannot be one strategy."""
     both = f"strategies '{a.name}' and '{b.name}' cannot be combined: "
     for role in sorted(a.compute.keys() & b.compute.keys()):
         if role != "batch" and a.compute[role] != b.compute[role]:
             raise LayoutError(
                 f"{both}'{a.name}' splits role '{role}' over axis '{' x '.join(a.compute[role])}' "
-                f"and '{b.name}' over '{' x '.join(b.compute[role])}'; a dim lies on one axis, so "
+                f"and '{b.name}' over '{' x '.join(b.compute[role])}'; a dim has one place, so "
                 "choose one of the two"
             )
     for axis in AXES:
@@ -202,8 +206,8 @@ def _refuse_contradictions(a: Strategy, b: Strategy) -> None:
             )
     if (a.stages or b.stages) and (a.averaging or b.averaging):
         raise LayoutError(
-            f"{both}copies that train apart are each mapped over devices, and so are the stages of "
-            "a pipeline; one map at a time, so choose one of the two"
+            f"{both}replicas that average are each mapped over devices, and so are the stages of a "
+            "pipeline; one map at a time, so choose one of the two"
         )
     if a.store and b.store and a.sharded != b.sharded:
         raise LayoutError(
@@ -211,10 +215,11 @@ def _refuse_contradictions(a: Strategy, b: Strategy) -> None:
             f"{_listed(b.sharded)}; choose one of the two"
         )
     for one, other in ((a, b), (b, a)):
-        if one.averaging and not other.averaging and APART in other.axes:
+        if one.averaging and not other.averaging and REPLICA in other.axes:
             raise LayoutError(
-                f"{both}'{one.name}' trains a copy apart at each place along mesh axis '{APART}', "
-                f"and '{other.name}' works on one over the same axis; choose one of the two"
+                f"{both}'{one.name}' trains a replica at each place along mesh axis "
+                f"'{REPLICA}', and '{other.name}' shards one model over the same axis; choose one "
+                "of the two"
             )
     for what, noun in (
         ("attend", "how attention sees a split sequence"),
@@ -233,6 +238,7 @@ def _listed(words: Iterable[str]) -> str:
 
 
 def _union(a: Mapping[str, tuple[str, ...]], b: Mapping[str, tuple[str, ...]]) -> dict:
+    """Role -> the axes that either table gives it, in the order of `AXES`."""
     return {
         role: tuple(axis for axis in AXES if axis in (*a.get(role, ()), *b.get(role, ())))
         for role in [*a, *(role for role in b if role not in a)]
@@ -240,6 +246,7 @@ def _union(a: Mapping[str, tuple[str, ...]], b: Mapping[str, tuple[str, ...]]) -
 
 
 def _on(table: Mapping[str, frozenset[str]], axis: str) -> frozenset[str]:
+    """The collective kinds that a table `must` or `never` has for `axis`."""
     return table.get(axis, frozenset())
 
 

@@ -1,6 +1,6 @@
 """Everything replicated on every device: the reference that all other strategies are held to.
 
-Splits nothing and says nothing on the wire. On more than one device each does the same work.
+Shards nothing and has no collectives. On more than one device each does the same work.
 """
 
 from jaxpar.core.mesh import AXES

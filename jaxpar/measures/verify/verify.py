@@ -21,7 +21,7 @@ from jaxpar.measures.verify.alone import on_one_device
 from jaxpar.measures.verify.compare import Check, compare, relative, rounding_only
 from jaxpar.measures.verify.diagnosis import likely_mistake
 from jaxpar.measures.verify.probe import WIDE, narrowest, nudged, probe_batch, widened
-from jaxpar.measures.verify.simulation import MEETINGS, every_of, mistake_in, simulation
+from jaxpar.measures.verify.simulation import SYNCHRONISATIONS, every_of, mistake_in, simulation
 from jaxpar.program.record import Program, compile_step
 from jaxpar.step.make_step import make_step
 from jaxpar.step.record import State, Step
@@ -132,7 +132,7 @@ def verify(
             "verify: use --hardware cpu"
         )
     if averaging := layout.strategy.averaging:
-        steps = max(steps, MEETINGS * every_of(averaging) + 1)
+        steps = max(steps, SYNCHRONISATIONS * every_of(averaging) + 1)
     with jax.enable_x64(True):
         wide = _relaid(layout, widened(layout.model), make(layout).microbatches)
         if narrowest(wide) == WIDE:

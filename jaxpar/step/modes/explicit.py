@@ -38,7 +38,7 @@ def mode(asked: Asked) -> Differentiated:
     """The loss differentiated with shardings in types.
 
     Raises:
-        LayoutError: the layout maps devices by itself: stages, exchanges, replicas apart.
+        LayoutError: the layout maps devices by itself: stages, exchanges, replicas of local SGD.
     """
     _check_typable(asked.layout)
     layout = asked.microbatch
@@ -80,7 +80,7 @@ def _check_typable(layout: Layout) -> None:
     mapped = {
         "exchanges pieces of the sequence in attention": layout.exchange is not None,
         "runs layers in stages": runs_in_stages(strategy, layout.mesh),
-        "trains copies apart": strategy.averaging is not None,
+        "trains replicas that average": strategy.averaging is not None,
     }
     for what, is_so in mapped.items():
         if is_so:
