@@ -151,6 +151,7 @@ def load_model(name: str) -> Model:
 
 
 def _without_arguments(name: str, factory: Callable) -> Any:
+    """What `factory()` returns; a RequestError when it has arguments without defaults."""
     required = [
         p.name
         for p in signature(factory).parameters.values()
@@ -246,6 +247,7 @@ def _typed_option(name: str, usual: Any, value: Any) -> Any:
 
 
 def _kind(value: Any) -> str:
+    """The type of a setting's usual value, for people: "a whole number"."""
     return {bool: "true or false", int: "a whole number", float: "a number"}.get(
         type(value), "a word"
     )

@@ -92,6 +92,7 @@ def dealt(
 
 
 def _sequence_dims(model):
+    """Every (batch field, dim) in role `sequence`."""
     for name, field in model.batch.items():
         for dim, called in enumerate(field.dims):
             if role_of(model, called) == "sequence":
@@ -99,6 +100,7 @@ def _sequence_dims(model):
 
 
 def _lengths(exchange, model) -> dict[str, list[str]]:
+    """Batch field -> why this exchange cannot shard its sequence; only fields that it cannot."""
     faults = {}
     for name, dim in _sequence_dims(model):
         length, pieces = model.batch[name].shape[dim], exchange.pieces
@@ -113,6 +115,7 @@ def _lengths(exchange, model) -> dict[str, list[str]]:
 
 
 def _unfit(exchange, call: Call) -> list[str]:
+    """Why one call of `attend` does not suit an exchange, a sentence each; none if it does."""
     said = f"exchange '{exchange.name}' "
     if len(call.queries) != 5 or call.keys != (*call.queries[:3], call.queries[-1]):
         return [

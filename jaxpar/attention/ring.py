@@ -103,10 +103,12 @@ def exchange(split: Split) -> Exchange:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(ring: Ring, q, k, v):
+    """Attention of this device's queries to all keys, (B, Q, K, G, H); see `_backward`."""
     return _forward(ring, q, k, v)[0]
 
 
 def _forward(ring, q, k, v):
+    """What `_attend` returns, and what backward needs: q, own k and v, the result, its log-sums."""
     own = jnp.stack([k, v])  # one message instead of two
 
     def visit(hop, seen, travelling):
@@ -135,6 +137,7 @@ def _forward(ring, q, k, v):
 
 
 def _backward(ring, kept, dy):
+    """Gradients of queries, keys and values, from what `_forward` kept and a gradient."""
     q, own, y, log = kept
     inner = jnp.einsum("bqkgh,bqkgh->bkgq", y.astype(log.dtype), dy.astype(log.dtype))
 
@@ -169,6 +172,7 @@ def _backward(ring, kept, dy):
 
 
 def _added(x, more, at, dim):
+    """`x` with `more` added along `dim` from place `at` on."""
     there = lax.dynamic_slice_in_dim(x, at, more.shape[dim], axis=dim)
     return lax.dynamic_update_slice_in_dim(x, there + more, at, axis=dim)
 

@@ -76,6 +76,7 @@ def bind_attend(q: Any, k: Any, v: Any, evaluate: Callable, *, causal: bool) -> 
 
 
 def _identity(x, **_):
+    """The first operand: what every annotation computes."""
     return x
 
 
@@ -122,15 +123,18 @@ def _as_evaluated(primitive: Primitive, many: bool) -> None:
 
 
 def _is_float(x) -> bool:
+    """Whether an array has a gradient by its dtype."""
     return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
 def _named_batch(operands, where, *, names: tuple[str, ...], says: str):
+    """Under vmap: the same annotation, with an unnamed dim where the mapped one is."""
     (x,), (d,) = operands, where
     return _named.bind(x, names=(*names[:d], UNNAMED, *names[d:]), says=says), d
 
 
 def _named_transpose(cotangent, x, *, names, says):
+    """A gradient is annotated as its array is, what entered a part of a block leaving it."""
     del x
     if isinstance(cotangent, ad.Zero):
         return [cotangent]

@@ -167,6 +167,7 @@ def refuse_faults(faults: Mapping[str, list[str]]) -> None:
 
 
 def _some(paths: list[str]) -> str:
+    """The first four paths for a sentence, and how many more there are."""
     more = f" and {len(paths) - 4} more" if len(paths) > 4 else ""
     return ", ".join(dict.fromkeys(paths[:4])) + more
 

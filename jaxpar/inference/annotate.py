@@ -48,6 +48,7 @@ class _Annotator(Interpreter):
         self.classes, self.names, self.residual = trace.classes, names, residual
 
     def leaf(self, eqn, operands, here):
+        """An operation's results; products and lookups of weights have their arrays named."""
         scope, rule = here.beside, rule_of(eqn)
         is_product = rule.kind == "product" and rule.is_piecewise
         if is_product:

@@ -37,6 +37,7 @@ def remade(module: Any, plain: PlainLoss, rngs: nnx.Rngs) -> nnx.Module:
 
 
 def _made(module: Any, plain: PlainLoss, rngs: nnx.Rngs) -> nnx.Module:
+    """The nnx.Module of a module or of a factory of one; RequestError for anything else."""
     made, called, example = module, plain.called, plain.example
     if not isinstance(module, nnx.Module | linen.Module):
         made = _call_factory(called, module, rngs)
@@ -70,6 +71,7 @@ def _keep_arrays(module: nnx.Module) -> None:
 
 
 def _call_factory(called: str, factory: Any, rngs: nnx.Rngs) -> Any:
+    """What a factory returns, given `rngs` if it takes them; RequestError if it needs more."""
     if not callable(factory):
         raise RequestError(
             f"model '{called}': expected a Flax module or a factory of one, and got "

@@ -171,6 +171,7 @@ def _reckon(use: Use, resolve, account, read: set) -> None:
 
 
 def _contraction(use, about, inside, result, account, read) -> None:
+    """Add one contraction to the accounts of the classes that it keeps and sums."""
     weights = [o.is_weight for o in use.operands[:2]]
     convolved = use.primitive.startswith("conv")
     if not any(weights):

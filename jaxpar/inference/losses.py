@@ -72,6 +72,7 @@ class PlainLoss:
         return _weighed(value, rows), {n: _weighed(v, rows) for n, v in scalars.items()}
 
     def _no_number(self, what: str) -> RequestError:
+        """The error for a loss that returned `what` and not a scalar."""
         return RequestError(
             f"model '{self.called}': its loss returned {what}, and a loss is one number: return "
             "its mean over the batch, as a scalar or as (scalar, metrics)"
@@ -79,10 +80,12 @@ class PlainLoss:
 
 
 def _is_scalar(value: Any) -> bool:
+    """Whether a value is one number."""
     return isinstance(value, jax.Array | float | int | np.generic) and jnp.shape(value) == ()
 
 
 def _weighed(value: Any, rows: int) -> Mean:
+    """A mean over `rows` rows as a Mean that weighs as many."""
     value = jnp.asarray(value)
     if not jnp.issubdtype(value.dtype, jnp.floating):
         value = value.astype(jnp.float32)
@@ -115,6 +118,7 @@ class WideLoss:
         return loss, metrics
 
     def _dtype(self, path: str, x: Any) -> Any:
+        """The dtype in which the user's loss has the array at `path`."""
         return self.plain.dtypes.get(path, x.dtype)
 
 

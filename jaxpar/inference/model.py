@@ -205,6 +205,7 @@ def _named(bare, plain, example, parts, traced, dims, roles, loss) -> Model:
 
 
 def _notes(trace, loss, cuts) -> tuple[str, ...]:
+    """What a person should know of how a plain model was read, a sentence each."""
     notes = []
     if loss is _mean_square:
         notes.append(
@@ -237,5 +238,6 @@ def _mean_square(module: Any, batch: Any) -> jax.Array:
 
 
 def _name_of(module: Any) -> str:
+    """The name that a module's class or a factory has, in lower case."""
     named = isinstance(getattr(module, "__name__", None), str)
     return (module.__name__ if named else type(module).__name__).strip("<>").lower()

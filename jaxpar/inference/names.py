@@ -187,6 +187,7 @@ def _apart(bases: Mapping[int, str], judgement: Judgement, said: Mapping[int, st
 
 
 def _reason(judgement: Judgement, node: int) -> str:
+    """Why a class of dims stays replicated, with the line that needs it so; "" if it does not."""
     kept = judgement.kept.get(node)
     if kept is None:
         return ""

@@ -158,6 +158,7 @@ def weights_of(parts: Parts) -> list[str]:
 
 
 def _abstract(tree: Any) -> Any:
+    """A tree of arrays as a tree of jax.ShapeDtypeStruct."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 

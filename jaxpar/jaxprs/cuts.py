@@ -124,6 +124,7 @@ def carried(points: Points, one: tuple[int, ...], other: tuple[int, ...], fac) -
 
 
 def _inside(cuts: Cuts, eqn, index: int, called, asked) -> None:
+    """Find the cuts in a jaxpr that an equation calls, and ask its operands for them."""
     jaxpr = getattr(called, "jaxpr", called)
     inner = find_cuts(jaxpr, asked)
     cuts.inner[index] = [inner]

@@ -143,6 +143,7 @@ class Walk:
         self._bound(eqn, fac)
 
     def _note(self, eqn, fac, node, reads, scope, times, where) -> None:
+        """Append to `uses` what an equation does with the classes of its factors."""
         name = eqn.primitive.name
         first = eqn.outvars[0]
         made = Operand(tuple(scope.dims[first]), _bytes(first.aval), False, False)
@@ -196,6 +197,7 @@ class Walk:
                     self._below(one.field, other.count)
 
     def _below(self, field: str, size: int) -> None:
+        """Lower the bound on the integers in a batch field to `size`."""
         self.below[field] = min(size, self.below.get(field, size))
 
 
@@ -205,12 +207,14 @@ def _is_float(aval) -> bool:
 
 
 def _is_integer(aval) -> bool:
+    """Whether a variable holds integers."""
     return not jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended) and np.issubdtype(
         aval.dtype, np.integer
     )
 
 
 def _bytes(aval) -> int:
+    """Bytes of a variable's array; eight an element for a random key."""
     dtype = aval.dtype
     size = 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.extended) else np.dtype(dtype).itemsize
     return prod(aval.shape) * size

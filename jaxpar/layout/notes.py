@@ -90,6 +90,7 @@ def _whole_dims(model, strategy, mesh, parameters) -> list[str]:
 
 
 def _some(paths: Sequence[str]) -> str:
+    """The first six paths for a sentence, and how many more there are."""
     more = f" and {len(paths) - 6} more" if len(paths) > 6 else ""
     return ", ".join(paths[:6]) + more
 

@@ -221,6 +221,7 @@ def _uses(layout: Layout, axis: str, kind: str) -> bool:
 
 
 def _memory(program: Program) -> dict[str, int]:
+    """XLA's own totals for one device in bytes, by name; empty where a backend gives none."""
     stats = program.update.memory_analysis()
     if stats is None:
         return {}

@@ -60,6 +60,7 @@ class Block(transformer.Block):
     """Attention and experts, each added to the residual, the routing's statistics beside it."""
 
     def _make_feed_forward(self, out: float, rngs: nnx.Rngs) -> None:
+        """Create the router and the experts' two stacks of matrices; `out` scales the second."""
         c, sides = self.config, 2 if self.config.gated else 1
         normal, param = nnx.initializers.normal, transformer.param
         # Every device scores all experts for its own tokens: not the dim of the experts themselves.
@@ -97,6 +98,7 @@ class Block(transformer.Block):
         return jax.vmap(combined)(back_BEPD.reshape(sent.shape), routes), found
 
     def _experts(self, x_EBPD):
+        """Each expert's feed-forward part on its own places: (E, B, P, D) to the same shape."""
         h_EBPCF = jnp.einsum("ebpd,edcf->ebpcf", x_EBPD, self.up[...].astype(x_EBPD.dtype))
         y_EBPF = ACTIVATIONS[self.config.activation](h_EBPCF[..., 0, :])
         if self.config.gated:

@@ -136,6 +136,8 @@ class Program:
 
     @cached_property
     def _create(self) -> Any:
+        """The compiled `seed -> State`, sharded as it is made."""
+
         def create(seed):
             return self.step.init(jax.random.key(seed))
 

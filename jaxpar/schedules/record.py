@@ -195,6 +195,7 @@ def as_soon_as_possible(
 
 
 def _needs(work: Work, piece: int, last: int) -> list[tuple[bool, int, int]]:
+    """The (forward, microbatch, piece) that have to be done before this work."""
     if work.forward:
         return [(True, work.microbatch, piece - 1)] if piece > 0 else []
     after = [(False, work.microbatch, piece + 1)] if piece < last else []

@@ -41,6 +41,7 @@ class Carry:
 
 
 def _finer(have, got):
+    """`have` with those dims sharded further that `got` shards further, no axis used twice."""
     result = list(have)
     for d, (old, new) in enumerate(zip(have, got, strict=True)):
         others = axes_of(result[:d] + result[d + 1 :])

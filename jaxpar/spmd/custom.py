@@ -32,6 +32,8 @@ class _Alone:
         self.tangents = [self.abstract[i] for i in self.smooth]
 
     def _of_smooth(self, args):
+        """The function of its differentiable arguments: (differentiable results, all results)."""
+
         def function(*moving):
             full = list(args)
             for i, x in zip(self.smooth, moving, strict=True):
@@ -143,6 +145,7 @@ class _Call:
 
 
 def _inline(frame, eqn, operands):
+    """The results of the custom function's own body."""
     # A rule may call its own function (relu's does); where nothing is differentiated the function
     # itself is enough.
     closed = eqn.params["call_jaxpr"]
@@ -228,6 +231,7 @@ def custom_vjp(frame, eqn, operands, live):
 
 
 def _whole_cotangent(array, dims, axes):
+    """A result's cotangent as a Value, summed over axes along which devices hold parts of it."""
     # A result that is equal on devices, but typed as varying, comes back with each device's part.
     parts = tuple(sorted(axes - axes_of(dims)))
     return Value(lax.psum(array, parts) if parts else array, dims)
@@ -247,10 +251,12 @@ def _own_share(frame, value, operand):
 
 
 def _smooth(var) -> bool:
+    """Whether a variable has a gradient by its dtype."""
     return jnp.issubdtype(var.aval.dtype, jnp.inexact)
 
 
 def _no_tangent(array):
+    """The zero that JAX asks for as the gradient of integers."""
     return np.zeros(np.shape(array), jax.dtypes.float0)
 
 

@@ -50,6 +50,7 @@ class Frame(Interpreter):
         """The stored weight that a gathered one was made of, by the latter's id."""
 
     def _once(self, value, movement: str, argument, make):
+        """`make()`, or what it returned when this value was moved in this way before."""
         key = (id(value), movement, argument)
         if key not in self.memo:
             # The value is kept beside its result: an id is only good while its object lives.
@@ -108,6 +109,7 @@ class Frame(Interpreter):
         return self._once(value, "place", dims, lambda: self._move(value, dims))
 
     def _move(self, value: Value, dims: Placement, *, stored: bool = False) -> Value:
+        """A value in another placement, by gathers and slices; `stored` for a weight."""
         # All gathers first: they free the axes that a slice may need.
         value = value if stored else self._exchanged(value, dims)
         now = list(value.dims)
@@ -153,6 +155,7 @@ class Frame(Interpreter):
         return Value(array, tuple(now)) if now != list(value.dims) else value
 
     def _slice(self, value: Value, d: int, axes, dims: Placement) -> Value:
+        """A value with its dim `d` sharded over more axes, each device keeping its own shard."""
         array = self.vary(value, axes).array
         count = self.state.count(axes)
         if array.shape[d] % count:
@@ -161,6 +164,7 @@ class Frame(Interpreter):
         return Value(lax.dynamic_slice_in_dim(array, lax.axis_index(axes) * size, size, d), dims)
 
     def _make(self, value: Deferred, dims: Placement) -> Value:
+        """A deferred value made on shards of placement `dims`."""
         shape = local_shape(value.shape, dims, self.state.sizes)
         if value.source is None:
             array = lax.broadcasted_iota(value.dtype, shape, value.along)
@@ -279,4 +283,5 @@ def set_of_live(jaxpr, live=None) -> set:
 
 
 def _has_gradient(var) -> bool:
+    """Whether a variable has a gradient by its dtype."""
     return jax.numpy.issubdtype(var.aval.dtype, jax.numpy.inexact)

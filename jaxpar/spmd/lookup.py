@@ -79,6 +79,7 @@ def gather(frame, eqn, operands, live):
 
 
 def _fill_value(given, dtype):
+    """What a gather returns out of bounds: the value given, else JAX's default for the dtype."""
     if given is not None:
         return jnp.asarray(given, dtype)
     if jnp.issubdtype(dtype, jnp.inexact):

@@ -172,6 +172,7 @@ def trace(
 
 
 def _walk(frame, program, arrays):
+    """This device's results of a program, from this device's shards of its arguments."""
     args = [
         Value(array, dims) if use == dims else Value(array, dims, use, name)
         for array, dims, use, name in zip(
@@ -224,6 +225,7 @@ def _broadcast(prefix, like):
 
 
 def _placement(spec, shape, axis_sizes, name):
+    """A PartitionSpec as a placement; ManualError if it does not fit the shape or the mesh."""
     entries = [] if spec is None else list(spec)
     if len(entries) > len(shape):
         raise ManualError(f"{name}: spec {spec} has more entries than the {len(shape)} dims of it")
@@ -252,4 +254,5 @@ def _placement(spec, shape, axis_sizes, name):
 
 
 def _spec(dims) -> P:
+    """A placement as a PartitionSpec."""
     return P(*(None if not axes else axes[0] if len(axes) == 1 else axes for axes in dims))

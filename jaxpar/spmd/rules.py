@@ -146,6 +146,7 @@ def combine(frame, eqn, fac, split, results, live):
 
 
 def _reason(eqn, axes) -> str:
+    """Why an equation needs a collective over these axes, for the list of collectives."""
     over = " and ".join(f"'{axis}'" for axis in axes)
     what = "contracts" if rule_of(eqn).kind in ("product", "lookup") else "reduces"
     return f"{eqn.primitive.name} {what} a dim that is split over {over}"
@@ -170,6 +171,7 @@ def _scattered(frame, eqn, axes, array, placed):
 
 
 def _reduce(frame, eqn, kind, axes, array, alive):
+    """An array's reduction over devices along `axes`; `alive` if it has a gradient."""
     reason = _reason(eqn, axes)
     if kind == "sum":
         result = lax.psum(array, axes)

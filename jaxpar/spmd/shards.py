@@ -52,6 +52,7 @@ def _run(run, body, arrays, live):
 
 
 def _placement(spec, rank: int, sizes):
+    """The placement that a shard_map's spec gives an array of this rank, of axes in `sizes`."""
     entries = [*spec, *[None] * (rank - len(spec))]
     return tuple(tuple(a for a in entry_axes(entry) if a in sizes) for entry in entries)
 

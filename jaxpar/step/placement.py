@@ -108,15 +108,18 @@ def _named_in(eqn: Any):
 
 
 def _ways(layout: Layout, entry: Any) -> int:
+    """How many shards an entry of a PartitionSpec makes."""
     return prod(layout.mesh.size(axis) for axis in axes_of(entry))
 
 
 def _legal(layout: Layout, spec: PartitionSpec, shape: tuple[int, ...]) -> PartitionSpec:
+    """`spec` without the entries that do not divide their dim."""
     pairs = zip(shape, spec, strict=True)
     return PartitionSpec(*(None if n % _ways(layout, entry) else entry for n, entry in pairs))
 
 
 def _unmet(layout: Layout, spec: PartitionSpec, shape: tuple[int, ...], eqn: Any) -> list[Unmet]:
+    """An `Unmet` for every entry that does not divide its dim."""
     source = line_of(eqn.source_info)
     return [
         Unmet(shape, dim, axes_of(entry), source)

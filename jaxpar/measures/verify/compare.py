@@ -74,6 +74,7 @@ def rounding_only(gradients, share: float) -> frozenset[str]:
 
 
 def _family(path: str) -> str:
+    """The group whose norm an error is relative to: parameters, a field of optimizer state."""
     return (
         path.split("/layers/")[0].rsplit("/", 1)[0]
         if path.startswith("optimizer")

@@ -168,6 +168,7 @@ def _relaid(layout: Layout, model, microbatches: int) -> Layout:
 
 
 def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
+    """The verdict on a layout, judged by the bounds of `dtype`; arguments as for `verify`."""
     bounds = BOUNDS[dtype]
     step = make(layout)
     candidate = compile_step(step, hardware=hardware, for_speed=False)
@@ -234,6 +235,7 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
 
 
 def _later_mistake(check: Check) -> str:
+    """What most likely went wrong where the gradient is right and this check is not."""
     if check.name == "initial state":
         return (
             "parameters are drawn differently: a random key was split or folded a device at a time"
@@ -329,6 +331,7 @@ def _steps_checks(reference: _Side, candidate: _Side, steps, bounds, idle) -> li
 
 
 def _part_gradient(layout, step, hardware, start, batch, rows) -> dict[str, np.ndarray]:
+    """The gradient of these rows alone, on one device, by path."""
     part = {name: value[rows] for name, value in batch.items()}
     model = layout.model.with_batch_size(len(next(iter(part.values()))))
     program = on_one_device(model, optimizer=step.optimizer, microbatches=1, hardware=hardware)
@@ -336,6 +339,7 @@ def _part_gradient(layout, step, hardware, start, batch, rows) -> dict[str, np.n
 
 
 def _gradients(program: Program, start: State, batch):
+    """(gradients, model state, metrics) of a program from a host state and a host batch."""
     gradients, state, metrics = program.gradients(_on(program, start), program.place(batch))
     return gradients, state, metrics
 
@@ -375,10 +379,12 @@ def _to_host(state: State) -> State:
 
 
 def _is_key(value) -> bool:
+    """Whether a value is a typed random key."""
     return jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def _arrays_to_host(arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    """Arrays by path as numpy arrays."""
     return {path: np.asarray(value) for path, value in arrays.items()}
 
 

@@ -104,6 +104,7 @@ def _looped_over(jaxpr: Any, paths: Mapping[Any, str]) -> set[str]:
 
 
 def _is_known(atom: Any, paths: Mapping[Any, str]) -> bool:
+    """Whether an atom is a variable with a path."""
     return not isinstance(atom, Literal) and atom in paths
 
 
@@ -139,6 +140,7 @@ class _Constrainer(Filled):
         """Of each loop around, the weights among what it takes apart that are to be gathered."""
 
     def named(self, x, names, says):
+        """A named array, constrained to be sharded as its names ask."""
         sharded = self.where.of(names, tuple(x.shape))
         constrain = partial(constrained, self.layout)
         if says == USED:
@@ -155,6 +157,7 @@ class _Constrainer(Filled):
         return x
 
     def leaf(self, eqn, operands, here):
+        """An operation's results; a cast weight is still known by its path."""
         if is_grouped(eqn):
             return [self.grouped(eqn, operands)]
         results = super().leaf(eqn, operands, here)
@@ -198,15 +201,18 @@ class _Constrainer(Filled):
         ]
 
     def scan(self, eqn, operands, here):
+        """A loop's results, the weights that it is to gather known while it is walked."""
         self.gathered.append(self.stacks(operands[scan_parts(eqn.params)[1] :]))
         results = super().scan(eqn, operands, here)
         self.gathered.pop()
         return results
 
     def slices(self, slices, variables, beside):
+        """One turn's slices, its weights gathered for use."""
         return self.one_layer(self.gathered[-1], slices)
 
     def loop_body(self, eqn, body, operands):
+        """A loop's body; if it gathers weights, backward gathers them again, and keeps none."""
         if not any(self.gathered[-1]):
             return body
         return hooks.rematerialized(body, "none", otherwise=keep_all_but_cheap)
@@ -217,6 +223,7 @@ class _Constrainer(Filled):
         return [x if a is None else _for_use(self.layout, a, x, drop=1) for a, x in pairs]
 
     def layers(self, eqn, operands, here):
+        """A stack's results, each layer's weights gathered for use within its own turn."""
         p, names = eqn.params, eqn.params["names"]
         end = p["consts"] + p["stacked"]
         fixed, stacks, carry = operands[: p["consts"]], operands[p["consts"] : end], operands[end:]

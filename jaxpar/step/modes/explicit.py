@@ -157,6 +157,7 @@ class _Typist(Interpreter):
         return [self.used(atom, x, here) for atom, x in pairs]
 
     def equation(self, eqn, operands, here):
+        """An equation's results, typed as the classes of their dims are sharded."""
         results = super().equation(eqn, operands, here)
         return [
             _typed_as(x, self.spec(here.beside, v)) if v.aval.shape else x
@@ -164,26 +165,31 @@ class _Typist(Interpreter):
         ]
 
     def custom(self, eqn, operands, here):
+        """The results of a custom function's body."""
         # It is differentiated already: what is left is what it computes.
         return self.call(eqn, self.all_used(eqn, operands, here), here)
 
     def remat(self, eqn, operands, here):
+        """The results of a rematerialised body."""
         # As above; XLA is kept from merging it with the first time that the same was computed.
         if eqn.params["prevent_cse"]:
             operands = lax.optimization_barrier(list(operands))
         return self.call(eqn, operands, here)
 
     def carried(self, values, variables, beside):
+        """A loop's carry, typed."""
         pairs = zip(variables, values, strict=True)
         return [_typed_as(x, self.spec(beside, v)) for v, x in pairs]
 
     def stacked(self, values, variables, beside):
+        """A loop's stacked results, typed."""
         return [
             x if isinstance(v, Literal) else _typed_as(x, self.spec(beside, v))
             for v, x in zip(variables, values, strict=True)
         ]
 
     def cond(self, eqn, operands, here):
+        """A conditional's results, every branch's typed alike."""
         index, *rest = operands
         specs = [self.spec(here.beside, v) for v in eqn.outvars]
 
@@ -198,10 +204,12 @@ class _Typist(Interpreter):
         return lax.switch(index, branches, *rest)
 
     def while_loop(self, eqn, operands, here):
+        """A while loop's results; it becomes an island."""
         why = "how often it turns is not known, so what it carries is not typed"
         return self.island(eqn, self.all_used(eqn, operands, here), here, why)
 
     def leaf(self, eqn, operands, here):
+        """An operation's results; an island where JAX has no sharding rule for it."""
         operands = self.all_used(eqn, operands, here)
         if is_grouped(eqn):
             # XLA has the gradient of its filter wrong where rows are sharded: each device does all.

@@ -195,6 +195,7 @@ def _plans(layout: Layout, parts: Parts, parameters, batch, key) -> _Plans:
 
 
 def _local(layout, plans: _Plans, schedule: Schedule, parameters, microbatches, key) -> Local:
+    """The loss on this device, for `walk`: its parts, its layers, its rows of each microbatch."""
     parts = plans.parts
 
     def key_of(m):
@@ -232,6 +233,7 @@ def _local(layout, plans: _Plans, schedule: Schedule, parameters, microbatches, 
 
 
 def _is_spec(node) -> bool:
+    """Whether a tree's node is a PartitionSpec."""
     return isinstance(node, PartitionSpec)
 
 

@@ -175,6 +175,7 @@ class _Loss:
         return path if path in self.traced.weights else None
 
     def _values(self, rest, batch, key) -> dict[str, Any]:
+        """Parameters outside the layers, batch fields and the key, by the traced loss's paths."""
         fields = {FIELD + name: value for name, value in batch.items()}
         return {**rest, **fields, **({} if key is None else {KEY: key})}
 
@@ -213,4 +214,5 @@ class _Part:
 
 
 def _abstract(atom: Any) -> jax.ShapeDtypeStruct:
+    """An atom's shape and dtype."""
     return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype)

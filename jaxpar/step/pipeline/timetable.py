@@ -186,6 +186,7 @@ def _seat(spans: list[_Span], tables: dict[str, np.ndarray], schedule: Schedule)
 
 
 def _loops(schedule: Schedule) -> tuple[Loop, ...]:
+    """One loop for every phase of a schedule."""
     starts = [*schedule.phases, schedule.ticks]
     return tuple(
         _loop(schedule, first, end) for first, end in zip(starts, starts[1:], strict=False)
@@ -207,6 +208,7 @@ def _loop(schedule: Schedule, first: int, end: int) -> Loop:
 
 
 def _counts(schedule: Schedule, ticks: Iterable[int]) -> Counts:
+    """How often each kind of work is done in these ticks, by all stages together."""
     of, first, last = Counter(), Counter(), Counter()
     for tick in ticks:
         for stage, work in enumerate(schedule.table[tick]):

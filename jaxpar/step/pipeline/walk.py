@@ -154,11 +154,13 @@ def _taken(times: list[int], total: int):
 
 
 def _idle(buffers: Buffers, fill: float):
+    """What an idle stage sends, and its buffers with one more idle tick counted."""
     send = jax.tree.map(lambda x: jnp.full(x.shape[1:], fill, x.dtype), buffers.x)
     return send, replace(buffers, idle=buffers.idle + 1)
 
 
 def _forward(local: Local, row, buffers: Buffers, counts: Counts, train: bool):
+    """The activation after this chunk, and the buffers with what backward needs of it."""
     batch, key = local.batch_of(row["microbatch"]), local.key_of(row["microbatch"])
     last = row["last"] == 1
     x = _either(
@@ -196,6 +198,7 @@ def _times(local: Local, some: Mapping[int, int], every: Mapping[int, int], kind
 
 
 def _backward(local: Local, row, buffers: Buffers, counts: Counts, factor: float):
+    """The gradient before this chunk, and the buffers with this microbatch's gradients added."""
     batch, key = local.batch_of(row["microbatch"]), local.key_of(row["microbatch"])
     given = _given(local, row, batch, key)
 
@@ -276,9 +279,11 @@ def _filled(stack, missing: int):
 
 
 def _means(scored):
+    """A loss and its metrics as one dict."""
     loss, metrics = scored
     return {"loss": loss, **metrics}
 
 
 def _sum(a, b):
+    """The sum of two trees."""
     return jax.tree.map(jnp.add, a, b)
