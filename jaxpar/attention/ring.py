@@ -41,29 +41,29 @@ class Ring:
         """Give `x` to the next device and take it from the one before."""
         return lax.ppermute(x, self.axes, [(i, (i + 1) % self.ways) for i in range(self.ways)])
 
-    def meetings(self, hop, rows: int) -> Iterator["Meeting"]:
+    def tiles(self, hop, rows: int) -> Iterator["Tile"]:
         """Which queries see which keys once these have come `hop` devices far (0: one's own)."""
         mine = lax.axis_index(self.axes)
         if not self.causal:
-            yield Meeting(0, 0, rows)
+            yield Tile(0, 0, rows)
         elif isinstance(hop, int) and hop == 0:
             # Dealt out or not, a device's own positions rise from row to row.
-            yield Meeting(0, 0, rows, ahead=0)
+            yield Tile(0, 0, rows, ahead=0)
         elif self.zigzag:
             # A late chunk sees every early one. Of the rest, keys of a device before this one are
             # seen early by early, those of one after it late by late: no mask, and equal work.
             half = rows // 2
-            yield Meeting(half, 0, half)
+            yield Tile(half, 0, half)
             both = jnp.where(mine >= hop, 0, half)
-            yield Meeting(both, both, half)
+            yield Tile(both, both, half)
         else:
             # Negative for a device after this one, of which nothing is seen.
             theirs = (mine - hop) % self.ways
-            yield Meeting(0, 0, rows, ahead=(mine - theirs) * rows)
+            yield Tile(0, 0, rows, ahead=(mine - theirs) * rows)
 
 
 @dataclass(frozen=True)
-class Meeting:
+class Tile:
     """A run of queries and one of keys, given by their first rows and how many; see `_blocks`."""
 
     query: Any
@@ -112,12 +112,12 @@ def _forward(ring, q, k, v):
     own = jnp.stack([k, v])  # one message instead of two
 
     def visit(hop, seen, travelling):
-        for meeting in ring.meetings(hop, q.shape[1]):
-            rows = jax.tree.map(lambda x, m=meeting: m.queries(x, 3), seen)
-            keys, values = (meeting.keys(x) for x in travelling)
-            rows = blocks.see(rows, meeting.queries(q), keys, values, ahead=meeting.ahead)
+        for tile in ring.tiles(hop, q.shape[1]):
+            rows = jax.tree.map(lambda x, t=tile: t.queries(x, 3), seen)
+            keys, values = (tile.keys(x) for x in travelling)
+            rows = blocks.see(rows, tile.queries(q), keys, values, ahead=tile.ahead)
             seen = jax.tree.map(
-                lambda x, new, m=meeting: lax.dynamic_update_slice_in_dim(x, new, m.query, 3),
+                lambda x, new, t=tile: lax.dynamic_update_slice_in_dim(x, new, t.query, 3),
                 seen,
                 rows,
             )
@@ -143,16 +143,16 @@ def _backward(ring, kept, dy):
 
     def visit(hop, dq, travelling):
         gradient = jnp.zeros_like(travelling, dtype=dq.dtype)
-        for meeting in ring.meetings(hop, q.shape[1]):
+        for tile in ring.tiles(hop, q.shape[1]):
             more, *of_keys = blocks.gradients(
-                meeting.queries(q),
-                *(meeting.keys(x) for x in travelling),
-                meeting.queries(dy),
-                *(meeting.queries(x, 3) for x in (log, inner)),
-                ahead=meeting.ahead,
+                tile.queries(q),
+                *(tile.keys(x) for x in travelling),
+                tile.queries(dy),
+                *(tile.queries(x, 3) for x in (log, inner)),
+                ahead=tile.ahead,
             )
-            dq = _added(dq, more, meeting.query, 1)
-            gradient = _added(gradient, jnp.stack(of_keys), meeting.key, 2)
+            dq = _added(dq, more, tile.query, 1)
+            gradient = _added(gradient, jnp.stack(of_keys), tile.key, 2)
         return dq, gradient
 
     def turn(hop, carry):

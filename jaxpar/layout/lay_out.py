@@ -23,7 +23,7 @@ from jaxpar.layout.checks import (
 from jaxpar.layout.dims import _layer_counts, dims_of
 from jaxpar.layout.notes import notes_of
 from jaxpar.layout.record import Array, Layout
-from jaxpar.layout.specs import _by_role, _cut_further
+from jaxpar.layout.specs import _by_role, _shard_further
 from jaxpar.layout.stages import check_stages, runs_in_stages
 from jaxpar.models.modules import value_of
 from jaxpar.models.record import Model
@@ -52,7 +52,7 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
             used = _by_role(model, strategy, mesh, dims, shape=value.shape)
             cut = used
             if variables is module.parameters or isinstance(variable, nnx.Param):
-                cut, fault, whole = _cut_further(
+                cut, fault, whole = _shard_further(
                     model, strategy, mesh, path, value.shape, dims, used
                 )
                 if model.units and fault:

@@ -43,7 +43,7 @@ def _can_be_cut(model: Model, mesh: MeshShape, dim: str, axes: tuple[str, ...]) 
     return model.units.get(dim, 0) % prod(mesh.size(axis) for axis in axes) == 0
 
 
-def _cut_further(model, strategy, mesh, path, shape, dims, used):
+def _shard_further(model, strategy, mesh, path, shape, dims, used):
     """Cut a weight over the axes of `strategy.store`; returns (spec, faults, paths kept whole)."""
     spec, faults, whole = list(used), [], []
     roles = [role_of(model, dim) for dim in dims]

@@ -167,7 +167,7 @@ def traffic_faults(layout: Layout, rows: tuple[TrafficRow, ...]) -> tuple[str, .
     for axis in mesh.axes:
         if mesh.size(axis) == 1:
             continue
-        said = {row.kind for row in rows if axis in row.axes}
+        found = {row.kind for row in rows if axis in row.axes}
         for row in rows:
             if axis in row.axes and row.kind in strategy.never.get(axis, ()):
                 where = f", from {row.sources[0]}" if row.sources else ""
@@ -183,7 +183,7 @@ def traffic_faults(layout: Layout, rows: tuple[TrafficRow, ...]) -> tuple[str, .
                     f"needs it{mixing}"
                 )
         for kind in sorted(strategy.must.get(axis, ())):
-            if kind not in said and _uses(layout, axis, kind):
+            if kind not in found and _uses(layout, axis, kind):
                 faults.append(
                     f"missing collective: strategy '{strategy.name}' must cause {kind} over axis "
                     f"'{axis}', and the program does none: the arrays it should move are not "

@@ -1,8 +1,8 @@
 """Equations that hold other functions: calls are walked through, loops find a placement that lasts.
 
-A loop's carry keeps its placement and its type from turn to turn: where it starts unsplit and the
-body makes it split, it is sliced before the loop. A body that gathers stored weights does not keep
-them for the backward pass, which gathers again (the textbook's sharded data parallelism).
+A loop's carry keeps its placement and its type from turn to turn: where it starts replicated and
+the body makes it split, it is sliced before the loop. A body that gathers stored weights does not
+keep them for the backward pass, which gathers again (the textbook's sharded data parallelism).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxpar.jaxprs.policy import keep_all_but_cheap
 from jaxpar.jaxprs.rules import rule_named
 from jaxpar.spmd.carry import Carry
 from jaxpar.spmd.frame import Frame
-from jaxpar.spmd.value import Deferred, Value, unsplit
+from jaxpar.spmd.value import Deferred, Value, replicated
 
 
 def _but_gathers(policy):
@@ -180,7 +180,7 @@ def cond(frame, eqn, operands, live):
     """Branch; all branches end in one placement and type."""
     index, *rest = operands
     run = frame.state
-    outcome = Carry([Value(np.zeros(()), unsplit(v.aval.ndim)) for v in eqn.outvars])
+    outcome = Carry([Value(np.zeros(()), replicated(v.aval.ndim)) for v in eqn.outvars])
     entries: dict[int, list] = {}
     gathering = False
 

@@ -16,7 +16,7 @@ from jax.extend.core import Literal
 from jaxpar.jaxprs.alone import alone
 from jaxpar.spmd.carry import Carry
 from jaxpar.spmd.frame import Frame
-from jaxpar.spmd.value import Value, axes_of, unsplit, varying
+from jaxpar.spmd.value import Value, axes_of, replicated, varying
 
 
 class _Alone:
@@ -95,7 +95,7 @@ class _Call:
             if not isinstance(v, Literal)
         }
         self.args = [held[v] for v in self.alone.vars]
-        self.outcome = Carry([Value(np.zeros(()), unsplit(v.aval.ndim)) for v in eqn.outvars])
+        self.outcome = Carry([Value(np.zeros(()), replicated(v.aval.ndim)) for v in eqn.outvars])
 
     def wrap(self, arrays, like=None):
         """Give local arrays the placement of the operands they stand for."""
@@ -113,7 +113,7 @@ class _Call:
         alone, values = self.alone, dict(zip(self.alone.vars, self.wrap(arrays), strict=True))
         closed = alone.inner
         operands = [
-            Value(np.asarray(v.val, v.aval.dtype), unsplit(0))
+            Value(np.asarray(v.val, v.aval.dtype), replicated(0))
             if isinstance(v, Literal)
             else values[v]
             for v in alone.eqn.invars

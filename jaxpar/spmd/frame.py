@@ -29,7 +29,7 @@ from jaxpar.spmd.value import (
     constant,
     local_shape,
     placement_of,
-    unsplit,
+    replicated,
     varying,
 )
 
@@ -200,7 +200,7 @@ class Frame(Interpreter):
 
     def literal(self, atom):
         """A number that is written in an equation."""
-        return Value(np.asarray(atom.val, atom.aval.dtype), unsplit(0))
+        return Value(np.asarray(atom.val, atom.aval.dtype), replicated(0))
 
     def wanted(self, jaxpr):
         """The equations whose results anything asks for: no collective for dead code."""

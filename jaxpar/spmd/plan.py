@@ -94,7 +94,7 @@ def trace(
     axis_sizes: Mapping[str, int],
     use_specs=None,
     out_specs=None,
-    unknown: tuple[str, ...] = (),
+    ignored: tuple[str, ...] = (),
     place=None,
 ) -> Plan:
     """Plan `fn(*args)` on a mesh: `specs` say how each argument leaf is stored.
@@ -107,7 +107,8 @@ def trace(
         use_specs: where weights are stored in more pieces than they are computed with: the spec
             for use, leaf by leaf. They are gathered where first used, inside the innermost body.
         out_specs: where the results must lie; left out, they lie where they fall.
-        unknown: axes of the mesh along which the arguments may differ and nothing is to be done.
+        ignored: mesh axes over which nothing is sharded or summed here; arguments may differ along
+            them.
         place: (names, shape) -> how an array that `fn` names is sharded, `used` in a part of a
             block and `between` the parts; None to leave such an array where it falls.
 
@@ -122,7 +123,7 @@ def trace(
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
     leaves, in_tree = jax.tree.flatten(args)
     shapes_flat, out_tree = jax.tree.flatten(shapes)
-    sizes = {a: size for a, size in axis_sizes.items() if size > 1 and a not in unknown}
+    sizes = {a: size for a, size in axis_sizes.items() if size > 1 and a not in ignored}
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(args)]
     names = [jax.tree_util.keystr(path) for path in paths]
     whose = tuple(

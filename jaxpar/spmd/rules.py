@@ -243,7 +243,7 @@ def identity(frame, eqn, operands, live):
     return operands
 
 
-def pinned(frame, eqn, operands, live):
+def constrained(frame, eqn, operands, live):
     """Put a value where a pin wants it, if the pin speaks of the axes that are walked over.
 
     A pin on another mesh is a user's advice to XLA about devices that are not these: it is dropped.
@@ -283,6 +283,6 @@ RULES = {
     NAMED: named,
     "broadcast_in_dim": broadcast,
     "iota": iota,
-    "sharding_constraint": pinned,
+    "sharding_constraint": constrained,
     **dict.fromkeys(("reshard", "mesh_cast", "device_put"), identity),
 }

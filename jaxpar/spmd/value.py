@@ -64,7 +64,7 @@ def placement_of(spec, rank: int) -> Placement:
     return tuple(entry_axes(entry) for entry in (*spec, *[None] * (rank - len(spec))))
 
 
-def unsplit(rank: int) -> Placement:
+def replicated(rank: int) -> Placement:
     """The placement of an array of this rank that every device holds whole."""
     return ((),) * rank
 
@@ -83,4 +83,4 @@ def local_shape(shape: Sequence[int], dims: Placement, sizes: Mapping[str, int])
 
 def constant(array) -> Value:
     """A value that every device holds whole."""
-    return Value(array, unsplit(np.ndim(array)))
+    return Value(array, replicated(np.ndim(array)))

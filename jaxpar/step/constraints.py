@@ -90,7 +90,7 @@ def landing_as(layout: Layout, what: str, totals: Mapping[str, Any]) -> dict[str
     return sharded_as(layout, what, whole)
 
 
-def cut_further(array: Array, lands: str) -> list[tuple[int, str]]:
+def sharded_further(array: Array, lands: str) -> list[tuple[int, str]]:
     """The dims, and the axes over them, along which a gradient lands cut and its weight is not.
 
     Args:

@@ -55,7 +55,7 @@ class Filled(Interpreter):
         return x
 
 
-class Said(Filled):
+class Annotated(Filled):
     """Evaluates with hooks filled in, still saying what the loss names."""
 
     def named(self, x, names, says):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from small import MODES, cpu, small_layout, small_model
-from test_traffic import FLOAT, H100, inspected, said, scalars
+from test_traffic import FLOAT, H100, bytes_in, inspected, scalars
 
 from jaxpar.case import load_strategy
 from jaxpar.core.errors import LayoutError, RequestError
@@ -173,10 +173,14 @@ def test_tokens_travel_to_their_experts_and_back(hardware, mode, remat, times):
     layout = inspection.layout
     assert inspection.faults == ()
     expected = times * layout.model.config.layers * placed_bytes(layout)
-    assert said(inspection, "all-to-all", "model") == said(inspection, "all-to-all") == expected
+    assert (
+        bytes_in(inspection, "all-to-all", "model")
+        == bytes_in(inspection, "all-to-all")
+        == expected
+    )
     shared = [a.whole_bytes for a in layout.parameters.values() if "experts" not in a.dims]
-    more = said(inspection, "all-reduce", "model") - sum(shared)
+    more = bytes_in(inspection, "all-reduce", "model") - sum(shared)
     assert 0 < more <= scalars(inspection)
     experts = [a.whole_bytes for a in layout.parameters.values() if "experts" in a.dims]
-    alone = said(inspection, "all-reduce", "data") - said(inspection, "all-reduce", "model")
+    alone = bytes_in(inspection, "all-reduce", "data") - bytes_in(inspection, "all-reduce", "model")
     assert alone == sum(experts) // 2

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from small import cpu, small_layout
-from test_mutants import assert_says, convicted, over_all, own, times, with_gradients
+from test_mutants import assert_says, found_wrong, over_all, own, times, with_gradients
 
 from jaxpar.core.mesh import MeshShape, axes_of
 from jaxpar.layout.lay_out import lay_out
@@ -52,13 +52,13 @@ def test_zero1_that_does_not_gather_the_new_weights_is_caught():
 
         return with_gradients(replace(step, apply=apply), step.gradients)
 
-    verdict = convicted(small_layout("mlp", "zero1", f"data={WAYS}"), make)
+    verdict = found_wrong(small_layout("mlp", "zero1", f"data={WAYS}"), make)
     assert verdict.decisive.name == "update"
     assert not verdict.decisive.replicas_agree
     assert_says(verdict, "each updated its own piece and the new pieces were not gathered")
 
 
-def one_copy_alone(alone, state, batch):
+def one_replica_alone(alone, state, batch):
     """Gradients summed inside a copy, and not over copies; the metrics are right."""
     gradients, new, metrics, weight = own(alone, state, batch)
     everywhere = over_all(metrics, weight, ("replica", "data"))
@@ -73,7 +73,7 @@ def own_share_of_all(alone, state, batch):
     return jax.lax.psum(mine, "data"), new, over_all(metrics, weight, both)
 
 
-def by_copies(local):
+def by_replicas(local):
     """A `make` whose gradients each device takes of its own rows by `local`."""
 
     def make(layout):
@@ -92,15 +92,15 @@ def by_copies(local):
     return make
 
 
-def test_copies_that_do_not_sum_over_replica_are_caught():
+def test_replicas_that_do_not_sum_over_replica_are_caught():
     """The all-reduce over replica left out: each copy trains on its own half of the batch."""
     layout = small_layout("mlp", "replica+data", COPIES)
-    verdict = convicted(layout, by_copies(one_copy_alone))
+    verdict = found_wrong(layout, by_replicas(one_replica_alone))
     assert verdict.decisive.name == "gradient"
     assert_says(
         verdict, "gradients of one device along 'replica' alone: the sum over all 2 was left out"
     )
-    verdict = convicted(layout, by_copies(own_share_of_all))
+    verdict = found_wrong(layout, by_replicas(own_share_of_all))
     assert not verdict.decisive.replicas_agree
     assert_says(verdict, "devices that should hold the same values do not")
 
@@ -117,5 +117,5 @@ def test_a_loss_scale_that_is_not_taken_back_is_caught():
 
         return with_gradients(step, gradients)
 
-    verdict = convicted(small_layout("mlp", "zero1", f"data={WAYS}"), make)
+    verdict = found_wrong(small_layout("mlp", "zero1", f"data={WAYS}"), make)
     assert_says(verdict, "every gradient is 1024 times what it should be")

@@ -132,7 +132,7 @@ def inspected(hardware: str, schedule: str, strategy: str, mesh: str, microbatch
     return inspect(compile_step(step, hardware=HARDWARE.load(hardware)(), for_speed=False))
 
 
-def said(inspection, kind: str, *axes: str) -> int:
+def bytes_in(inspection, kind: str, *axes: str) -> int:
     return sum(r.bytes for r in inspection.collectives if r.kind == kind and r.axes == axes)
 
 
@@ -154,9 +154,9 @@ def test_neighbours_pass_on_one_microbatchs_activation_a_tick(hardware, schedule
     config, rows = layout.model.config, layout.model.batch_size
     table = timetable(schedule_for(layout.strategy, layout.mesh, 4))
     activation = rows // 4 * config.sequence * config.width * FLOAT
-    assert said(inspection, "collective-permute", "pipe") == table.permutes * activation
+    assert bytes_in(inspection, "collective-permute", "pipe") == table.permutes * activation
     outside = sum(a.whole_bytes for p, a in layout.parameters.items() if "blocks" not in p)
-    more = said(inspection, "all-reduce", "pipe") - outside
+    more = bytes_in(inspection, "all-reduce", "pipe") - outside
     assert 0 <= more <= 16 * FLOAT
     assert inspection.ok and all(row.exact for row in inspection.collectives)
 
@@ -172,7 +172,7 @@ def test_a_stage_sums_what_its_layers_sum_once_a_microbatch(hardware):
     config, rows = inspection.layout.model.config, inspection.layout.model.batch_size
     positions = rows * config.sequence * FLOAT
     expected = (4 * config.layers // 2 + 2) * positions * config.width + 4 * positions
-    assert abs(said(inspection, "all-reduce", "model") - expected) <= 8 * FLOAT
+    assert abs(bytes_in(inspection, "all-reduce", "model") - expected) <= 8 * FLOAT
 
 
 @pytest.mark.parametrize("hardware", ["cpu"])

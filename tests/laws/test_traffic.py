@@ -57,7 +57,7 @@ def _inspected(model, strategy, hardware, mesh, mode, microbatches, fields):
     return inspect(compile_step(step, hardware=HARDWARE.load(hardware)(), for_speed=False))
 
 
-def said(inspection, kind: str | None = None, axis: str | None = None) -> int:
+def bytes_in(inspection, kind: str | None = None, axis: str | None = None) -> int:
     """Bytes put into collectives of `kind` (any) that cross `axis` (any)."""
     rows = inspection.collectives
     assert all(row.exact and row.whole for row in rows), rows
@@ -119,10 +119,10 @@ def test_data_parallelism_all_reduces_the_parameters_bytes(hardware, model, stra
     A model with BatchNorm also sums its statistics, to take them over the whole batch.
     """
     inspection = inspected(model, strategy, hardware=hardware, mode=mode)
-    more = said(inspection, "all-reduce", "data") - pieces(inspection)
+    more = bytes_in(inspection, "all-reduce", "data") - pieces(inspection)
     least, most = statistics_bytes(inspection)
     assert least < more <= most + scalars(inspection)
-    assert said(inspection, axis="data") == said(inspection, "all-reduce", "data")
+    assert bytes_in(inspection, axis="data") == bytes_in(inspection, "all-reduce", "data")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -144,8 +144,8 @@ def test_tensor_parallelism_sums_activations_and_nothing_else(hardware, strategy
     positions = rows * config.sequence * FLOAT
     expected = (4 * config.layers + 2) * positions * config.width
     expected += {"auto": 5, "manual": 4}[mode] * positions
-    assert said(inspection, "all-reduce", "model") == expected
-    assert said(inspection, axis="model") == expected
+    assert bytes_in(inspection, "all-reduce", "model") == expected
+    assert bytes_in(inspection, axis="model") == expected
 
 
 @pytest.mark.parametrize(
@@ -161,11 +161,13 @@ def test_fsdp_gathers_layers_twice_and_scatters_gradients_once(hardware, model, 
     inspection = inspected(model, strategy, hardware=hardware)
     cut, whole = pieces(inspection, cut=True), pieces(inspection, cut=False)
     assert cut > 0
-    assert said(inspection, "all-gather", "data") == pieces(inspection, cut=True, layers_twice=True)
-    scattered = said(inspection, "reduce-scatter", "data")
+    assert bytes_in(inspection, "all-gather", "data") == pieces(
+        inspection, cut=True, layers_twice=True
+    )
+    scattered = bytes_in(inspection, "reduce-scatter", "data")
     assert scattered == (0 if hardware == "cpu" else cut)
     least, most = statistics_bytes(inspection)
-    more = said(inspection, "all-reduce", "data") - whole - (cut if hardware == "cpu" else 0)
+    more = bytes_in(inspection, "all-reduce", "data") - whole - (cut if hardware == "cpu" else 0)
     assert least < more <= most + scalars(inspection)
 
 
@@ -179,7 +181,9 @@ def test_collectives_in_a_loop_count_as_often_as_it_runs(hardware):
     program = compile_step(make_step(layout), hardware=HARDWARE.load(hardware)(), for_speed=False)
     assert " while(" in program.text, "unrolled wholly: take more layers"
     inspection = inspect(program)
-    assert said(inspection, "all-gather", "data") == pieces(inspection, cut=True, layers_twice=True)
+    assert bytes_in(inspection, "all-gather", "data") == pieces(
+        inspection, cut=True, layers_twice=True
+    )
 
 
 @pytest.mark.parametrize("mesh", ["data=8", "model=8", "data=1"])
@@ -204,6 +208,6 @@ def test_accumulation_sums_over_data_no_more_than_once_a_microbatch():
     """Two microbatches all-reduce the parameters' bytes at most twice."""
     make = partial(inspected, "mlp", "data", mesh="data=8")
     once, twice = make(), make(microbatches=2)
-    assert said(once, "all-reduce") - scalars(once) <= pieces(once)
-    assert said(twice, "all-reduce") <= 2 * (pieces(once) + scalars(once))
+    assert bytes_in(once, "all-reduce") - scalars(once) <= pieces(once)
+    assert bytes_in(twice, "all-reduce") <= 2 * (pieces(once) + scalars(once))
     assert twice.ok

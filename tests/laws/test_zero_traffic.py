@@ -6,7 +6,7 @@ whole, and four scalars, are all-reduced. Rajbhandari et al. (2020) for the stag
 
 import pytest
 from small import MODES
-from test_traffic import FLOAT, HARDWARES, inspected, said, scalars
+from test_traffic import FLOAT, HARDWARES, bytes_in, inspected, scalars
 
 from jaxpar.core.mesh import axes_of
 
@@ -29,7 +29,7 @@ def used_bytes(inspection, *, cut, copies=1):
     return total
 
 
-def says(inspection, kind, axis="data"):
+def bytes_in_kind(inspection, kind, axis="data"):
     """Bytes of `kind` over `axis` and no other."""
     return sum(r.bytes for r in inspection.collectives if (r.kind, r.axes) == (kind, (axis,)))
 
@@ -55,15 +55,15 @@ def test_zero2_scatters_each_microbatch_and_gathers_once(hardware, mode, microba
         "transformer", "zero2+tensor", hardware=hardware, mode=mode, microbatches=microbatches
     )
     cut = used_bytes(found, cut=True)
-    assert says(found, "all-gather") == cut > 0
+    assert bytes_in_kind(found, "all-gather") == cut > 0
     spelled_out = (hardware, mode) == ("cpu", "auto")
-    assert says(found, "reduce-scatter") == (0 if spelled_out else microbatches * cut)
-    reduced = says(found, "all-reduce") - (microbatches * cut if spelled_out else 0)
+    assert bytes_in_kind(found, "reduce-scatter") == (0 if spelled_out else microbatches * cut)
+    reduced = bytes_in_kind(found, "all-reduce") - (microbatches * cut if spelled_out else 0)
     if microbatches == 1:
         assert_whole_arrays_and_scalars(found, reduced)
     else:
         assert reduced <= 2 * (used_bytes(found, cut=False) + scalars(found))
-    assert says(found, "all-to-all") == says(found, "collective-permute") == 0
+    assert bytes_in_kind(found, "all-to-all") == bytes_in_kind(found, "collective-permute") == 0
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -72,10 +72,12 @@ def test_zero1_scatters_gradients_and_gathers_weights(hardware, mode):
     """Reduce-scatter P and all-gather P: a ring sends so much for the all-reduce of plain data."""
     found = inspected("transformer", "zero1", hardware=hardware, mesh="data=8", mode=mode)
     cut = used_bytes(found, cut=True)
-    assert says(found, "all-gather") == cut > 0
+    assert bytes_in_kind(found, "all-gather") == cut > 0
     spelled_out = (hardware, mode) == ("cpu", "auto")
-    assert says(found, "reduce-scatter") == (0 if spelled_out else cut)
-    assert_whole_arrays_and_scalars(found, says(found, "all-reduce") - (cut if spelled_out else 0))
+    assert bytes_in_kind(found, "reduce-scatter") == (0 if spelled_out else cut)
+    assert_whole_arrays_and_scalars(
+        found, bytes_in_kind(found, "all-reduce") - (cut if spelled_out else 0)
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -83,9 +85,9 @@ def test_zero1_sums_whole_gradients_of_microbatches(mode):
     """What it keeps while microbatches add up is whole: twice the all-reduce of P, one gather."""
     found = inspected("mlp", "zero1", mesh="data=8", mode=mode, microbatches=2)
     cut, whole = used_bytes(found, cut=True), used_bytes(found, cut=False)
-    assert says(found, "all-gather") == cut > 0
-    assert 2 * cut <= says(found, "all-reduce") <= 2 * (cut + whole + scalars(found))
-    assert says(found, "reduce-scatter") == 0
+    assert bytes_in_kind(found, "all-gather") == cut > 0
+    assert 2 * cut <= bytes_in_kind(found, "all-reduce") <= 2 * (cut + whole + scalars(found))
+    assert bytes_in_kind(found, "reduce-scatter") == 0
 
 
 @pytest.mark.parametrize("strategy", ["replica+fsdp", "replica+zero2"])
@@ -97,9 +99,9 @@ def test_copies_sum_the_pieces_of_what_is_cut_inside(hardware, strategy):
     """
     found = inspected("transformer", strategy, hardware=hardware, mesh=COPIES, mode="manual")
     cut = used_bytes(found, cut=True)
-    assert says(found, "reduce-scatter") == cut > 0
-    assert says(found, "all-reduce", "replica") == cut // 4
-    assert_whole_arrays_and_scalars(found, said(found, "all-reduce", "data"))
+    assert bytes_in_kind(found, "reduce-scatter") == cut > 0
+    assert bytes_in_kind(found, "all-reduce", "replica") == cut // 4
+    assert_whole_arrays_and_scalars(found, bytes_in(found, "all-reduce", "data"))
     if hardware == "h100":  # XLA for CPUs merges the second gather of layers in a row
         layers = 2 if "fsdp" in strategy else 1
-        assert says(found, "all-gather") == used_bytes(found, cut=True, copies=layers)
+        assert bytes_in_kind(found, "all-gather") == used_bytes(found, cut=True, copies=layers)

@@ -13,12 +13,12 @@ from jaxpar.core.mesh import axes_of, free_axes, sizes_of
 from jaxpar.layout.record import Array, Layout
 from jaxpar.layout.stages import runs_in_stages
 from jaxpar.spmd import trace
-from jaxpar.step.constraints import cut_further
-from jaxpar.step.filled import Said, filled_loss
+from jaxpar.step.constraints import sharded_further
+from jaxpar.step.filled import Annotated, filled_loss
 from jaxpar.step.modes import pipeline
 from jaxpar.step.modes.record import Asked, Differentiated
 
-WHOLE = PartitionSpec()
+REPLICATED = PartitionSpec()
 
 
 def mode(asked: Asked) -> Differentiated:
@@ -32,15 +32,15 @@ def mode(asked: Asked) -> Differentiated:
     batches = dict(layout.batch)
 
     def gradients(lands, parameters, model_state, batch, key):
-        loss_of = filled_loss(layout, asked.loss, lambda: Said(layout.exchange))
+        loss_of = filled_loss(layout, asked.loss, lambda: Annotated(layout.exchange))
         shares = {path: _shares(layout, a, lands) for path, a in layout.parameters.items()}
         arguments = (parameters, model_state, dict(batch), key)
         plan = trace(
             loss_of,
             jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments),
-            specs=(stored, state, batches, WHOLE),
-            use_specs=(used, state, batches, WHOLE),
-            out_specs=(WHOLE, WHOLE, state),
+            specs=(stored, state, batches, REPLICATED),
+            use_specs=(used, state, batches, REPLICATED),
+            out_specs=(REPLICATED, REPLICATED, state),
             axis_sizes=sizes_of(layout.mesh),
             place=asked.placement.of,
         )
@@ -58,11 +58,11 @@ def mode(asked: Asked) -> Differentiated:
             on_shards,
             mesh=mesh,
             axis_names=free_axes(mesh),
-            in_specs=(stored, state, batches, WHOLE),
+            in_specs=(stored, state, batches, REPLICATED),
             out_specs=(
                 {path: getattr(a, lands) for path, a in layout.parameters.items()},
                 state,
-                WHOLE,
+                REPLICATED,
             ),
         )(*arguments)
 
@@ -98,7 +98,7 @@ def _shares(layout: Layout, array: Array, lands: str) -> list[tuple[int | None, 
     Those that cut the gradient and not its weight; and after them, if there are any, the others
     that the batch lies over. All other gradients are complete as they come.
     """
-    cut = cut_further(array, lands)
+    cut = sharded_further(array, lands)
     if not cut:
         return []
     taken = {

@@ -22,7 +22,7 @@ from jaxpar.models.record import Mean
 from jaxpar.schedules.record import Schedule
 from jaxpar.spmd import Plan, trace
 from jaxpar.spmd.value import varying
-from jaxpar.step.constraints import cut_further
+from jaxpar.step.constraints import sharded_further
 from jaxpar.step.pipeline.buffers import vary
 from jaxpar.step.pipeline.parts import Parts
 from jaxpar.step.pipeline.piece import Piece, remembering
@@ -30,7 +30,7 @@ from jaxpar.step.pipeline.timetable import timetable
 from jaxpar.step.pipeline.walk import Local, walk
 from jaxpar.step.placement import sharded
 
-WHOLE = PartitionSpec()
+REPLICATED = PartitionSpec()
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def staged(
         layers = {p: _unchunked(g, schedule, parameters[p]) for p, g in buffers.layers.items()}
         totals = {**buffers.rest, **layers}
         totals = {
-            p: _summed(cut_further(a, lands), totals[p], parameters[p])
+            p: _summed(sharded_further(a, lands), totals[p], parameters[p])
             for p, a in layout.parameters.items()
         }
         return totals, _gathered(buffers, schedule)
@@ -89,7 +89,7 @@ def staged(
     def differentiate(lands, parameters, model_state, batch, key):
         specs = {path: getattr(a, lands) for path, a in layout.parameters.items()}
         run = partial(on_shards, lands)
-        out_specs = (specs, WHOLE)
+        out_specs = (specs, REPLICATED)
         totals, means = _on_mesh(layout, parts, schedule, run, out_specs, parameters, batch, key)
         return totals, model_state, means
 
@@ -111,7 +111,7 @@ def evaluate_in_stages(layout: Layout, parts: Parts, schedule: Schedule) -> Call
         return _gathered(walk(local, table), schedule)
 
     def evaluate(parameters, batch):
-        return _on_mesh(layout, parts, schedule, on_shards, WHOLE, parameters, batch, None)
+        return _on_mesh(layout, parts, schedule, on_shards, REPLICATED, parameters, batch, None)
 
     return evaluate
 
@@ -133,7 +133,7 @@ def _on_mesh(layout, parts, schedule, on_shards, out_specs, parameters, batch, k
         in_specs=(
             {path: a.stored for path, a in layout.parameters.items()},
             {name: PartitionSpec(None, *spec) for name, spec in layout.batch.items()},
-            *(WHOLE for _ in keys),
+            *(REPLICATED for _ in keys),
         ),
         out_specs=out_specs,
     )(parameters, microbatches, *keys)
@@ -164,11 +164,15 @@ def _plans(layout: Layout, parts: Parts, parameters, batch, key) -> _Plans:
             use_specs=uses,
             out_specs=out,
             axis_sizes=sizes_of(layout.mesh),
-            unknown=(AXIS,),
+            ignored=(AXIS,),
             place=place,
         )
 
-    inputs, specs, uses = (rest, batch, key), (stored, batches, WHOLE), (used, batches, WHOLE)
+    inputs, specs, uses = (
+        (rest, batch, key),
+        (stored, batches, REPLICATED),
+        (used, batches, REPLICATED),
+    )
     aside = traced(lambda *a: parts.aside(*a), inputs, specs, uses)
     one = [
         (jax.ShapeDtypeStruct(s.shape[1:], s.dtype), PartitionSpec(*spec[1:]))
@@ -187,9 +191,9 @@ def _plans(layout: Layout, parts: Parts, parameters, batch, key) -> _Plans:
     after = traced(
         parts.after,
         (rest, parts.activation, batch, key),
-        (stored, x, batches, WHOLE),
-        (used, x, batches, WHOLE),
-        out=WHOLE,
+        (stored, x, batches, REPLICATED),
+        (used, x, batches, REPLICATED),
+        out=REPLICATED,
     )
     return _Plans(parts, traced(parts.before, inputs, specs, uses, out=x), aside, layer, after)
 

@@ -20,7 +20,7 @@ from jaxpar.inference.traced import KEY, TracedLoss
 from jaxpar.jaxprs.record import FIELD
 from jaxpar.jaxprs.rules import rule_of
 from jaxpar.layout.record import Layout
-from jaxpar.step.filled import Said, filled_loss
+from jaxpar.step.filled import Annotated, filled_loss
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Parts:
     asides: tuple[jax.ShapeDtypeStruct, ...]
 
 
-class _Inlined(Said):
+class _Inlined(Annotated):
     """Evaluates with attention filled in, calls in place, and the stack of layers as it is."""
 
     through = staticmethod(layers)
