@@ -107,7 +107,7 @@ def _lengths(exchange, model) -> dict[str, list[str]]:
         if length % pieces:
             near = [n for n in (length // pieces * pieces, -(-length // pieces) * pieces) if n]
             faults[name] = [
-                f"exchange '{exchange.name}' cuts {length} positions into {pieces} equal pieces "
+                f"exchange '{exchange.name}' splits {length} positions into {pieces} equal pieces "
                 f"for {exchange.split.ways} devices, and {pieces} does not divide {length}: use "
                 f"a sequence of {' or '.join(map(str, near))}"
             ]
@@ -116,13 +116,13 @@ def _lengths(exchange, model) -> dict[str, list[str]]:
 
 def _unfit(exchange, call: Call) -> list[str]:
     """Why one call of `attend` does not suit an exchange, a sentence each; none if it does."""
-    said = f"exchange '{exchange.name}' "
+    this = f"exchange '{exchange.name}' "
     if len(call.queries) != 5 or call.keys != (*call.queries[:3], call.queries[-1]):
         return [
-            f"{said}needs queries (batch, sequence, kv_heads, group, head_dim) and keys (batch, "
+            f"{this}needs queries (batch, sequence, kv_heads, group, head_dim) and keys (batch, "
             f"sequence, kv_heads, head_dim) of one sequence, and got {call.queries} and "
             f"{call.keys}: call attend with these shapes, or keep the sequence whole"
         ]
     if call.values != call.keys:
-        return [f"{said}needs values of the keys' shape {call.keys}, and got {call.values}"]
+        return [f"{this}needs values of the keys' shape {call.keys}, and got {call.values}"]
     return exchange.faults(call.queries[2], call.queries[3])

@@ -1,12 +1,12 @@
 """Keys and values travel round the devices while each sees them with its own queries.
 
 Ring attention (Liu et al. 2023) with online softmax; no device holds more scores than its queries
-have with `blocks.KEYS` keys. On the wire, a layer: with P the bytes of a device's keys and values
-and n devices, (n - 1) P forward and 2 (n - 1) P backward, in which keys and values go round again
-and their gradients, in at least float32, come home. All permutes; each is sent while the one before
-is computed with. Where XLA has forward and backward of a layer in one piece of program (unrolled,
-or computed again) both share the first hop: P less. Causal rings deal out positions in zigzag where
-the model asks where they stand.
+have with `blocks.KEYS` keys. Communication per layer: with P the bytes of a device's keys and
+values and n devices, (n - 1) P forward and 2 (n - 1) P backward, in which keys and values go round
+again and their gradients, in at least float32, come home. All permutes; each is sent while the one
+before is computed with. Where XLA has forward and backward of a layer in one piece of program
+(unrolled, or computed again) both share the first hop: P less. Causal rings deal out positions in
+zigzag where the model asks where they stand.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ UNBALANCED = (
 
 @dataclass(frozen=True)
 class Ring:
-    """One way round: the axes, how many devices lie along them, and what may see what."""
+    """One way round: the axes, how many devices are along them, and what may see what."""
 
     axes: tuple[str, ...]
     ways: int
@@ -64,7 +64,7 @@ class Ring:
 
 @dataclass(frozen=True)
 class Tile:
-    """A run of queries and one of keys, given by their first rows and how many; see `_blocks`."""
+    """Runs of queries and of keys, by first rows and how many; `ahead` as in `blocks.see`."""
 
     query: Any
     key: Any

@@ -97,7 +97,7 @@ def _collective(
         name=i.name, kind=kind, groups=groups, pairs=pairs,
         bytes_each=payload * (max(map(len, groups)) if kind == "all-gather" else 1),
         executions=runs.times, exact=runs.exact,
-        # `is_sync` is the scheduler's word that nothing lies between this start and its done.
+        # `is_sync` is the scheduler's word that nothing is between this start and its done.
         is_async=starts and '"is_sync":true' not in i.attributes,
         op_name=source.op_name, frames=source.frames, borrowed=source is not i,
         operands=i.operands, computation=computation.name,
@@ -234,7 +234,7 @@ def _varies(collective: Collective, axis_sizes: Mapping[str, int]) -> np.ndarray
     longest, highest = max(map(len, groups)), max(map(max, groups))
     if highest >= prod(sizes):
         raise ValueError(
-            f"{collective.name} speaks of partition {highest}, but the mesh {dict(axis_sizes)} "
+            f"{collective.name} names partition {highest}, but the mesh {dict(axis_sizes)} "
             f"has {prod(sizes)} devices; give the mesh the program was compiled for"
         )
     padded = np.array([group + group[:1] * (longest - len(group)) for group in groups])

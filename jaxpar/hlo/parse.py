@@ -181,7 +181,7 @@ def _frames(frame_id: int, tables: dict) -> tuple[Frame, ...]:
 
 
 def bytes_of(shape: Shape) -> int:
-    """Return the bytes of one array; types under 8 bits are packed, as they are on the wire.
+    """Return the bytes of one array; types under 8 bits are packed, as they are when sent.
 
     >>> bytes_of(("bf16", (4, 2))), bytes_of(("s4", (3,))), bytes_of(("pred", ()))
     (16, 2, 1)

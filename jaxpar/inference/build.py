@@ -23,7 +23,7 @@ def remade(module: Any, plain: PlainLoss, rngs: nnx.Rngs) -> nnx.Module:
 
     Args:
         module: an NNX module, which keeps its values; a Linen module; or a factory of either.
-        plain: its loss, which says what is held in pieces.
+        plain: its loss, which says what is stored in pieces.
         rngs: what a factory draws from.
 
     Raises:

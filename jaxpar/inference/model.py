@@ -214,13 +214,13 @@ def _notes(trace, loss, cuts) -> tuple[str, ...]:
     if trace.unknown:
         notes.append(
             f"no rule relates the dims of {', '.join(sorted(trace.unknown))}: they were taken for "
-            "unrelated, and stay whole"
+            "unrelated, and stay replicated"
         )
     if cuts:
         alike = dict.fromkeys(re.sub(r"\b\d+\b", "*", path) for path in cuts)
         notes.append(
-            f"held in pieces, as the loss cuts what it makes: {', '.join(alike)}; so each piece "
-            "can lie over devices by the same heads or columns"
+            f"stored in pieces, as the loss splits what it makes: {', '.join(alike)}; so each "
+            "piece can be sharded by the same heads or columns"
         )
     return tuple(notes)
 

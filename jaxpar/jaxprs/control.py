@@ -99,7 +99,7 @@ def cond(walk, eqn, index, scope, times, where):
 
 
 def shard_map(walk, eqn, index, scope, times, where):
-    """A region on shards: a dim that it does not cut is the same inside as outside."""
+    """A region on shards: a dim that it does not shard is the same inside as outside."""
     p = eqn.params
     jaxpr = p["jaxpr"]
     inside = []

@@ -1,7 +1,7 @@
-"""Layout: where every dim of every array of a model lies on a mesh. Pure; needs no device.
+"""Layout: how every array of a model is sharded on a mesh. Pure; needs no device.
 
 Raises LayoutError when a size does not divide or one axis is asked to split two dims of an array.
-An array stays whole on several devices only where a table says so or it is smaller than the
+An array stays replicated only where a table says so or it is smaller than the
 strategy's stated threshold, and `notes` says which.
 """
 
@@ -50,9 +50,9 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
             value = value_of(variable)
             dims = dims_of(model, path, variable, module.parameters)
             used = _by_role(model, strategy, mesh, dims, shape=value.shape)
-            cut = used
+            stored = used
             if variables is module.parameters or isinstance(variable, nnx.Param):
-                cut, fault, whole = _shard_further(
+                stored, fault, whole = _shard_further(
                     model, strategy, mesh, path, value.shape, dims, used
                 )
                 if model.units and fault:
@@ -61,7 +61,7 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
                     faults.setdefault(path, []).extend(fault)
                 kept_replicated += whole
             faults.setdefault(path, []).extend(check_spec(value.shape, dims, used, mesh))
-            specs = {what: cut if what in strategy.sharded else used for what in SHARDABLE}
+            specs = {what: stored if what in strategy.sharded else used for what in SHARDABLE}
             arrays[path] = Array(
                 path,
                 value.shape,
@@ -94,7 +94,7 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
         if runs_in_stages(strategy, mesh) and not exchange.staged:
             raise LayoutError(
                 f"model '{model.name}' under strategy '{strategy.name}': exchange "
-                f"'{exchange.name}' passes pieces on by permutes, which all devices of a mesh make "
+                f"'{exchange.name}' passes shards on by permutes, which all devices of a mesh make "
                 "together, and the stages of a pipeline work at different times: use "
                 "--set exchange=ulysses, or pipe=1"
             )

@@ -50,10 +50,10 @@ def notes_of(
             f"replicated over {' x '.join(strategy.store)} ({share:.2%} of the parameter bytes): "
             f"{', '.join(kept_replicated)}"
         )
-    lying = {axis for spec in specs for entry in spec for axis in axes_of(entry)}
-    lying |= {STAGES} if runs_in_stages(strategy, mesh) else set()
+    sharding = {axis for spec in specs for entry in spec for axis in axes_of(entry)}
+    sharding |= {STAGES} if runs_in_stages(strategy, mesh) else set()
     for axis, size in mesh.sizes:
-        if size > 1 and axis in strategy.axes and axis not in lying:
+        if size > 1 and axis in strategy.axes and axis not in sharding:
             notes.append(
                 f"nothing of this model is sharded over mesh axis '{axis}', so its {size} devices "
                 f"do the same work: strategy '{strategy.name}' found no dim in a role that it "
@@ -79,8 +79,8 @@ def _whole_dims(model, strategy, mesh, parameters) -> list[str]:
                 f"dim '{dim}' stays replicated: strategy '{strategy.name}' would shard it over "
                 f"{' x '.join(axes)}, and {ways} does not divide {units}"
             )
-    cut = {axis for axes in strategy.compute.values() for axis in axes if mesh.size(axis) > 1}
-    if cut & {a for role in ("inner", "heads") for a in strategy.compute.get(role, ())}:
+    sharding = {axis for axes in strategy.compute.values() for axis in axes if mesh.size(axis) > 1}
+    if sharding & {a for role in ("inner", "heads") for a in strategy.compute.get(role, ())}:
         notes += [
             f"dim '{n.name}' ({n.size}) stays replicated: {n.whole_because}"
             for n in model.named
@@ -96,7 +96,7 @@ def _some(paths: Sequence[str]) -> str:
 
 
 def _stage_notes(model, strategy, mesh, parameters) -> list[str]:
-    """Where a pipeline puts what is not in its layers, and what it fills up."""
+    """What a pipeline replicates, and which layers it pads, a sentence each."""
     if not runs_in_stages(strategy, mesh):
         return []
     stacks = {p for p, a in parameters.items() if role_of(model, a.dims[0]) == "layers"}

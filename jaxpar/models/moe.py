@@ -88,7 +88,7 @@ class Block(transformer.Block):
         routes = jax.vmap(partial(route, active=c.active, places=places))(probability_BSE)
         found = jax.vmap(partial(statistics, places=places))(probability_BSE, routes)
         sent = jax.vmap(partial(dispatched, size=c.experts * places))(x_BSD, routes.place)
-        # Named rows first the tokens lie where they came from, experts first where these are: what
+        # Named rows first the tokens are where they came from, experts first where these are: what
         # is between is the way there, and the way back.
         sent_BEPD = hooks.named(sent.reshape(-1, c.experts, places, c.width), _ROWS_FIRST)
         here_EBPD = hooks.named(jnp.swapaxes(sent_BEPD, 0, 1), _EXPERTS_FIRST)

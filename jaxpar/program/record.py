@@ -112,21 +112,21 @@ class Program:
 
     @property
     def state_shardings(self) -> State:
-        """Where every array of the state lies."""
+        """The sharding of every array of the state."""
         return _on(self.mesh, self.step.state_specs)
 
     @property
     def gradient_shardings(self) -> dict[str, NamedSharding]:
-        """Where every gradient lies once it is summed."""
+        """The sharding of every gradient once it is summed."""
         return _on(self.mesh, self.step.gradient_specs)
 
     @property
     def batch_shardings(self) -> dict[str, NamedSharding]:
-        """Where every field of a batch lies."""
+        """The sharding of every field of a batch."""
         return _on(self.mesh, dict(self.step.layout.batch))
 
     def init(self, seed: int = 0) -> State:
-        """A fresh state, created where it will lie: no array is ever whole on one device."""
+        """A fresh state, created sharded: no device ever has more of an array than its shard."""
         return self._create(np.uint32(seed))
 
     @property
@@ -150,7 +150,7 @@ class Program:
         shardings = (self.state_shardings, self.batch_shardings)
         evaluate = jax.jit(self.step.evaluate, in_shardings=shardings)
         lowered = evaluate.lower(self.step.state, self.step.batch)
-        # What XLA has to say of this it has said of the update.
+        # XLA's warnings about this are those about the update.
         return compile_quietly(lowered.compile)
 
     @cached_property

@@ -38,7 +38,7 @@ class Schedule:
 
     Attributes:
         name: as typed on the command line.
-        stages, chunks, microbatches: K stages of V chunks each, and M microbatches. The layers lie
+        stages, chunks, microbatches: K stages of V chunks each, and M microbatches. The layers are
             in K x V pieces, and piece i is chunk i // K of stage i % K.
         table: `table[tick][stage]`, None where the stage is idle.
         phases: where ticks change their kind, each compiled as a loop of its own: first ticks.
@@ -58,7 +58,7 @@ class Schedule:
 
     @property
     def pieces(self) -> int:
-        """Into how many pieces the layers are cut."""
+        """How many pieces the layers are in."""
         return self.stages * self.chunks
 
     @property

@@ -130,7 +130,7 @@ def scan(frame, eqn, operands, live):
 
 
 def _whole_front(frame, value):
-    """Bring the scanned dim of a stack to be whole, leaving stored weights in their pieces."""
+    """A stack whose scanned dim is not sharded; a weight stored otherwise stays sharded."""
     if isinstance(value, Value) and value.use is not None:
         if not value.dims[0] and not value.use[0]:
             return value

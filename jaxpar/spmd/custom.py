@@ -121,7 +121,7 @@ class _Call:
         return self.walk(closed, operands)
 
     def settle(self, *walks):
-        """Join what several ways of computing the results say, until they agree."""
+        """Join the placements of several ways of computing the results, until they agree."""
         arrays = [v.array for v in self.args]
         log = []
 
@@ -245,7 +245,7 @@ def _own_share(frame, value, operand):
     if extra := tuple(sorted(held - wanted)):
         array = lax.pmean(array, extra)  # equal on these devices, which the type did not know
     if copies := tuple(sorted(wanted - axes_of(operand.dims))):
-        # JAX adds up what the copies of an operand return, so each returns its share.
+        # JAX adds up what the replicas of an operand return, so each returns its share.
         array = array / frame.state.count(copies)
     return frame.vary(Value(array, operand.dims), wanted).array
 

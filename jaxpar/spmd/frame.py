@@ -65,8 +65,8 @@ class Frame(Interpreter):
 
         def make():
             if piece := self.pieces.get(id(value)):
-                # Cast in pieces and gathered anew (the first gather is dead code then), so that
-                # what the transpose sums over these axes is a scattered piece, not the whole.
+                # Cast sharded and gathered anew (the first gather is dead code then), so that
+                # what the transpose sums over these axes is a scattered shard, not all of it.
                 with self.state.aside():
                     return self.used(self.vary(piece, missing))
             cast = lax.pcast(value.array, missing, to="varying")
@@ -97,7 +97,7 @@ class Frame(Interpreter):
         return self.place(value, value.use if getattr(value, "use", None) else value.dims)
 
     def place(self, value, dims: Placement) -> Value:
-        """Move a value to a placement: gather what is split too much, slice what is not enough.
+        """A value in placement `dims`: gathered where it is sharded more, sliced where it is less.
 
         An axis that goes from one dim to another is neither: that is an all-to-all.
         """
@@ -126,9 +126,9 @@ class Frame(Interpreter):
                 now[d] = have[:same]
                 over = " and ".join(f"'{axis}'" for axis in excess)
                 reason = (
-                    f"a weight stored in pieces over {over} is gathered for use"
+                    f"a weight stored sharded over {over} is gathered for use"
                     if stored
-                    else f"{self.state.primitive} needs dim {d} whole, and it is split over {over}"
+                    else f"{self.state.primitive} needs all of dim {d}, sharded over {over}"
                 )
                 self.state.note("all-gather", excess, reason, array)
         result = Value(array, tuple(now)) if now != list(value.dims) else value
@@ -139,7 +139,7 @@ class Frame(Interpreter):
         return result
 
     def _exchanged(self, value: Value, dims: Placement) -> Value:
-        """Where axes only go from one dim to another, the devices hand each other pieces."""
+        """The value after all-to-alls, for axes that only go from one dim to another."""
         array, now = value.array, list(value.dims)
         for d, want in enumerate(dims):
             moving = now[d][len(want) :] if now[d][: len(want)] == want else ()
@@ -150,7 +150,7 @@ class Frame(Interpreter):
             array = lax.all_to_all(array, moving, split_axis=e, concat_axis=d, tiled=True)
             now[d], now[e] = want, dims[e]
             over = " and ".join(f"'{axis}'" for axis in moving)
-            reason = f"{self.state.primitive} wants {over} to split dim {e} instead of dim {d}"
+            reason = f"{self.state.primitive} needs dim {e} sharded over {over}, and dim {d} is"
             self.state.note("all-to-all", moving, reason, array)
         return Value(array, tuple(now)) if now != list(value.dims) else value
 
@@ -182,7 +182,7 @@ class Frame(Interpreter):
         return Value(lax.broadcast_in_dim(source.array, shape, value.where), dims)
 
     def global_shape(self, value) -> tuple[int, ...]:
-        """The shape of the whole array of which a value is this device's piece."""
+        """The shape of the whole array of which a value is this device's shard."""
         if isinstance(value, Deferred):
             return value.shape
         return tuple(
@@ -195,7 +195,7 @@ class Frame(Interpreter):
         return self.run(jaxpr, consts, args, Beside(set_of_live(jaxpr, live), targets(jaxpr)))
 
     def constant(self, value):
-        """A constant, which every device holds whole."""
+        """A constant, which is replicated."""
         return constant(value)
 
     def literal(self, atom):

@@ -54,7 +54,7 @@ class Run:
         sizes: of the mesh axes that are walked over.
         rules: primitive, or kind of primitive -> how it is run on shards.
         place: (names, shape) -> how an array that the function names is sharded, `used` and
-            `between`; None to leave such an array where it falls.
+            `between`; None to leave such an array as it is computed.
         log: the collectives placed so far.
         trail: the equations that are being run, outermost first.
         custom: by equation, what is known of functions with derivative rules of their own.

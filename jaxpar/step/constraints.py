@@ -1,4 +1,4 @@
-"""Sharding constraints: what XLA's partitioner is told, while it decides about everything else."""
+"""Sharding constraints: what XLA's partitioner is given, while it decides about everything else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def per_shard(
 ) -> jax.Array:
     """`function` of the operands, each device on the shards that it holds.
 
-    Only for a function of whose operands and result no sharded dim is summed or needed whole.
+    Only for a function of whose operands and result no sharded dim is summed or needed all at once.
 
     Args:
         layout: on whose mesh.
@@ -40,7 +40,7 @@ def per_shard(
     axes = {axis for spec in specs for entry in spec for axis in axes_of(entry)}
 
     def here(*shards):
-        # What every device has alike is used with what differs: its gradient is summed.
+        # What is replicated is used with what differs: its gradient is summed.
         missing = [tuple(sorted(axes - varying(x))) for x in shards]
         pairs = zip(shards, missing, strict=True)
         return function(*(jax.lax.pcast(x, m, to="varying") if m else x for x, m in pairs))
@@ -91,7 +91,7 @@ def landing_as(layout: Layout, what: str, totals: Mapping[str, Any]) -> dict[str
 
 
 def sharded_further(array: Array, lands: str) -> list[tuple[int, str]]:
-    """The dims, and the axes over them, along which a gradient lands cut and its weight is not.
+    """The dims, and the axes over them, along which a gradient is sharded and its weight is not.
 
     Args:
         array: the weight.

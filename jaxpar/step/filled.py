@@ -1,6 +1,6 @@
-"""A traced loss with its hooks filled in: layers one after another, attention whole or exchanged.
+"""A traced loss with its hooks filled in: layers one after another, attention plain or exchanged.
 
-What a mode does with the arrays that the loss names, its own interpreter says.
+What becomes of the arrays that the loss names is up to a mode's own interpreter.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Filled(Interpreter):
     through = staticmethod(hooks.in_order)
 
     def __init__(self, exchange: Exchange | None):
-        """With attention exchanged between devices, or whole for None."""
+        """With attention exchanged between devices, or plain for None."""
         super().__init__()
         self.exchange = exchange
 
@@ -50,13 +50,13 @@ class Filled(Interpreter):
         return jnp.take(x, self.exchange.positions(x.shape[axis]), axis=axis)
 
     def named(self, x: jax.Array, names: tuple[str, ...], says: str) -> jax.Array:
-        """An array that the loss names."""
+        """An array that the loss names, as it is."""
         del names, says
         return x
 
 
 class Annotated(Filled):
-    """Evaluates with hooks filled in, still saying what the loss names."""
+    """Evaluates with hooks filled in, the loss's names still in the trace."""
 
     def named(self, x, names, says):
         """An array that the loss names, named again."""

@@ -50,7 +50,7 @@ class Sharded:
     between: PartitionSpec
 
     def after(self, says: str) -> PartitionSpec:
-        """How it is sharded after `named` said USED, ENTERING or LEAVING of it."""
+        """How it is sharded after an annotation USED, ENTERING or LEAVING."""
         return self.used if says in (USED, ENTERING) else self.between
 
 

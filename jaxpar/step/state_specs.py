@@ -44,5 +44,5 @@ def state_specs(layout: Layout, state: State) -> State:
 
 
 def _mirrors(node: Any, parameters: Any) -> bool:
-    """Whether a piece of optimizer state holds one entry a parameter."""
+    """Whether a node of optimizer state has one entry a parameter."""
     return isinstance(node, dict) and node.keys() == parameters.keys()

@@ -143,7 +143,7 @@ class Strategy:
 
 
 def combine(*strategies: Strategy, name: str | None = None) -> Strategy:
-    """Both (or all) at once: the union of their tables. Rows may be split over several axes.
+    """Both (or all) at once: the union of their tables. Rows may be sharded over several.
 
     Raises:
         LayoutError: when two of them want one axis for different things, or differ in what can be

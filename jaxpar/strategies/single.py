@@ -8,5 +8,5 @@ from jaxpar.strategies.record import KINDS, Strategy
 
 
 def strategy() -> Strategy:
-    """Return the strategy that splits nothing."""
+    """Return the strategy that shards nothing."""
     return Strategy(name="single", never={axis: KINDS for axis in AXES})

@@ -54,7 +54,7 @@ def test_a_ring_in_plain_order_computes_the_same_and_is_noted():
 
 
 def test_ulysses_computes_what_one_device_does():
-    """Two key-value heads on four devices: each repeated once, beside cut weights."""
+    """Two key-value heads on four devices: each repeated once, beside sharded weights."""
     prove(laid_out("ulysses", "data=2,model=4", beside="fsdp+", kv_heads=2))
 
 

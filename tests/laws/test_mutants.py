@@ -166,7 +166,7 @@ def assert_says(verdict, sentence):
 
 
 def test_replicas_that_differ_are_seen_through_the_global_view():
-    """Each device's own piece is compared: the view of the whole array shows device 0's alone."""
+    """Each device's own shard is compared: the view of the whole array shows device 0's alone."""
     verdict = found_wrong(small_layout("mlp", "data", "data=8"), by_shards(replicas_differ))
     gradient = next(check for check in verdict.checks if check.name == "gradient")
     assert not gradient.replicas_agree
@@ -213,7 +213,7 @@ def scaled(path, change):
 
 
 def test_a_norms_doubled_gradient_is_caught():
-    """Summed over model, whose devices all hold the whole of it: it hides from any loss curve."""
+    """Summed over model, over which it is replicated: it hides from any loss curve."""
     path = "blocks/attention_norm/scale"
     layout = small_layout("transformer", "hybrid", BOTH)
     verdict = found_wrong(layout, scaled(path, lambda g: 2 * g))
@@ -304,7 +304,7 @@ def test_a_loss_that_is_wrong_alone_is_caught():
 
 
 def test_moments_that_are_not_carried_are_caught_after_several_steps():
-    """One step is right and the second is not, when the step starts its moments anew."""
+    """One step is right and the second is not, when the step starts its optimizer state anew."""
 
     def make(layout):
         step = make_step(layout)

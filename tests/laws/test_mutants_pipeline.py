@@ -40,7 +40,7 @@ def shifted_by_two(table):
 
 
 def bubbles_count(table):
-    """Idle stages work all the same, on whatever lies in their slots."""
+    """Idle stages work all the same, on whatever is in their slots."""
     return replace(table, kind=np.where(table.kind == IDLE, BACKWARD, table.kind))
 
 

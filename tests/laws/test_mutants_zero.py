@@ -1,4 +1,4 @@
-"""ZeRO and copies across nodes broken on purpose: verify catches each, and names the mistake."""
+"""ZeRO and replicas across nodes broken on purpose: verify catches each, and names the mistake."""
 
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,7 @@ COPIES = f"replica=2,data={WAYS}"
 
 
 def own_piece_alone(layout, old, new):
-    """One device's weights: new where its own moments lie, and elsewhere as they were."""
+    """One device's weights: new where its own optimizer state is, and elsewhere as they were."""
     kept = {}
     for path, array in layout.parameters.items():
         kept[path] = new[path]
@@ -34,7 +34,7 @@ def own_piece_alone(layout, old, new):
 
 
 def test_zero1_that_does_not_gather_the_new_weights_is_caught():
-    """Each device updates its piece, and the pieces of the others are those of the step before."""
+    """Each device updates its shard, and the shards of the others are those of the step before."""
 
     def make(layout):
         step = make_step(layout)
@@ -59,14 +59,14 @@ def test_zero1_that_does_not_gather_the_new_weights_is_caught():
 
 
 def one_replica_alone(alone, state, batch):
-    """Gradients summed inside a copy, and not over copies; the metrics are right."""
+    """Gradients summed inside a replica, and not over replicas; the metrics are right."""
     gradients, new, metrics, weight = own(alone, state, batch)
     everywhere = over_all(metrics, weight, ("replica", "data"))
     return over_all(gradients, weight), new, everywhere
 
 
 def own_share_of_all(alone, state, batch):
-    """The same, but divided by the weight of the whole batch: half a gradient in each copy."""
+    """The same, but divided by the weight of the whole batch: half a gradient in each replica."""
     gradients, new, metrics, weight = own(alone, state, batch)
     both = ("replica", "data")
     mine = times(gradients, weight / jax.lax.psum(weight, both))
@@ -93,7 +93,7 @@ def by_replicas(local):
 
 
 def test_replicas_that_do_not_sum_over_replica_are_caught():
-    """The all-reduce over replica left out: each copy trains on its own half of the batch."""
+    """The all-reduce over replica left out: each replica trains on its own half of the batch."""
     layout = small_layout("mlp", "replica+data", COPIES)
     verdict = found_wrong(layout, by_replicas(one_replica_alone))
     assert verdict.decisive.name == "gradient"

@@ -1,4 +1,4 @@
-"""Laws of pipelines: one device's numbers in any order of work, and what is sent, held and idle."""
+"""Laws of pipelines: one device's numbers in any order of work, and what is sent, kept and idle."""
 
 from functools import cache, partial
 
@@ -64,7 +64,7 @@ PRODUCTS = {
 
 
 @pytest.mark.parametrize(("strategy", "mesh"), PRODUCTS.items())
-def test_pipelines_join_with_every_way_to_cut_a_stage(strategy, mesh):
+def test_pipelines_join_with_every_way_to_shard_a_stage(strategy, mesh):
     """Inside a stage the other axes work as they do without stages, on 8 and 16 devices."""
     model = "moe" if "expert" in strategy else "transformer"
     options = {"exchange": "ulysses"} if "context" in strategy else {}
@@ -226,7 +226,7 @@ def test_stages_that_make_no_sense_are_refused(model, strategy, mesh, options, s
 
 def test_microbatches_that_do_not_divide_are_refused():
     """Three of sixteen rows: with the batches that work."""
-    with pytest.raises(LayoutError, match="16 rows cannot be cut into 3 microbatches.*15 or 18"):
+    with pytest.raises(LayoutError, match="16 rows cannot be split into 3 microbatches.*15 or 18"):
         make_step(in_stages("pipeline", "pipe=4"), microbatches=3)
     with pytest.raises(LayoutError, match="4 stages do not divide microbatches=2: use 4"):
         layout = small_layout("transformer", "pipeline", "pipe=4", layers=8)

@@ -54,7 +54,7 @@ def test_a_plain_model_is_what_it_is_on_one_device(name, strategy, mesh, mode):
     try:
         layout = laid_out(made(name), strategy, mesh)
     except jaxpar.LayoutError as refusal:
-        assert name == "graph:in_linen" and "can split nothing" in str(refusal)
+        assert name == "graph:in_linen" and "can shard nothing" in str(refusal)
         return
     verdict = jaxpar.verify(
         layout, hardware=CPU, make=partial(jaxpar.make_step, mode=mode), steps=1
@@ -185,7 +185,7 @@ def said_under_tensor(model, mode):
     return [(row.kind, row.axes, row.bytes) for row in inspection.collectives]
 
 
-def test_a_plain_decoder_says_what_its_annotated_twin_says():
+def test_a_plain_decoder_has_its_annotated_twins_collectives():
     """Kind by kind and byte by byte, on the described H100."""
     annotated = small_model("transformer", norm="rms", kv_heads=None, **SIZES)
     annotated = annotated.with_batch_size(ROWS)
@@ -202,7 +202,7 @@ def test_a_plain_decoder_says_what_its_annotated_twin_says():
 
 
 def test_without_the_walk_through_reshapes_the_twin_would_be_told_apart(monkeypatch):
-    """The law above can fail: heads that are not found leave attention whole."""
+    """The law above can fail: heads that are not found leave attention replicated."""
     real = unify.factors
 
     def blind(eqn):

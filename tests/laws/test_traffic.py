@@ -1,4 +1,4 @@
-"""A strategy says on the wire what it states, per axis, on CPU programs and on a described H100's.
+"""A strategy's collectives are those it states, per axis, on CPU programs and a described H100's.
 
 The byte counts are worked out by hand from shapes; only the program is the compiler's.
 """
@@ -46,7 +46,7 @@ def on_hardware(cases):
 
 
 def inspected(model, strategy, *, hardware="cpu", mesh=BOTH, mode="auto", microbatches=1, **fields):
-    """What the small model's compiled step holds and says; each is compiled once."""
+    """What the small model's compiled step holds and communicates; each is compiled once."""
     return _inspected(model, strategy, hardware, mesh, mode, microbatches, tuple(fields.items()))
 
 
@@ -66,12 +66,12 @@ def bytes_in(inspection, kind: str | None = None, axis: str | None = None) -> in
     )
 
 
-def pieces(inspection, *, cut: bool | None = None, layers_twice: bool = False) -> int:
-    """Bytes of parameters as a device uses them; of those cut for storage, or of the others."""
+def pieces(inspection, *, sharded: bool | None = None, layers_twice: bool = False) -> int:
+    """Bytes of parameters as a device uses them; of those stored sharded, or of the others."""
     layout = inspection.layout
     total = 0
     for a in layout.parameters.values():
-        if cut in (None, a.stored != a.used):
+        if sharded in (None, a.stored != a.used):
             ways = 1
             for entry in a.used:
                 for axis in axes_of(entry):
@@ -132,7 +132,7 @@ def test_tensor_parallelism_sums_activations_and_nothing_else(hardware, strategy
     """Over model, of a decoder with L layers: 4 L + 2 sums of (batch, sequence, width).
 
     Two a layer forward (after attention, after the feed-forward part) and two backward (before
-    each). One for the embedding, whose rows lie on different devices, and one backward before the
+    each). One for the embedding, whose rows are on different devices, and one backward before the
     head. And five of (batch, sequence) for a split vocabulary: in the loss the largest logit, the
     sum of exponentials and the label's logit; in the accuracy the label's logit and the largest,
     which manual mode has at hand from the loss.
@@ -159,15 +159,17 @@ def test_fsdp_gathers_layers_twice_and_scatters_gradients_once(hardware, model, 
     as an all-reduce of the whole and a slice.
     """
     inspection = inspected(model, strategy, hardware=hardware)
-    cut, whole = pieces(inspection, cut=True), pieces(inspection, cut=False)
-    assert cut > 0
+    sharded, whole = pieces(inspection, sharded=True), pieces(inspection, sharded=False)
+    assert sharded > 0
     assert bytes_in(inspection, "all-gather", "data") == pieces(
-        inspection, cut=True, layers_twice=True
+        inspection, sharded=True, layers_twice=True
     )
     scattered = bytes_in(inspection, "reduce-scatter", "data")
-    assert scattered == (0 if hardware == "cpu" else cut)
+    assert scattered == (0 if hardware == "cpu" else sharded)
     least, most = statistics_bytes(inspection)
-    more = bytes_in(inspection, "all-reduce", "data") - whole - (cut if hardware == "cpu" else 0)
+    more = (
+        bytes_in(inspection, "all-reduce", "data") - whole - (sharded if hardware == "cpu" else 0)
+    )
     assert least < more <= most + scalars(inspection)
 
 
@@ -182,13 +184,13 @@ def test_collectives_in_a_loop_count_as_often_as_it_runs(hardware):
     assert " while(" in program.text, "unrolled wholly: take more layers"
     inspection = inspect(program)
     assert bytes_in(inspection, "all-gather", "data") == pieces(
-        inspection, cut=True, layers_twice=True
+        inspection, sharded=True, layers_twice=True
     )
 
 
 @pytest.mark.parametrize("mesh", ["data=8", "model=8", "data=1"])
-def test_nothing_is_said_over_an_axis_of_one_device(mesh):
-    """On a mesh of one axis a strategy for two speaks along that axis alone."""
+def test_no_collective_runs_over_an_axis_of_one_device(mesh):
+    """On a mesh of one axis a strategy for two has collectives over that axis alone."""
     inspection = inspected("mlp", "fsdp+tensor", mesh=mesh)
     large = {axis for axis, size in inspection.layout.mesh.sizes if size > 1}
     assert {axis for row in inspection.collectives for axis in row.axes} == large

@@ -1,6 +1,6 @@
 """How far arrays under a layout are from one device's: the worst array, on its worst replica.
 
-Every device's own piece is looked at: the view of a whole array shows one replica of each.
+Every device's own shard is looked at: the view of a whole array shows one replica of each.
 """
 
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ class Check:
 
     Attributes:
         name: "initial state", "gradient", "update", "loss" or "state after n steps".
-        arrays: how many arrays were compared, each on every device that holds a piece of it.
+        arrays: how many arrays were compared, each on every device that has a shard of it.
         worst: path of the array with the largest error.
         error, bound: relative error of that array, and what is accepted.
-        replicas_agree: whether devices that should hold equal pieces do.
+        replicas_agree: whether devices that should hold equal shards do.
     """
 
     name: str
@@ -45,7 +45,7 @@ def relative(got, right) -> float:
 
 
 def compare(name, right, got, bound, *, norms=None) -> Check:
-    """Worst relative error of any array, looking at every device's own piece."""
+    """Worst relative error of any array, looking at every device's own shard."""
     norms = right if norms is None else norms
     size = {p: float(np.linalg.norm(_wide(norms[p]).ravel())) for p in right}
     # Moments and parameters differ in size by orders: the floor is taken within each family.

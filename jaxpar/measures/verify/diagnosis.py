@@ -29,10 +29,10 @@ def likely_mistake(
 
     Args:
         got, right: path -> gradient under the layout, and on one device.
-        mesh, microbatches: how the batch was cut.
+        mesh, microbatches: how the batch was split.
         gradient_of_rows: the one-device gradient of a part of the batch, as a mean of its own.
         rows: rows in the batch.
-        replicas_agree: whether devices that should hold the same piece do.
+        replicas_agree: whether devices that should hold the same shard do.
         loss_agrees: whether the loss itself was right.
         tolerance: relative error below which two gradients count as the same.
     """

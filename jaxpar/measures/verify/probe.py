@@ -68,7 +68,7 @@ def narrowest(layout: Layout) -> str:
 def probe_batch(model: Model, seed: int) -> dict[str, np.ndarray]:
     """A random legal batch whose `weight` differs from row to row.
 
-    Weights of whole examples lie in 0.25 .. 1.75; weights of positions are 1 up to a random length
+    Weights of whole examples are in 0.25 .. 1.75; weights of positions are 1 up to a random length
     of a quarter to all of the row, then 0.
     """
     rng = np.random.default_rng(seed)

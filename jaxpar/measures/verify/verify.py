@@ -207,8 +207,8 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
         checks.append(compare("model state", *named, bounds["gradient"]))
     states = (right_state, got_state)
     checks.append(_update_check(reference, candidate, start, right, states, bounds["update"]))
-    idle = rounding_only(right, ROUNDING * bounds["gradient"])
-    checks += _steps_checks(*sides, steps, bounds, idle)
+    unjudged = rounding_only(right, ROUNDING * bounds["gradient"])
+    checks += _steps_checks(*sides, steps, bounds, unjudged)
 
     mistake = None
     if averaging:
@@ -243,14 +243,14 @@ def _later_mistake(check: Check) -> str:
     if check.name == "update" and not check.replicas_agree:
         return (
             "the gradient is right, and after the update devices that should hold the same weights "
-            "do not: each updated its own piece and the new pieces were not gathered, or clipping "
+            "do not: each updated its own shard and the new shards were not gathered, or clipping "
             "by the norm of one device's share"
         )
     if check.name == "update":
         return (
             "the gradient is right and the update from it is not: clipping by the norm of one "
-            "device's share, weight decay left out or given to other arrays, or moments that lie "
-            "otherwise than their parameters"
+            "device's share, weight decay left out or given to other arrays, or optimizer state "
+            "sharded otherwise than its parameters"
         )
     if check.name == "loss":
         return "the gradient is right and the loss is not: it was summed or averaged over too much"
@@ -304,7 +304,7 @@ class _Side:
         return _Side(self.program, self.batch, *self.program.probe(state, self.batch))
 
 
-def _steps_checks(reference: _Side, candidate: _Side, steps, bounds, idle) -> list[Check]:
+def _steps_checks(reference: _Side, candidate: _Side, steps, bounds, unjudged) -> list[Check]:
     """Losses over some steps, and the state after them; both sides have done the first."""
     averaging = candidate.program.step.layout.strategy.averaging
     sides, worst = (reference, candidate), 0.0
@@ -322,7 +322,7 @@ def _steps_checks(reference: _Side, candidate: _Side, steps, bounds, idle) -> li
     judged = {
         name: value
         for name, value in stored.items()
-        if not any(f"/{name}".endswith(f"/{path}") for path in idle)
+        if not any(f"/{name}".endswith(f"/{path}") for path in unjudged)
     }
     return [
         Check(f"loss over {steps} steps", steps, "loss", worst, bounds["loss"]),

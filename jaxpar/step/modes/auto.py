@@ -1,4 +1,4 @@
-"""XLA's partitioner places the collectives, told by constraints how named arrays are sharded.
+"""XLA's partitioner places the collectives; constraints shard weights and named arrays.
 
 Weights are constrained as they are stored and again as they are used, just before the use: in
 backward the gradient so goes straight back to the stored sharding, an all-reduce and a slice that

@@ -78,7 +78,7 @@ def _check_typable(layout: Layout) -> None:
     """Refuse what maps devices by itself."""
     strategy = layout.strategy
     mapped = {
-        "exchanges pieces of the sequence in attention": layout.exchange is not None,
+        "exchanges shards of the sequence in attention": layout.exchange is not None,
         "runs layers in stages": runs_in_stages(strategy, layout.mesh),
         "trains replicas that average": strategy.averaging is not None,
     }
@@ -107,7 +107,7 @@ def _dims(layout: Layout) -> dict[str, tuple[str, ...]]:
 
 
 def _specs(layout: Layout) -> tuple[dict[str, PartitionSpec], ...]:
-    """How the arguments of the gradient come."""
+    """How the arguments of the gradient are sharded, in its groups."""
     return (
         {path: a.stored for path, a in layout.parameters.items()},
         {path: a.stored for path, a in layout.state.items()},

@@ -70,8 +70,8 @@ def mode(asked: Asked) -> Differentiated:
 
 
 def _parted(shares, parameters):
-    """Weights whose gradients are cut finer: free to differ between devices, so that each device's
-    gradient is its own share, not yet summed."""
+    """Weights, free to differ between devices where gradients are sharded finer: each device's
+    gradient is then its own share, not yet summed."""
     return {
         path: jax.lax.pcast(value, axes, to="varying") if axes else value
         for path, value in parameters.items()
@@ -80,7 +80,7 @@ def _parted(shares, parameters):
 
 
 def _summed(shares, totals):
-    """Sum such gradients: scattered first, so that what is summed over the rest is a piece."""
+    """Sum such gradients: scattered first, so that what is summed over the rest is a shard."""
     for path, value in totals.items():
         for dim, axis in shares[path]:
             value = (
@@ -93,16 +93,16 @@ def _summed(shares, totals):
 
 
 def _shares(layout: Layout, array: Array, lands: str) -> list[tuple[int | None, str]]:
-    """Over which axes a gradient's shares are summed here: (the dim that each cuts or None, axis).
+    """The axes over which a gradient's shares are summed here, each with the dim it shards or None.
 
-    Those that cut the gradient and not its weight; and after them, if there are any, the others
-    that the batch lies over. All other gradients are complete as they come.
+    Those that shard the gradient and not its weight; and after them, if there are any, the others
+    that the batch is sharded over. All other gradients are complete as they come.
     """
-    cut = sharded_further(array, lands)
-    if not cut:
+    finer = sharded_further(array, lands)
+    if not finer:
         return []
     taken = {
         axis for spec in (array.stored, getattr(array, lands)) for e in spec for axis in axes_of(e)
     }
     over = {axis for spec in layout.batch.values() for e in spec for axis in axes_of(e)}
-    return [*cut, *((None, axis) for axis in layout.mesh.axes if axis in over - taken)]
+    return [*finer, *((None, axis) for axis in layout.mesh.axes if axis in over - taken)]

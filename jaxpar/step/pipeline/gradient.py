@@ -55,15 +55,15 @@ def staged(
     """The gradient function of a loss whose layers run in stages.
 
     Args:
-        layout: where parameters and batch lie; its strategy has `stages`.
+        layout: how parameters and batch are sharded; its strategy has `stages`.
         parts: the loss of one microbatch, taken apart.
-        schedule: who does what when, for as many microbatches as the batch is cut into.
+        schedule: who does what when, for as many microbatches as the batch is split into.
         factor: what the loss's total is multiplied by before it is differentiated.
-        fill: what idle stages hand on, for tests: no result may depend on it.
+        fill: what idle stages send, for tests: no result may depend on it.
 
     Returns:
         (lands, parameters, model_state, batch, key) -> (gradients of the total x factor,
-        model_state, {name: Mean}), of the whole batch. The gradients lie as the attribute `lands`
+        model_state, {name: Mean}), of the whole batch. They are sharded as the attribute `lands`
         of the layout's arrays says; `bubble` among the means is the share of idle ticks, as counted
         while they passed.
     """
@@ -117,7 +117,7 @@ def evaluate_in_stages(layout: Layout, parts: Parts, schedule: Schedule) -> Call
 
 
 def _on_mesh(layout, parts, schedule, on_shards, out_specs, parameters, batch, key):
-    """Cut the batch into microbatches and hand everything to the devices."""
+    """Split the batch into microbatches and run `on_shards` under shard_map."""
     count = schedule.microbatches
     # Microbatch m takes every count-th row: contiguous rows would move between devices.
     microbatches = jax.tree.map(
@@ -140,7 +140,7 @@ def _on_mesh(layout, parts, schedule, on_shards, out_specs, parameters, batch, k
 
 
 def _plans(layout: Layout, parts: Parts, parameters, batch, key) -> _Plans:
-    """Trace the parts of the loss at their whole shapes; stages are unknown to them."""
+    """Trace the parts of the loss at their global shapes; they ignore the stages."""
     if key is not None:
         key = jax.ShapeDtypeStruct(key.shape, key.dtype)
     arrays = {p: a for p, a in layout.parameters.items() if p not in parts.layer_paths}
@@ -242,7 +242,7 @@ def _is_spec(node) -> bool:
 
 
 def _apart(layout: Layout, plans: _Plans) -> frozenset[str]:
-    """Along which axes devices add up shares of a gradient of their own: those that cut the
+    """Along which axes devices add up shares of a gradient of their own: those that shard the
     activation's rows and positions, and the stages."""
     entries = [entry for names in plans.parts.names for entry in layout.place_of(names)]
     return frozenset({AXIS, *(axis for entry in entries for axis in axes_of(entry))})
@@ -251,8 +251,8 @@ def _apart(layout: Layout, plans: _Plans) -> frozenset[str]:
 def _chunked(stack: jax.Array, schedule: Schedule, layers: int) -> jax.Array:
     """This stage's own layers of a stack, as (chunks, layers a chunk, ...).
 
-    A stack whose layers do not divide by the pieces came whole: it is filled up with zeros, and the
-    stage takes its pieces out of it.
+    A stack whose layers do not divide by the pieces came replicated: it is padded with zeros, and
+    the stage takes its pieces out of it.
     """
     if layers % schedule.pieces == 0:
         return stack.reshape(schedule.chunks, -1, *stack.shape[1:])
@@ -275,10 +275,10 @@ def _unchunked(gradient: jax.Array, schedule: Schedule, parameter: jax.Array) ->
     return pieces.reshape(-1, *after)[: parameter.shape[0]]
 
 
-def _summed(cut: list[tuple[int, str]], share: jax.Array, parameter: jax.Array) -> jax.Array:
+def _summed(finer: list[tuple[int, str]], share: jax.Array, parameter: jax.Array) -> jax.Array:
     """Sum the shares of a gradient over the axes along which its parameter does not differ."""
     axes = varying(share) - varying(parameter)
-    for dim, axis in cut:
+    for dim, axis in finer:
         share = lax.psum_scatter(share, axis, scatter_dimension=dim, tiled=True)
         axes -= {axis}
     return lax.psum(share, tuple(sorted(axes))) if axes else share

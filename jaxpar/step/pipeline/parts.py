@@ -106,7 +106,7 @@ class _Loss:
         if len(found) != 1:
             times = "never" if not found else f"{len(found)} times"
             raise LayoutError(
-                f"model '{self.name}': its loss calls `through` {times}, and a pipeline cuts one "
+                f"model '{self.name}': its loss calls `through` {times}, and a pipeline splits one "
                 "stack of layers into stages: call it once, or use a strategy without stages"
             )
         return found[0]

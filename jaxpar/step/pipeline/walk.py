@@ -27,11 +27,11 @@ class Local:
         before, aside, after: as in `Parts`, taking (rest, batch, key) or (rest, y, batch, key);
             `after` gives ((Mean, metrics)).
         piece: the layers of one chunk.
-        rest: path -> this device's piece of a parameter outside the layers.
+        rest: path -> this device's shard of a parameter outside the layers.
         layers: path -> (chunks, layers a chunk, ...), the layers that this stage holds.
         stacked_asides: how many of `aside`'s arrays have a leading dim of all layers.
         count: how many layers there are in all; places beyond them in the last pieces do nothing.
-        pieces: into how many pieces all layers are cut.
+        pieces: how many pieces all layers are in.
         batch_of: microbatch -> its rows on this device.
         key_of: microbatch -> its random key, or None.
     """
@@ -60,7 +60,7 @@ def walk(
         table: what to do when.
         factor: what the loss's total is multiplied by before it is differentiated; None when there
             are no backward passes, and the last piece scores what it makes.
-        fill: what idle stages hand on; whatever it is, no result may depend on it.
+        fill: what idle stages send; whatever it is, no result may depend on it.
     """
     stage, train = lax.axis_index(AXIS), factor is not None
     columns = {name: jnp.asarray(t)[:, stage] for name, t in table.columns().items()}
@@ -149,7 +149,7 @@ def _work(work, loop: Loop, position: int, row, buffers, alike):
 
 
 def _taken(times: list[int], total: int):
-    """A name scope that tells a reader of the program how often each branch is taken, in order."""
+    """A name scope with how often each branch is taken, in order, for readers of the program."""
     return jax.named_scope(f"taken({','.join(map(str, times))};{total})")
 
 
