@@ -20,7 +20,7 @@ KEYS = 512
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Seen:
-    """Of each query, what the keys seen so far come to.
+    """The running softmax of each query over the keys so far.
 
     Attributes:
         top: the largest score, (B, K, G, Q).
@@ -41,7 +41,7 @@ def nothing_seen(q_BQKGH: jax.Array) -> Seen:
 
 
 def see(seen: Seen, q_BQKGH, k_BSKH, v_BSKH, *, ahead=None) -> Seen:
-    """Go on to see more keys.
+    """The state after more keys.
 
     Args:
         seen: the state so far.

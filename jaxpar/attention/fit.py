@@ -69,7 +69,7 @@ def refuse_unfit(exchange: Exchange, model: Model, calls: Sequence[Call]) -> Non
 
 
 def calls_in(jaxpr: Any) -> list[Call]:
-    """What a traced loss asks of its attention, a record a call."""
+    """Every call of attention in a traced loss, with its shapes."""
     return [
         Call(*(tuple(v.aval.shape) for v in eqn.invars))
         for eqn, _ in equations(jaxpr)

@@ -38,7 +38,7 @@ class Ring:
     zigzag: bool
 
     def pass_on(self, x: jax.Array) -> jax.Array:
-        """Give `x` to the next device and take it from the one before."""
+        """The `x` of the device before; this device's goes to the next."""
         return lax.ppermute(x, self.axes, [(i, (i + 1) % self.ways) for i in range(self.ways)])
 
     def tiles(self, hop, rows: int) -> Iterator["Tile"]:
@@ -81,7 +81,7 @@ class Tile:
 
 
 def exchange(split: Split) -> Exchange:
-    """Return the ring over the sequence's axes."""
+    """Return the exchange that passes keys and values round the sequence's axes."""
     is_zigzag = split.ordered
 
     def local(q, k, v, *, causal):

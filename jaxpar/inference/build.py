@@ -92,7 +92,7 @@ def _call_factory(called: str, factory: Any, rngs: nnx.Rngs) -> Any:
 
 
 def _parameters(factory: Any) -> Mapping[str, Parameter]:
-    """What a factory can still be given."""
+    """The names of the arguments that a factory takes."""
     if isinstance(factory, partial):
         left = [*_parameters(factory.func).values()][len(factory.args) :]
         return {p.name: p for p in left if p.name not in factory.keywords}

@@ -1,7 +1,7 @@
 """The judge: which role each class of dims has, from how the loss uses it.
 
 Tensor parallelism pairs matrices: a width that one matrix makes and another contracts away may
-over devices, for the price of one sum of what the second makes and, backward, one of what the first
+be sharded, for the price of one sum of what the second makes and, backward, one of what the first
 read (Shoeybi et al. 2019). For each class that price is added up from the trace, against the
 multiply-adds that it divides; the best bargains are taken first, and a class that shares an array
 with one that was taken stays replicated. So residual widths do where inner ones are wider, with

@@ -96,7 +96,7 @@ class WideLoss:
     """A plain loss in float64, whatever it casts to; for float64 arguments."""
 
     def __init__(self, plain: PlainLoss):
-        """Of the loss as it is written."""
+        """From the loss as the user wrote it."""
         self.plain = plain
 
     def __call__(self, module: nnx.Module, batch: Mapping[str, Any], *, key: Any = None):

@@ -121,7 +121,7 @@ def model(
 
 
 def in_parts(traced: TracedLoss, cuts: Mapping[str, Cut]) -> TracedLoss:
-    """A traced loss as one of weights in pieces."""
+    """The traced loss with these weights as arguments in pieces."""
     closed, arguments = held(traced.closed, traced.arguments, cuts)
     state = [piece for path in traced.state for piece in pieces_of(path, cuts)]
     weights = [piece for path in traced.weights for piece in pieces_of(path, cuts)]
@@ -170,7 +170,7 @@ def _checked(called: str, dims: Mapping[str, Any], arguments: Mapping[str, Any])
 
 
 def _named(bare, plain, example, parts, traced, dims, roles, loss) -> Model:
-    """The model with what its trace says of it."""
+    """The model with names, roles, units and notes from its trace."""
     arguments = {path: a for path, a in traced.arguments.items() if path != KEY}
     fields = {path: leaf for path, leaf in arguments.items() if path.startswith(FIELD)}
     weights = {path: arguments[path] for path in traced.weights}
@@ -226,7 +226,7 @@ def _notes(trace, loss, cuts) -> tuple[str, ...]:
 
 
 def _mean_square(module: Any, batch: Any) -> jax.Array:
-    """What stands for the loss of a model that owns none."""
+    """The mean square of what a module returns: the loss of a model without one."""
     if isinstance(batch, dict):
         made = module(**batch)
     elif isinstance(batch, tuple | list):

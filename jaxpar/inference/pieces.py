@@ -145,7 +145,7 @@ def whole(module: nnx.Module, cuts: Mapping[str, Cut]) -> Iterator[None]:
 
 
 def _at(module: Any, keys: Sequence[Any]) -> Any:
-    """What a module holds under Flax's keys of a path."""
+    """The node of a module under Flax's keys of a path."""
     node = module
     for key in keys:
         node = getattr(node, key) if isinstance(key, str) and hasattr(node, key) else node[key]
@@ -153,7 +153,7 @@ def _at(module: Any, keys: Sequence[Any]) -> Any:
 
 
 def _exchange(module: nnx.Module, pairs: Sequence[tuple[Any, Any]]) -> None:
-    """Put nodes in the places of others, wherever these are shared."""
+    """Replace each (old, new) node in place, wherever a module refers to the old one."""
     news = {id(old): new for old, new in pairs}
     for _, holder in list(nnx.iter_graph(module)) if news else ():
         if isinstance(holder, dict):

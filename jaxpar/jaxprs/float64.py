@@ -47,7 +47,7 @@ def evaluate_wide(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> lis
 
 
 class _Wide(Interpreter):
-    """Evaluates with every float as wide as there is."""
+    """Evaluates a jaxpr in float64."""
 
     def constant(self, value):
         """A constant in float64."""

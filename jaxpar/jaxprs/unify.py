@@ -22,7 +22,7 @@ from jaxpar.jaxprs.rules import factors, is_known, rule_of
 
 
 def relate(closed: Any, arguments: Mapping[str, Any], weights: Sequence[str]) -> Trace:
-    """Walk a loss and find which of its dims are the same.
+    """Which dims of a loss are the same, and what is done with them.
 
     Args:
         closed: the loss's ClosedJaxpr.
@@ -59,7 +59,7 @@ def relate(closed: Any, arguments: Mapping[str, Any], weights: Sequence[str]) ->
 
 
 class Walk:
-    """What one walk carries along."""
+    """The state of one walk through a jaxpr."""
 
     def __init__(self):
         """Start with nothing seen."""
@@ -78,7 +78,7 @@ class Walk:
         return scope.dims[atom]
 
     def fact(self, atom: Any) -> Facts:
-        """What is known of where it came from."""
+        """What an atom was made from."""
         return Facts() if isinstance(atom, Literal) else self.facts.get(atom, Facts())
 
     def body(self, jaxpr: Any, consts: Sequence[Any], scope: Scope, *, times: int, outer) -> None:
@@ -116,7 +116,7 @@ class Walk:
         return [(self.dims(child, v), self.fact(v)) for v in jaxpr.outvars]
 
     def join(self, one: Sequence[Dim], other: Sequence[Dim]) -> None:
-        """Two arrays of one shape have the same dims."""
+        """Make the dims of two arrays of one shape the same."""
         for a, b in zip(one, other, strict=True):
             self.classes.unify(a, b)
 

@@ -240,7 +240,7 @@ def _memory(program: Program) -> dict[str, int]:
 
 
 def _taken(program: Program, make: Make) -> dict[str, Any]:
-    """What an experiment gets of a program: its inspection."""
+    """The record of a program's inspection."""
     del make
     return inspect(program).record()
 

@@ -193,7 +193,7 @@ def _spec(sharding: Any) -> str:
 
 
 def _taken(program: Program, make: Make) -> dict[str, Any]:
-    """What an experiment gets of a program: its findings."""
+    """The record of a program's findings."""
     del make
     findings = lint(program)
     return {"ok": not findings, "findings": [asdict(finding) for finding in findings]}

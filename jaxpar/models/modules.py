@@ -60,7 +60,7 @@ def value_of(leaf: Any) -> jax.Array:
 
 
 def refill(module: nnx.Module, parts: Parts, values: Mapping[str, Any]) -> None:
-    """Give the state of a module other values, by path, in place.
+    """Set the state of a module to these values by path, in place.
 
     Args:
         module: as it was taken apart.

@@ -210,7 +210,7 @@ class Program:
         }
 
     def _compiled(self, lowered) -> Any:
-        """Compile what training runs."""
+        """The compiled form of a lowered function, as training runs it."""
         quick = QUICK if self.hardware.kind == "simulated" and not self.for_speed else {}
         with uncached() if self.hardware.kind == "described" else nullcontext():
             return lowered.compile({**self.hardware.compiler_options, **quick} or None)

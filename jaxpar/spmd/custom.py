@@ -98,18 +98,18 @@ class _Call:
         self.outcome = Carry([Value(np.zeros(()), replicated(v.aval.ndim)) for v in eqn.outvars])
 
     def wrap(self, arrays, like=None):
-        """Give local arrays the placement of the operands they stand for."""
+        """Local arrays as Values, placed as the operands that they replace."""
         like = self.args if like is None else like
         return [Value(array, v.dims) for array, v in zip(arrays, like, strict=True)]
 
     def walk(self, closed, values):
-        """Walk a rule; nothing is differentiated through it, so no result of it is live."""
+        """The frame and results of a rule on shards; none of its results has a gradient."""
         child = Frame(self.run)
         silent = [False] * len(closed.jaxpr.outvars)
         return child, child.walk(closed.jaxpr, closed.consts, values, silent)
 
     def primal(self, arrays):
-        """Walk the function itself."""
+        """The results of the function itself, on shards."""
         alone, values = self.alone, dict(zip(self.alone.vars, self.wrap(arrays), strict=True))
         closed = alone.inner
         operands = [
@@ -139,7 +139,7 @@ class _Call:
         self.run.keep(log)
 
     def plain(self, *arrays):
-        """Compute the function on local arrays."""
+        """The function's local results from local arrays."""
         with self.run.aside():
             return self.outcome.arrays(*self.primal(arrays))
 
@@ -153,7 +153,7 @@ def _inline(frame, eqn, operands):
 
 
 def custom_jvp(frame, eqn, operands, live):
-    """Make the same function on shards, with the same forward rule."""
+    """The results of a custom_jvp on shards, with the same forward rule."""
     if not any(live):
         return _inline(frame, eqn, operands)
     call = _Call(frame, eqn, operands)
@@ -193,7 +193,7 @@ def custom_jvp(frame, eqn, operands, live):
 
 
 def custom_vjp(frame, eqn, operands, live):
-    """Make the same function on shards, with the same backward rule."""
+    """The results of a custom_vjp on shards, with the same backward rule."""
     if not any(live):
         return _inline(frame, eqn, operands)
     call = _Call(frame, eqn, operands)
@@ -261,7 +261,7 @@ def _no_tangent(array):
 
 
 def custom(frame, eqn, operands, live):
-    """Make the same function on shards, with the same rule."""
+    """The results of a function with its own derivative, on shards, by the same rule."""
     is_forward = "jvp_jaxpr_fun" in eqn.params or "jvp" in eqn.primitive.name
     return (custom_jvp if is_forward else custom_vjp)(frame, eqn, operands, live)
 

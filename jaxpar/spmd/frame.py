@@ -38,7 +38,7 @@ class Frame(Interpreter):
     """A body in which values move between placements; `memo` may bring movements made outside."""
 
     def __init__(self, run, memo=None):
-        """Start a body with nothing moved yet."""
+        """Begin a body; `run` is the walk's shared state."""
         super().__init__()
         self.state, self.trail = run, run.trail
         self.target: Placement | None = None
@@ -93,7 +93,7 @@ class Frame(Interpreter):
         return whole
 
     def settle(self, value) -> Value:
-        """Make a value real, in the placement it has by itself."""
+        """A value as a Value, in the placement that it has by itself."""
         return self.place(value, value.use if getattr(value, "use", None) else value.dims)
 
     def place(self, value, dims: Placement) -> Value:
@@ -208,7 +208,7 @@ class Frame(Interpreter):
         return (numbered for numbered, is_needed in needed if is_needed)
 
     def inner(self, beside, index):
-        """Nothing is known of an inner jaxpr before it is walked."""
+        """Nothing: inner jaxprs are walked by rules, each with a frame of its own."""
         return ()
 
     def equation(self, eqn, operands, here):

@@ -18,7 +18,7 @@ from jaxpar.spmd.value import Deferred, Placement, Value, local_shape, placement
 
 
 def apply(frame, eqn, operands, live):
-    """Run any first-order equation by its factors."""
+    """The results of a first-order equation on shards, by its rule's factors."""
     fac = factors(eqn)
     if (kept := _keep_stored(frame, eqn, fac, operands)) is not None:
         return kept
@@ -33,7 +33,7 @@ def apply(frame, eqn, operands, live):
 
 
 def compute(frame, eqn, fac, operands, live):
-    """Run an equation with the factors given."""
+    """The results of an equation on shards, with the factors given."""
     operands = [frame.used(v) for v in operands]
     split = agree(frame, fac, operands)
     arrays = meet(frame, fac, operands, split)
@@ -44,7 +44,7 @@ def compute(frame, eqn, fac, operands, live):
 
 
 def meet(frame, fac, operands, split):
-    """Move the operands to a split; return local arrays, all of which vary along the same axes."""
+    """The operands' local arrays, sharded as `split` says and varying along the same axes."""
     placed = [
         frame.place(v, placement(fac_dims, split))
         for v, fac_dims in zip(operands, fac.operands, strict=True)
@@ -127,7 +127,7 @@ def local_params(frame, eqn, fac, split, arrays):
 
 
 def combine(frame, eqn, fac, split, results, live):
-    """Reduce local results over the axes of contracted dims, and place them."""
+    """Local results as Values, reduced over the axes of contracted dims."""
     kinds = {kind for f, kind in fac.reduced if split.get(f)}
     axes = tuple(axis for f, _ in fac.reduced for axis in split.get(f, ()))
     values = []
@@ -216,7 +216,7 @@ def _keep_stored(frame, eqn, fac, operands):
 
 
 def broadcast(frame, eqn, operands, live):
-    """Put a broadcast off until it is known which shard is needed."""
+    """A Deferred broadcast: made when it is known which shard is needed."""
     source = operands[0]
     shape, where = eqn.params["shape"], tuple(eqn.params["broadcast_dimensions"])
     if isinstance(source, Deferred) and source.source is not None:
@@ -232,7 +232,7 @@ def broadcast(frame, eqn, operands, live):
 
 
 def iota(frame, eqn, operands, live):
-    """Put an iota off, likewise."""
+    """A Deferred iota."""
     shape = tuple(eqn.params["shape"])
     dtype, along = np.dtype(eqn.params["dtype"]), eqn.params["dimension"]
     return [Deferred(None, shape, ((),) * len(shape), (), dtype, along)]

@@ -32,7 +32,7 @@ class Filled(Interpreter):
         self.exchange = exchange
 
     def leaf(self, eqn, operands, here: Here):
-        """The results of an equation that is not looked into."""
+        """An operation's results; hooks and annotations are replaced by what they stand for."""
         name = eqn.primitive.name
         if name == ATTEND:
             attend = self.exchange or hooks.attention
@@ -44,7 +44,7 @@ class Filled(Interpreter):
         return super().leaf(eqn, operands, here)
 
     def ordered(self, x: jax.Array, axis: int) -> jax.Array:
-        """Rows in the order in which the exchange has dealt them to devices."""
+        """`x`, its dim `axis` in the order in which the exchange deals positions to devices."""
         if self.exchange is None or self.exchange.positions is None:
             return x
         return jnp.take(x, self.exchange.positions(x.shape[axis]), axis=axis)

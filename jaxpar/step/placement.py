@@ -85,7 +85,7 @@ def sharded(layout: Layout, names: Names, shape: tuple[int, ...]) -> Sharded:
 
 
 def placement(layout: Layout, traced: TracedLoss) -> Placement:
-    """Place everything that a traced loss names."""
+    """The placement of everything that a traced loss names."""
     specs: dict[tuple[Names, tuple[int, ...]], Sharded] = {}
     unmet: list[Unmet] = []
     for eqn, _ in equations(traced.closed):

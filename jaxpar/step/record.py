@@ -122,6 +122,6 @@ class TracedUpdate:
     seconds: float
 
     def __call__(self, state: State, batch: dict[str, Any]) -> tuple[State, dict[str, Any]]:
-        """The new state and the metrics."""
+        """(new state, metrics) of one update."""
         results = jaxpr_as_fun(self.closed)(*jax.tree.leaves((state, batch)))
         return jax.tree.unflatten(self.tree, results)

@@ -39,13 +39,13 @@ class Check:
 
 
 def relative(got, right) -> float:
-    """Error of a scalar, or of the worst of several."""
+    """The relative error of a scalar, or of the worst of several."""
     got, right = np.asarray(got), np.asarray(right)
     return float(np.max(np.abs(got - right) / np.maximum(np.abs(right), 1e-30)))
 
 
 def compare(name, right, got, bound, *, norms=None) -> Check:
-    """Worst relative error of any array, looking at every device's own shard."""
+    """The worst relative error of any array, every device's own shard looked at, as a Check."""
     norms = right if norms is None else norms
     size = {p: float(np.linalg.norm(_wide(norms[p]).ravel())) for p in right}
     # Moments and parameters differ in size by orders: the floor is taken within each family.

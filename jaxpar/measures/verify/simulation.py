@@ -59,7 +59,7 @@ class Simulation:
 
     @property
     def state_shardings(self) -> State:
-        """Everything on the one device."""
+        """The sharding of every array of a state: the one device."""
         there = jax.sharding.SingleDeviceSharding(self.alone.mesh.devices.flat[0])
         return jax.tree.map(lambda _: there, self.step.state)
 
@@ -75,7 +75,7 @@ class Simulation:
         return replace(state, step=first.step, key=jnp.stack(keys), outer=outer)
 
     def place(self, batch: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-        """Each run its own rows, in order."""
+        """A batch as one placed batch a run, rows in order."""
         shares = {name: np.split(rows, self.runs) for name, rows in batch.items()}
         return [
             self.alone.place({name: share[run] for name, share in shares.items()})
@@ -89,7 +89,7 @@ class Simulation:
         return replace(new, step=runs[0][0].step, outer=state.outer), metrics, gradients
 
     def apply(self, state: State, gradients, model_state) -> State:
-        """Each run's update by its own optimizer."""
+        """The state after each run's update by its own optimizer."""
         new = [
             self.alone.apply(self._run(state, r), *_own((gradients, model_state), r))
             for r in range(self.runs)

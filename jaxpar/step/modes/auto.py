@@ -37,7 +37,7 @@ from jaxpar.step.placement import Placement, placement
 
 
 def mode(asked: Asked) -> Differentiated:
-    """The loss differentiated for XLA's partitioner."""
+    """The loss differentiated, with sharding constraints for XLA's partitioner."""
     layout = asked.layout
     if runs_in_stages(layout.strategy, layout.mesh):
         return pipeline.mode(asked)

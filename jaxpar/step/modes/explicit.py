@@ -75,7 +75,7 @@ def mode(asked: Asked) -> Differentiated:
 
 
 def _check_typable(layout: Layout) -> None:
-    """Refuse what maps devices by itself."""
+    """Refuse a layout that maps devices by itself."""
     strategy = layout.strategy
     mapped = {
         "exchanges shards of the sequence in attention": layout.exchange is not None,
@@ -237,7 +237,7 @@ class _Typist(Interpreter):
 
 
 def _typed_as(x: Any, spec: PartitionSpec) -> Any:
-    """`x`, its type sharded so."""
+    """`x`, its sharding in its type."""
     if not hasattr(x, "dtype"):
         return x
     spec = PartitionSpec(*(entry_of(axes_of(e)) for e in spec))

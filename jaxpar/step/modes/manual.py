@@ -22,7 +22,7 @@ REPLICATED = PartitionSpec()
 
 
 def mode(asked: Asked) -> Differentiated:
-    """The loss differentiated on shards."""
+    """The loss differentiated under shard_map, its collectives written out."""
     if runs_in_stages(asked.layout.strategy, asked.layout.mesh):
         return pipeline.mode(asked)
     layout = asked.microbatch

@@ -52,7 +52,7 @@ class Asked:
 
     @cached_property
     def placement(self) -> Placement:
-        """Where what the loss names is sharded."""
+        """How every array that the loss names is sharded."""
         return placement(self.microbatch, self.loss)
 
 

@@ -25,7 +25,7 @@ from jaxpar.step.filled import Annotated, filled_loss
 
 @dataclass(frozen=True)
 class Parts:
-    """A loss in three functions of whole arrays.
+    """A loss as three functions of arrays at their global shapes.
 
     Attributes:
         before: (rest, batch, key) -> [array], the activation that enters the first layer.
@@ -61,7 +61,7 @@ class _Inlined(Annotated):
 
 
 def take_apart(layout: Layout, traced: TracedLoss) -> Parts:
-    """Find the layers in a loss.
+    """A traced loss as three functions: before its layers, one layer, after them.
 
     Args:
         layout: of one microbatch.
@@ -112,7 +112,7 @@ class _Loss:
         return found[0]
 
     def parts(self) -> Parts:
-        """The loss in three functions."""
+        """The loss as three functions."""
         p = self.stack.params
         end = p["consts"] + p["stacked"]
         fixed, stacks, carry = (
@@ -180,17 +180,17 @@ class _Loss:
         return {**rest, **fields, **({} if key is None else {KEY: key})}
 
     def _check(self, layer_paths, before: _Part, asides: _Part, after: _Part) -> None:
-        """Refuse a loss whose parts do not stand apart."""
+        """Refuse a loss whose parts share parameters."""
         if set(asides.paths) & set(self.traced.weights):
             raise LayoutError(
                 f"model '{self.name}': what its layers are given beside their own weights depends "
-                "on other parameters, and stages hand on one activation only: pass it through the "
+                "on other parameters, and stages send one activation only: pass it through the "
                 "activation, or use a strategy without stages"
             )
         if (set(before.paths) | set(after.paths)) & set(layer_paths):
             raise LayoutError(
                 f"model '{self.name}': its loss reads the weights of its layers outside of them "
-                "too, and each stage holds its own layers only: use a strategy without stages"
+                "too, and each stage has its own layers only: use a strategy without stages"
             )
 
 

@@ -33,7 +33,7 @@ class Exchange:
 
     @property
     def permutes(self) -> tuple[Pairs, ...]:
-        """The permutes to be made, each once."""
+        """The source-target pairs of its permutes, each once."""
         return tuple(pairs for pairs in dict.fromkeys((self.onward, self.back)) if pairs)
 
 
@@ -106,7 +106,7 @@ class Timetable:
 
 
 def timetable(schedule: Schedule) -> Timetable:
-    """Work out the index tables of a schedule."""
+    """The index tables of a schedule."""
     tables = {
         name: np.full((schedule.ticks, schedule.stages), NOWHERE, np.int32)
         for name in ("take_x", "take_dy", "land_x", "land_dy", "keep", "keep_y")
