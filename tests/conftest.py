@@ -6,6 +6,7 @@ JAX's strict dtype promotion is not on: optax's own bias correction multiplies a
 import jax
 import pytest
 
+from jaxpar.core.jax_compat import setting
 from jaxpar.program.configuration import prefer_cpu
 from jaxpar.program.record import QUICK
 
@@ -35,7 +36,7 @@ _compile_in_less_time()
 def own_folder(tmp_path, monkeypatch):
     """Files go to an empty folder, and nothing is kept in the user's cache."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
-    threshold = jax.config.jax_persistent_cache_min_compile_time_secs
+    threshold = setting("jax_persistent_cache_min_compile_time_secs")
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)

@@ -131,7 +131,7 @@ def test_no_array_has_two_dims_that_are_split_alike(parts):
 
 
 @pytest.mark.parametrize("mode", ["auto", "manual"])
-@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=[*HealthCheck])
 @given(networks, layouts)
 def test_a_layout_accepted_is_a_layout_verified(mode, parts, how):
     """Or refused in a sentence; there is no third."""

@@ -91,7 +91,7 @@ def counted(weights):
             (at % 7).astype(np.float32)[:, None, None, None], (len(at), 8, 8, 1)
         )
         label = (at % 10).astype(np.int32)
-        return {"image": image, "label": label, "weight": np.float32(weights)[at]}
+        return {"image": image, "label": label, "weight": np.asarray(weights, np.float32)[at]}
 
     return Dataset(
         name="counted",
@@ -205,7 +205,7 @@ def test_matrices_decay_and_vectors_do_not():
     ones = {path: np.ones(a.shape, np.float32) for path, a in layout.parameters.items()}
     zeros = {path: np.zeros_like(v) for path, v in ones.items()}
     moved, _ = optimizer.update(zeros, optimizer.init(ones), ones)
-    decayed = {path for path, update in moved.items() if np.any(np.asarray(update))}
+    decayed = {path for path, update in dict(moved).items() if np.any(np.asarray(update))}
     matrices = {"embedding", "head", "blocks/qkv", "blocks/out", "blocks/up", "blocks/down"}
     assert matrices <= decayed
     assert not {path for path in decayed if "norm" in path}

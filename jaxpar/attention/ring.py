@@ -84,7 +84,7 @@ def exchange(split: Split) -> Exchange:
     """Return the ring over the sequence's axes."""
     is_zigzag = split.ordered
 
-    def local(q, k, v, *, causal):
+    def local(q, k, v, *, causal) -> Any:
         ring = Ring(split.sequence, split.ways, causal, is_zigzag and causal)
         return _attend(ring, q * q.shape[-1] ** -0.5, k, v)
 
@@ -143,9 +143,11 @@ def _backward(ring, kept, dy):
         for meeting in ring.meetings(hop, q.shape[1]):
             more, *of_keys = blocks.gradients(
                 meeting.queries(q),
-                *(meeting.keys(x) for x in travelling),
+                meeting.keys(travelling[0]),
+                meeting.keys(travelling[1]),
                 meeting.queries(dy),
-                *(meeting.queries(x, 3) for x in (log, inner)),
+                meeting.queries(log, 3),
+                meeting.queries(inner, 3),
                 ahead=meeting.ahead,
             )
             dq = _added(dq, more, meeting.query, 1)

@@ -103,11 +103,11 @@ def _widened(x):
 
 
 def _is_key(x) -> bool:
-    return hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.extended)
 
 
 def _wide_dtype(dtype):
-    if dtype is None or jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+    if dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended):
         return dtype
     if jnp.issubdtype(dtype, jnp.floating):
         return np.dtype("float64")

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.extend.core import ClosedJaxpr
+from jax.extend.core import ClosedJaxpr, jaxprs_in_params
 
 from jaxpar.jaxprs.cuts import Cuts, carried, find_cuts
 from jaxpar.jaxprs.interpreter import Interpreter, as_it_is, bound
@@ -99,7 +99,7 @@ def _has_work(jaxpr, cuts: Cuts) -> bool:
         if _parted(eqn, cuts):
             return True
         for inner, called in zip(
-            cuts.inner.get(index, []), jax.extend.core.jaxprs_in_params(eqn.params), strict=False
+            cuts.inner.get(index, []), jaxprs_in_params(eqn.params), strict=False
         ):
             if _has_work(called, inner):
                 return True

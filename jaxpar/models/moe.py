@@ -59,6 +59,8 @@ class MoE(Transformer):
 class Block(transformer.Block):
     """Attention and experts, each added to the residual, the routing's statistics beside it."""
 
+    config: MoE
+
     def _make_feed_forward(self, out: float, rngs: nnx.Rngs) -> None:
         c, sides = self.config, 2 if self.config.gated else 1
         normal, param = nnx.initializers.normal, transformer.param

@@ -43,7 +43,7 @@ class Carry:
 def _finer(have, got):
     result = list(have)
     for d, (old, new) in enumerate(zip(have, got, strict=True)):
-        others = axes_of(result[:d] + result[d + 1 :])
+        others = axes_of((*result[:d], *result[d + 1 :]))
         if new[: len(old)] == old and not others & frozenset(new):
             result[d] = new
     return tuple(result)

@@ -16,7 +16,7 @@ from jax.extend.core import Literal
 from jaxpar.jaxprs.alone import alone
 from jaxpar.spmd.carry import Carry
 from jaxpar.spmd.frame import Frame
-from jaxpar.spmd.value import Value, axes_of, unsplit, varying
+from jaxpar.spmd.value import Value, axes_of, literal, unsplit, varying
 
 
 class _Alone:
@@ -110,12 +110,7 @@ class _Call:
         """Walk the function itself."""
         alone, values = self.alone, dict(zip(self.alone.vars, self.wrap(arrays), strict=True))
         closed = alone.inner
-        operands = [
-            Value(np.asarray(v.val, v.aval.dtype), unsplit(0))
-            if isinstance(v, Literal)
-            else values[v]
-            for v in alone.eqn.invars
-        ]
+        operands = [literal(v) if isinstance(v, Literal) else values[v] for v in alone.eqn.invars]
         return self.walk(closed, operands)
 
     def settle(self, *walks):

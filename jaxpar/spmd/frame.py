@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,9 +28,9 @@ from jaxpar.spmd.value import (
     Value,
     axes_of,
     constant,
+    literal,
     local_shape,
     placement_of,
-    unsplit,
     varying,
 )
 
@@ -95,7 +96,7 @@ class Frame(Interpreter):
         """Make a value real, in the placement it has by itself."""
         return self.place(value, value.use if getattr(value, "use", None) else value.dims)
 
-    def place(self, value, dims: Placement) -> Value:
+    def place(self, value: Any, dims: Placement) -> Any:
         """Move a value to a placement: gather what is split too much, slice what is not enough.
 
         An axis that goes from one dim to another is neither: that is an all-to-all.
@@ -107,7 +108,7 @@ class Frame(Interpreter):
             return value
         return self._once(value, "place", dims, lambda: self._move(value, dims))
 
-    def _move(self, value: Value, dims: Placement, *, stored: bool = False) -> Value:
+    def _move(self, value: Any, dims: Placement, *, stored: bool = False) -> Value:
         # All gathers first: they free the axes that a slice may need.
         value = value if stored else self._exchanged(value, dims)
         now = list(value.dims)
@@ -196,9 +197,9 @@ class Frame(Interpreter):
 
     def literal(self, atom):
         """A number that is written in an equation."""
-        return Value(np.asarray(atom.val, atom.aval.dtype), unsplit(0))
+        return literal(atom)
 
-    def wanted(self, jaxpr):
+    def wanted(self, jaxpr: Any):
         """The equations whose results anything asks for: no collective for dead code."""
         needed = zip(enumerate(jaxpr.eqns), set_of_needed(jaxpr), strict=True)
         return (numbered for numbered, is_needed in needed if is_needed)

@@ -81,6 +81,11 @@ def local_shape(shape: Sequence[int], dims: Placement, sizes: Mapping[str, int])
     )
 
 
+def literal(atom: Any) -> Value:
+    """A number that is written in an equation, which every device holds whole."""
+    return Value(np.asarray(atom.val, atom.aval.dtype), unsplit(0))
+
+
 def constant(array) -> Value:
     """A value that every device holds whole."""
     return Value(array, unsplit(np.ndim(array)))

@@ -7,7 +7,7 @@ is done for every copy where that copy lies. What moves between them is in `aver
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxpar.core.mesh import axes_of, entry_of
 from jaxpar.jaxprs.equations import equations
 from jaxpar.layout.record import Layout
+from jaxpar.step.record import Step
 from jaxpar.strategies.record import APART, Averaging
-
-Step = TypeVar("Step")
-"""`jaxpar.step.Step`: that room stands below this one, which only replaces parts of its record."""
 
 ByPath = dict[str, Any]
 
@@ -40,7 +38,7 @@ def averaged(layout: Layout, make: Callable[[Layout], Step]) -> Step:
     functions = {**_apart(layout, copy), **_together(layout, whole)}
     specs = copy.state_specs
     names = ("parameters", "model_state", "optimizer", "key")
-    plain = layout.strategy.averaging.plain
+    plain = averaging_of(layout).plain
     return replace(
         whole,
         **functions,
@@ -57,11 +55,17 @@ def averaged(layout: Layout, make: Callable[[Layout], Step]) -> Step:
     )
 
 
+def averaging_of(layout: Layout) -> Averaging:
+    """How the replicas of a layout whose strategy averages do so."""
+    assert layout.strategy.averaging is not None, layout.strategy.name
+    return layout.strategy.averaging
+
+
 def one_copy(layout: Layout) -> Layout:
     """The layout of one copy and its share of the rows: the same mesh, its axis `APART` unused."""
     strategy = layout.strategy
     compute, between = (
-        {role: _without(axes) for role, axes in table.items()}
+        {role: _without(axes_of(axes)) for role, axes in table.items()}
         for table in (strategy.compute, strategy.between)
     )
     rows = layout.model.batch_size // layout.mesh.size(APART)
@@ -90,7 +94,7 @@ def _over_copies(specs: Any) -> Any:
 
 def _apart(layout: Layout, copy: Step) -> dict[str, Callable]:
     """What every copy does by itself: the functions of `copy`, done where each copy lies."""
-    places, averaging = layout.mesh.size(APART), layout.strategy.averaging
+    places, averaging = layout.mesh.size(APART), averaging_of(layout)
 
     each = partial(_for_each, layout) if _scatters(copy) else partial(_at_each, layout)
 
@@ -186,7 +190,7 @@ def _scatters(copy: Step) -> bool:
 
 def _together(layout: Layout, whole: Step) -> dict[str, Callable]:
     """What is done with all copies at once: averaging, and evaluating their average."""
-    places, averaging = layout.mesh.size(APART), layout.strategy.averaging
+    places, averaging = layout.mesh.size(APART), averaging_of(layout)
     stored = {path: a.stored for path, a in (*layout.parameters.items(), *layout.state.items())}
 
     def mean(values: ByPath) -> ByPath:

@@ -7,6 +7,7 @@ traced loss.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +95,7 @@ def _make_plain(layout: Layout, *, optimizer, mode, microbatches, factor) -> Ste
         # Each device updates the shards whose optimizer state it holds; weights are then gathered.
         shards, gradients = (sharded_as(layout, "moment", t) for t in (state.parameters, gradients))
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, shards)
-        parameters = sharded_as(layout, "moment", optax.apply_updates(shards, updates))
+        parameters = sharded_as(layout, "moment", _added(shards, updates))
         parameters = sharded_as(layout, "stored", parameters)
         return State(state.step + 1, parameters, model_state, optimizer_state, state.key)
 
@@ -128,6 +129,11 @@ def _make_plain(layout: Layout, *, optimizer, mode, microbatches, factor) -> Ste
         asked=asked,
         differentiated=differentiated,
     )
+
+
+def _added(parameters: Any, updates: Any) -> Any:
+    """Parameters moved by an optimizer's updates; optax's own types know of no flat dict."""
+    return optax.apply_updates(parameters, updates)
 
 
 def _check_microbatches(layout: Layout, microbatches: int) -> None:

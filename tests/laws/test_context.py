@@ -130,7 +130,7 @@ def test_attention_that_an_exchange_does_not_know_is_refused():
     """A mask is found by tracing the loss, before anything is compiled."""
     plain = small_model("transformer")
 
-    def masked(module, batch, *, key=None, attend=None, **chosen):
+    def masked(module, batch, *, key=None, attend, **chosen):
         def with_mask(q, k, v, *, causal):
             return attend(q, k, v, causal=causal, mask=batch["weight"])
 

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxpar.core.errors import RequestError
@@ -375,7 +376,7 @@ def _to_host(state: State) -> State:
 
 
 def _is_key(value) -> bool:
-    return jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def _arrays_to_host(arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:

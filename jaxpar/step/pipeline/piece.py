@@ -110,6 +110,6 @@ class Piece:
 
 def _key_kind(leaf):
     """How a random key is made of its data; None for what is no key."""
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.key_impl(leaf)
     return None
