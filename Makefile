@@ -7,13 +7,16 @@ FIND := for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done
 PYTHON ?= $(shell $(FIND))
 
-.PHONY: run test lint clean
+.PHONY: run test claims lint clean
 
 run: $(VENV)/installed
 	$(PY) -m experiments train mlp --data digits --strategy hybrid --mesh data=4,model=2 --verify
 
 test: lint
 	$(PY) -m pytest -q --numprocesses=2 --dist=worksteal --durations=10
+
+claims: $(VENV)/installed
+	$(PY) -m pytest -q -m claims tests/test_experiments.py
 
 lint: $(VENV)/installed
 	$(PY) -m ruff check .

@@ -2,6 +2,7 @@
 
 from jaxpar.case import Case as Case
 from jaxpar.case import Resolved as Resolved
+from jaxpar.core import hooks as hooks
 from jaxpar.core.catalogue import DATA as DATA
 from jaxpar.core.catalogue import HARDWARE as HARDWARE
 from jaxpar.core.catalogue import MODELS as MODELS

@@ -9,20 +9,13 @@ from jaxpar.cli.main import execute
 from jaxpar.cli.repository import benchmarks, experiments
 from jaxpar.experiment import Claim, walk
 
-SLOW = {
-    "all_together",
-    "any_model",
-    "experts",
-    "first_transformer",
-    "hybrid_parallel",
-    "long_context",
-    "model_parallel",
-    "parameter_averaging",
-    "pipeline_idle",
-    "submodels",
-    "zero_memory",
-}
-"""Too long for every change: their claims are checked by running them, here only their cases."""
+QUICK = ("data_parallel",)
+"""Whose claims are checked at every change; those of the others are under the marker `claims`."""
+
+CLAIMED = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.claims)
+    for name in experiments().names()
+]
 
 
 @pytest.mark.parametrize("name", experiments().names())
@@ -37,7 +30,7 @@ def test_an_experiment_states_a_question_and_claims_that_need_rows(name):
         assert claim.needs >= 1 and not claim.check(())
 
 
-@pytest.mark.parametrize("name", sorted(set(experiments().names()) - SLOW))
+@pytest.mark.parametrize("name", CLAIMED)
 def test_the_claims_of_an_experiment_hold(name, capsys, tmp_path):
     """`run NAME` ends with 0, every claim holds, and the rows are on disk."""
     assert execute(["run", name, "--json", "--out", str(tmp_path)], program="jaxpar") == 0

@@ -44,7 +44,7 @@ ROUNDING = 1e-3
 bias, which a softmax cancels. An optimizer that divides by a gradient's size makes steps of it, so
 such an array is judged by its gradient and not by where it has gone."""
 
-LEAST_BATCH = 8
+LEAST_BATCH = 4
 """Rows that a layout with few parts is tried on."""
 
 SMALL_BATCH = 32
