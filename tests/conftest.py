@@ -20,7 +20,7 @@ def _compile_in_less_time() -> None:
     A law's program is run once or never, and its compilation then takes 1.0 s of 2.8 (a decoder on
     eight devices, jax 0.10.2). The program itself, its collectives with it, is the same.
     """
-    older = {"xla_cpu_use_fusion_emitters": False}
+    older: dict[str, bool | str | int] = {"xla_cpu_use_fusion_emitters": False}
     try:
         jax.jit(lambda x: x).lower(0.0).compile(QUICK | older)
     except jax.errors.JaxRuntimeError as error:

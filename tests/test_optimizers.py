@@ -134,6 +134,6 @@ def test_momentum_looks_ahead_where_nesterov_asks():
         optimizer = optimizer_of(training, layout, momentum=0.9, nesterov=nesterov)
         state = optimizer.init(ones)
         for times in expected:
+            update: Any
             update, state = optimizer.update(ones, state, ones)
-            kernel = dict(update)["layers/0/kernel"]
-            assert np.allclose(kernel, -times)
+            assert np.allclose(update["layers/0/kernel"], -times)

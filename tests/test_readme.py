@@ -141,8 +141,10 @@ def _docstring_in_source(module: str, name: str) -> str | None:
             return ast.get_docstring(node)
         targets = node.targets if isinstance(node, ast.Assign) else []
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-            is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-            return str(after.value.value) if is_text else None
+            match after:
+                case ast.Expr(value=ast.Constant(value=str(said))):
+                    return said
+            return None
     return None
 
 

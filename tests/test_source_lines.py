@@ -4,6 +4,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import flax
 import jax
@@ -60,18 +61,19 @@ def test_a_librarys_own_line_is_passed_over(kind):
     if kind == "nnx":
         layer = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
 
-        function = layer
+        def function(x) -> Any:
+            return layer(x)
     elif kind == "linen":
         layer = linen.Dense(3)
         variables = layer.init(jax.random.key(0), x)
 
-        def function(x):
+        def function(x) -> Any:
             return layer.apply(variables, x)
     else:
         optimizer = optax.adam(0.1)
         state = optimizer.init(x)
 
-        def function(x):
+        def function(x) -> Any:
             return optimizer.update(x, state)[0]
 
     library = {"nnx": flax, "linen": flax, "optax": optax}[kind]

@@ -54,7 +54,8 @@ class _Wide(Interpreter):
 
     def literal(self, atom):
         # JAX keeps a literal as a number that knows its dtype, and will not take another.
-        return _widened(np.asarray(atom.val, atom.aval.dtype))
+        aval: Any = atom.aval
+        return _widened(np.asarray(atom.val, aval.dtype))
 
     def equation(self, eqn, operands, here):
         return list(map(_widened, super().equation(eqn, operands, here)))

@@ -198,8 +198,8 @@ def _piece_by_piece(eqn, operands) -> list | None:
                 return (dim, sorted(points)) if len(points) == len(lead.points) else None
         return None
 
-    places = [beside(dims) for dims in fac.results]
-    if any(place is None for place in places):
+    places = [place for dims in fac.results if (place := beside(dims)) is not None]
+    if len(places) < len(fac.results):
         return None
     columns = []
     for x, atom, dims in zip(operands, eqn.invars, fac.operands, strict=True):

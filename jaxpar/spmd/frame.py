@@ -164,9 +164,11 @@ class Frame(Interpreter):
     def _make(self, value: Deferred, dims: Placement) -> Value:
         shape = local_shape(value.shape, dims, self.state.sizes)
         if value.source is None:
-            array = lax.broadcasted_iota(value.dtype, shape, value.along)
-            if axes := dims[value.along]:
-                offset = lax.axis_index(axes) * shape[value.along]
+            along = value.along
+            assert along is not None
+            array = lax.broadcasted_iota(value.dtype, shape, along)
+            if axes := dims[along]:
+                offset = lax.axis_index(axes) * shape[along]
                 array = array + offset.astype(value.dtype)
             return self.vary(Value(array, dims), axes_of(dims))
         source = self.used(value.source)

@@ -4,6 +4,7 @@ Numbers in float64 against one device; bytes on a described H100's program again
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def traffic(layout, hardware):
     )
 
 
-SIZES = {"sequence": 64, "kv_heads": 4, "unroll": 1, "layers": 3}
+SIZES: dict[str, Any] = {"sequence": 64, "kv_heads": 4, "unroll": 1, "layers": 3}
 WAYS = 4
 
 

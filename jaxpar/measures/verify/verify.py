@@ -174,7 +174,7 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
     candidate = compile_step(step, hardware=hardware, for_speed=False)
     averaging = layout.strategy.averaging
     if averaging:
-        reference = simulation(layout, step, hardware)
+        reference: Any = simulation(layout, step, hardware)
     else:
         reference = on_one_device(
             layout.model,

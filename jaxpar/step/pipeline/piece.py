@@ -64,7 +64,8 @@ class Piece:
         through = self._through(real, shared)
 
         def body(x, layer):
-            return through(*layer, x), None
+            own, beside, there = layer
+            return through(own, beside, there, x), None
 
         return lax.scan(body, x, (weights, stacks, real))[0]
 

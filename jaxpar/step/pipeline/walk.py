@@ -67,7 +67,7 @@ def walk(local: Local, table: Timetable, *, factor: float | None = None, fill: f
     work = {
         IDLE: lambda row, held, counts: _idle(held, fill),
         FORWARD: lambda row, held, counts: _forward(local, row, held, counts, train),
-        BACKWARD: lambda row, held, counts: _backward(local, row, held, counts, factor),
+        BACKWARD: lambda row, held, counts: _backward(local, row, held, counts, factor or 0.0),
     }
 
     def alike(tree, types=types):
