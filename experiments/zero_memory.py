@@ -62,7 +62,7 @@ def _has_what_was_worked_out(row) -> bool:
     )
 
 
-def _ring_bytes(row) -> int:
+def _ring_bytes(row) -> float:
     """Bytes that a ring sends a device, times N / (N - 1): an all-reduce goes round twice."""
     return sum(
         times * communication_bytes(row, kind, "data")

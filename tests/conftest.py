@@ -6,6 +6,7 @@ JAX's strict dtype promotion is not on: optax's own bias correction multiplies a
 import jax
 import pytest
 
+from jaxpar.core.jax_compat import setting
 from jaxpar.program.configuration import prefer_cpu
 from jaxpar.program.record import QUICK
 
@@ -19,7 +20,7 @@ def _compile_in_less_time() -> None:
     A law's program is run once or never, and its compilation then takes 1.0 s of 2.8 (a decoder on
     eight devices, jax 0.10.2). The program itself, its collectives with it, is the same.
     """
-    older = {"xla_cpu_use_fusion_emitters": False}
+    older: dict[str, bool | str | int] = {"xla_cpu_use_fusion_emitters": False}
     try:
         jax.jit(lambda x: x).lower(0.0).compile(QUICK | older)
     except jax.errors.JaxRuntimeError as error:
@@ -35,7 +36,7 @@ _compile_in_less_time()
 def own_folder(tmp_path, monkeypatch):
     """Files go to an empty folder, and nothing is kept in the user's cache."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
-    threshold = jax.config.jax_persistent_cache_min_compile_time_secs
+    threshold = setting("jax_persistent_cache_min_compile_time_secs")
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)

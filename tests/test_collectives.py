@@ -327,7 +327,7 @@ def abstract(mesh, shape, *spec, dtype=jnp.float32):
 
 def rows_of(function, *arguments, **options):
     text = jax.jit(function).lower(*arguments).compile(**options).as_text()
-    return {(r.kind, *r.axes): r for r in traffic.traffic(text, MESH)}
+    return {(r.kind, *r.axes): r for r in traffic.traffic(text or "", MESH)}
 
 
 def manual(mesh, in_specs, out_specs):
@@ -435,7 +435,10 @@ dnn_version_info { major: 9 minor: 10 patch: 0 }
 runtime_version { major: 13 minor: 0 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-OPTIONS = {"xla_gpu_enable_latency_hiding_scheduler": True, "xla_gpu_enable_triton_gemm": False}
+OPTIONS: dict[str, bool | str] = {
+    "xla_gpu_enable_latency_hiding_scheduler": True,
+    "xla_gpu_enable_triton_gemm": False,
+}
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import pytest
 import jaxpar
 from jaxpar.core.catalogue import HARDWARE
 from jaxpar.core.errors import RequestError
+from jaxpar.core.jax_compat import setting
 from jaxpar.core.mesh import MeshShape
 from jaxpar.program import configuration, devices
 from jaxpar.program.configuration import quiet_start, simulate_devices, uncached
@@ -75,7 +76,7 @@ def test_devices_are_not_asked_for_once_jax_has_started():
     """Nothing is raised and nothing changes; whoever needs them counts."""
     have = len(jax.devices("cpu"))
     simulate_devices(4 * have)
-    assert jax.config.jax_num_cpu_devices == len(jax.devices("cpu")) == have
+    assert setting("jax_num_cpu_devices") == len(jax.devices("cpu")) == have
 
 
 def machine_with(monkeypatch, *platforms, count=4):

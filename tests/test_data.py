@@ -7,6 +7,7 @@ import re
 import sys
 import tracemalloc
 from collections import Counter
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_no_file_of_the_folder_imports_jax():
     seen = 0
     for file in ROOM.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
-            modules = [node.module] if isinstance(node, ast.ImportFrom) else []
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             if isinstance(node, ast.Import):
                 modules = [alias.name for alias in node.names]
             for module in modules:
@@ -165,7 +166,8 @@ def test_only_the_rows_asked_for_are_read():
             Counted.read += at.size
             return (at % 7).astype(np.uint8)
 
-    stream = windows.Stream("counted", Counted())
+    counted: Any = Counted()
+    stream = windows.Stream("counted", counted)
     dataset = windows.windows("counted", train=stream, test=stream, sequence=9, vocabulary=7)
     dataset.batch(0, size=64, rows=slice(30, 32))
     assert Counted.read == 2 * (9 + 1)
@@ -211,7 +213,7 @@ def all_digits():
     """Return every digit scikit-learn has, counted, read here by the shortest way."""
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
+    bunch: Any = load_digits()
     scaled = (bunch.images / 16).astype("float32")
     return Counter(
         (image.tobytes(), int(label)) for image, label in zip(scaled, bunch.target, strict=True)
@@ -578,7 +580,7 @@ def test_an_iterable_that_ends_says_how_many_steps_it_had():
 def test_sources_that_are_none_are_refused():
     """Nothing to iterate over, nothing in it, or the same iterator twice."""
     with refused("The batches are of type int, but must be an iterable of dictionaries"):
-        iterable.dataset(3, vocabulary=1)
+        iterable.dataset(cast(Any, 3), vocabulary=1)
     for empty in ([], list):
         with refused("The batches ended before the first, but at least 1 is needed"):
             iterable.dataset(empty, vocabulary=1)

@@ -54,7 +54,7 @@ def test_what_jax_has_no_typed_rule_for_becomes_an_island_with_its_line():
         return jnp.mean(net.down(nnx.relu(net.up(net.table(batch["ids"])))) ** 2)
 
     ids = jax.ShapeDtypeStruct((16, 4), "int32")
-    islands = program_of(loss, {"ids": ids}).made.islands
+    islands = program_of(loss, {"ids": ids}).step.traced.islands
     assert {i.primitive for i in islands} == {"gather", "scatter-add"}
     assert all("test_explicit.py" in i.source for i in islands), islands
     assert all(i.why for i in islands)

@@ -130,7 +130,7 @@ def test_an_array_that_comes_back_otherwise_than_asked_is_found(monkeypatch):
     """The compiled program's own word is compared with the layout's, leaf by leaf."""
     program = program_of(plain)
     assert lint(program) == ()
-    asked = type(program).state_shardings.fget(program)
+    asked = program.state_shardings
     wrong = replace(
         asked,
         parameters={

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.extend.core import jaxpr_as_fun
 
 import jaxpar
 from jaxpar.inference.pieces import Cut, cut_in, whole
@@ -94,7 +95,7 @@ CASES = {
 
 
 def evaluated(closed, arguments):
-    return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *arguments)
+    return jaxpr_as_fun(closed)(*arguments)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import STRATEGY_NAMES, cpu, kinds_of_model, mesh_for, small_layout, suits
@@ -56,7 +57,7 @@ def test_the_first_state_is_the_same_on_every_layout(model):
     assert others
     for other in others:
         for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True):
-            if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+            if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
                 a, b = jax.random.key_data(a), jax.random.key_data(b)
             np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
@@ -84,7 +85,7 @@ def test_a_step_writes_its_state_where_the_old_one_lay(strategy):
     held = 0
     specs = jax.tree.leaves(program.state_shardings)
     for leaf, sharding in zip(jax.tree.leaves(program.step.state), specs, strict=True):
-        size = 8 if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
+        size = 8 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
         held += int(np.prod(sharding.shard_shape(leaf.shape))) * size
     assert memory.alias_size_in_bytes == held
 

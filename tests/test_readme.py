@@ -1,44 +1,76 @@
-"""What the README says is run: its Python as it stands, its commands with fewer steps."""
+"""What the README and the pages say is run: Python as it stands, commands with fewer steps."""
 
+import ast
+import importlib
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+import jaxpar
 from jaxpar.cli import options as command_line
 from jaxpar.cli.main import VERBS, execute
+from jaxpar.core.catalogue import STRATEGIES
 from jaxpar.program.record import QUICK
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
-COMMANDS = re.findall(r"^python -m experiments (.*)$", README, re.M)
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+TEXTS = {page.stem: page.read_text(encoding="utf-8") for page in PAGES}
+
+
+def _python(text: str) -> list[str]:
+    """The snippets of a page."""
+    return re.findall(r"^```python\n(.*?)^```", text, re.S | re.M)
+
+
+def _commands(text: str) -> list[str]:
+    """What a page tells one to type, without the program's name and without remarks."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.S | re.M)
+    typed = (line for block in blocks for line in block.splitlines())
+    named = (re.match(r"(?:jaxpar|python -m experiments) (.*)", line) for line in typed)
+    return [shlex.join(shlex.split(found[1], comments=True)) for found in named if found]
+
+
+PYTHON = [
+    pytest.param(code, id=f"{name}-{number}")
+    for name, text in TEXTS.items()
+    for number, code in enumerate(_python(text))
+]
+COMMANDS = tuple(dict.fromkeys(line for text in TEXTS.values() for line in _commands(text)))
 CHEAPER = {
     "train": ["--steps", "2", "--set", "layers=1", "--json"],
-    # As many layers as the stages of the README's pipeline.
+    # As many layers as the stages of the pipeline that a page verifies.
     "verify": ["--set", "layers=4", "--set", "width=64", "--set", "sequence=16", "--json"],
     "inspect": ["--json"],
     "list": ["--json"],
     "doctor": ["--json"],
 }
-"""Said after the README's own words, so that a test takes seconds."""
+"""Said after a page's own words, so that a test takes seconds."""
+WITHOUT_FIELDS = ("mlp", ":")
+"""Models that have no such fields: small already, or a person's own."""
 ELSEWHERE = {"run": "tests/test_experiments.py", "bench": "tests/test_experiments.py"}
 
-
-def test_the_readme_has_what_is_tested_here():
-    """The patterns above still find the snippets and the commands."""
-    assert len(PYTHON) == 4
-    assert {command.split()[0] for command in COMMANDS} == {*CHEAPER, *ELSEWHERE}
-
-
-@pytest.mark.parametrize(
-    "code", PYTHON, ids=["first screen", "a schedule", "your own model", "names of your own"]
+OTHER_WORDS = (
+    r"seams?|pinned|pins|on the wire|lies over|lie over|moments?|fakes?|broken promises?"
+    r"|train(s|ed)? apart|convicted"
 )
+"""What the project has other words for: those of the field."""
+
+
+def test_the_pages_have_what_is_tested_here():
+    """The patterns above still find the snippets and the commands, on every page."""
+    assert all(_python(text) for text in TEXTS.values())
+    assert len(_python(TEXTS["README"])) == 1
+    assert {command.split()[0] for command in COMMANDS} == {*CHEAPER, *ELSEWHERE}
+    assert sum(text.count("python -m experiments ") for text in TEXTS.values()) >= len(COMMANDS) - 1
+
+
+@pytest.mark.parametrize("code", PYTHON)
 def test_every_snippet_runs(code):
     """A snippet is a program; its own asserts are the test."""
     assert "assert" in code
-    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    exec(compile(code, "a page", "exec"), {"__name__": "page"})
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -57,8 +89,8 @@ def test_every_command_succeeds(command, capsys, tmp_path, monkeypatch):
     monkeypatch.delitem(QUICK, "xla_cpu_use_fusion_emitters", raising=False)
     monkeypatch.chdir(tmp_path)
     words = shlex.split(command)
-    # A person's own model has no fields to set.
-    cheaper = ["--json"] if ":" in command else CHEAPER[words[0]]
+    bare = any(mark in word for word in words[1:2] for mark in WITHOUT_FIELDS)
+    cheaper = ["--json"] if bare else CHEAPER[words[0]]
     assert execute([*words, *cheaper], program="jaxpar") == 0
     assert capsys.readouterr().out.startswith("{")
 
@@ -72,11 +104,75 @@ def test_the_makefile_runs_what_the_readme_shows():
     assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    "name", re.findall(r"^from \S+ import (\w+)", (ROOT / "jaxpar/__init__.py").read_text(), re.M)
-)
-def test_every_public_name_is_documented(name):
-    """A public name has a docstring; catalogues are values and have their class's."""
-    import jaxpar
+@pytest.mark.parametrize("page", TEXTS)
+def test_pages_name_what_is_there(page):
+    """Every link leads to a file, and every file of code that a page names exists."""
+    text, folder = TEXTS[page], next(p for p in PAGES if p.stem == page).parent
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text)
+    assert [link for link in links if not (folder / link).exists()] == []
+    files = re.findall(r"`((?:[a-z_0-9]+/)+[a-z_0-9]*(?:\.py)?)`", text)
+    found = {name: (ROOT / name).exists() or (ROOT / "jaxpar" / name).exists() for name in files}
+    assert [name for name, is_there in found.items() if not is_there] == []
 
-    assert getattr(jaxpar, name).__doc__
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_pages_use_the_fields_words(page):
+    """One idea has one word, and it is the field's."""
+    assert re.findall(rf"\b(?:{OTHER_WORDS})\b", TEXTS[page], re.I) == []
+
+
+def test_every_strategy_and_every_interpreter_has_its_line():
+    """A new entry that no page tells of is found here."""
+    tables = TEXTS["README"], TEXTS["strategies_and_modes"]
+    for name in STRATEGIES.names():
+        assert all(f"`{name}`" in text for text in tables), name
+    files = [p.read_text(encoding="utf-8") for p in (ROOT / "jaxpar").rglob("*.py")]
+    names = {n for text in files for n in re.findall(r"^class (\w+)\(Interpreter\)", text, re.M)}
+    assert len(names) >= 5
+    assert {n for n in names if f"`{n}`" not in TEXTS["how_it_is_made"]} == set()
+
+
+def _docstring_in_source(module: str, name: str) -> str | None:
+    """What is written under `def name` or `class name`, or under its assignment."""
+    source = Path(importlib.import_module(module).__file__ or "").read_text(encoding="utf-8")
+    body = ast.parse(source).body
+    for node, after in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+            return ast.get_docstring(node)
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            match after:
+                case ast.Expr(value=ast.Constant(value=str(said))):
+                    return said
+            return None
+    return None
+
+
+PUBLIC = re.findall(
+    r"^from (\S+) import (\w+)", (ROOT / "jaxpar/__init__.py").read_text(encoding="utf-8"), re.M
+)
+
+
+@pytest.mark.parametrize(("module", "name"), PUBLIC, ids=[name for _, name in PUBLIC])
+def test_every_public_name_is_documented(module, name):
+    """By its author: a dataclass writes a docstring of its own, so the source is read."""
+    assert hasattr(jaxpar, name)
+    said = _docstring_in_source(module, name) or _docstring_of_group(module, name)
+    assert said and len(said.split()) >= 4, f"{module}.{name} says {said!r}"
+
+
+def _docstring_of_group(module: str, name: str) -> str | None:
+    """Of a catalogue, that of its class: the entries of one list are said once."""
+    value = getattr(importlib.import_module(module), name)
+    return None if isinstance(value, type) or callable(value) else type(value).__doc__
+
+
+def test_what_documents_a_name_is_read_from_the_source(tmp_path, monkeypatch):
+    """A dataclass without a docstring has one at run time, and none here."""
+    (tmp_path / "undocumented_for_test.py").write_text(
+        "from dataclasses import dataclass\n\n\n@dataclass\nclass Thing:\n    x: int\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    thing = importlib.import_module("undocumented_for_test").Thing
+    assert thing.__doc__
+    assert _docstring_in_source("undocumented_for_test", "Thing") is None

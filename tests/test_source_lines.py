@@ -4,6 +4,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import flax
 import jax
@@ -60,24 +61,24 @@ def test_a_librarys_own_line_is_passed_over(kind):
     if kind == "nnx":
         layer = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
 
-        def function(x):
+        def function(x) -> Any:
             return layer(x)
     elif kind == "linen":
         layer = linen.Dense(3)
         variables = layer.init(jax.random.key(0), x)
 
-        def function(x):
+        def function(x) -> Any:
             return layer.apply(variables, x)
     else:
         optimizer = optax.adam(0.1)
         state = optimizer.init(x)
 
-        def function(x):
+        def function(x) -> Any:
             return optimizer.update(x, state)[0]
 
     library = {"nnx": flax, "linen": flax, "optax": optax}[kind]
     found = lines(function, x)
-    assert any(str(Path(library.__file__).parent) in theirs for _, theirs in found)
+    assert any(str(Path(str(library.__file__)).parent) in theirs for _, theirs in found)
     assert all("test_source_lines.py" in ours and "function" in ours for ours, _ in found)
 
 
@@ -127,6 +128,7 @@ def module_of(path: Path, text: str):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -152,6 +154,7 @@ def test_an_error_inside_an_installed_package_is_told_by_the_line_that_called_it
     try:
         package.check(1)
     except ValueError as error:
+        assert error.__traceback__ is not None
         inside = error.with_traceback(error.__traceback__.tb_next)
         assert line_of_error(inside) == f"{path}:2"
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -118,11 +119,15 @@ def test_evaluation_leaves_statistics_alone_and_uses_them():
     assert before != after
 
 
+def _kernels(parameters: Any) -> dict[str, bool]:
+    return {path: "kernel" in path for path in parameters}
+
+
 OPTIMIZERS = {
     "adamw": optax.adamw(1e-3),
     "clipped": optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)),
     "momentum": optax.sgd(0.1, momentum=0.9),
-    "masked": optax.adamw(1e-3, mask=lambda p: {path: "kernel" in path for path in p}),
+    "masked": optax.adamw(1e-3, mask=_kernels),
 }
 
 

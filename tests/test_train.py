@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +92,7 @@ def counted(weights):
             (at % 7).astype(np.float32)[:, None, None, None], (len(at), 8, 8, 1)
         )
         label = (at % 10).astype(np.int32)
-        return {"image": image, "label": label, "weight": np.float32(weights)[at]}
+        return {"image": image, "label": label, "weight": np.asarray(weights, np.float32)[at]}
 
     return Dataset(
         name="counted",
@@ -204,7 +205,7 @@ def test_matrices_decay_and_vectors_do_not():
     optimizer = optimizer_of(training, layout)
     ones = {path: np.ones(a.shape, np.float32) for path, a in layout.parameters.items()}
     zeros = {path: np.zeros_like(v) for path, v in ones.items()}
-    moved, _ = optimizer.update(zeros, optimizer.init(ones), ones)
+    moved: Any = optimizer.update(zeros, optimizer.init(ones), ones)[0]
     decayed = {path for path, update in moved.items() if np.any(np.asarray(update))}
     matrices = {"embedding", "head", "blocks/qkv", "blocks/out", "blocks/up", "blocks/down"}
     assert matrices <= decayed

@@ -66,7 +66,7 @@ def _plain(mesh, batch_shardings):
         return (optax.apply_updates(parameters, updates), moments), loss
 
     def sharding(path, _):
-        name = getattr(path[-1], "key", None)
+        name = str(getattr(path[-1], "key", None))
         split = mesh.shape["model"] > 1 and name in CUT
         return NamedSharding(mesh, CUT[name] if split else P())
 

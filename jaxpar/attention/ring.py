@@ -84,7 +84,7 @@ def exchange(split: Split) -> Exchange:
     """Return the exchange that passes keys and values round the sequence's axes."""
     is_zigzag = split.ordered
 
-    def local(q, k, v, *, causal):
+    def local(q, k, v, *, causal) -> Any:
         ring = Ring(split.sequence, split.ways, causal, is_zigzag and causal)
         return _attend(ring, q * q.shape[-1] ** -0.5, k, v)
 
@@ -146,9 +146,11 @@ def _backward(ring, kept, dy):
         for tile in ring.tiles(hop, q.shape[1]):
             more, *of_keys = blocks.gradients(
                 tile.queries(q),
-                *(tile.keys(x) for x in travelling),
+                tile.keys(travelling[0]),
+                tile.keys(travelling[1]),
                 tile.queries(dy),
-                *(tile.queries(x, 3) for x in (log, inner)),
+                tile.queries(log, 3),
+                tile.queries(inner, 3),
                 ahead=tile.ahead,
             )
             dq = _added(dq, more, tile.query, 1)

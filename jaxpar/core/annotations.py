@@ -99,7 +99,7 @@ def _as_evaluated(primitive: Primitive, many: bool) -> None:
 
     def jvp(primals, tangents, **how):
         tangents = [
-            jnp.zeros(x.shape, t.aval.dtype) if isinstance(t, ad.Zero) and _is_float(x) else t
+            jnp.zeros(x.shape, _dtype_of(t)) if isinstance(t, ad.Zero) and _is_float(x) else t
             for x, t in zip(primals, tangents, strict=True)
         ]
         moving = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
@@ -120,6 +120,11 @@ def _as_evaluated(primitive: Primitive, many: bool) -> None:
     ad.primitive_jvps[primitive] = jvp
     batching.primitive_batchers[primitive] = batch
     mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=many))
+
+
+def _dtype_of(zero: Any) -> Any:
+    """The dtype of a symbolic zero, which may be that of no number."""
+    return zero.aval.dtype
 
 
 def _is_float(x) -> bool:

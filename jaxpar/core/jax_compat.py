@@ -14,6 +14,11 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
+def setting(name: str) -> Any:
+    """What JAX's configuration holds by that name: its attributes are made when JAX is imported."""
+    return getattr(jax.config, name)
+
+
 def open_jaxpr(inner: Any) -> tuple[Any, tuple[Any, ...]]:
     """The jaxpr and the constants of what an equation holds, closed or not.
 

@@ -211,7 +211,7 @@ def axes_of(collective: Collective, axis_sizes: Mapping[str, int]) -> tuple[str,
     is named if it varies inside any group or pair; `spans_whole_axes` tells whether that is all.
     ValueError when the mesh has too few devices for the groups.
     """
-    varies = _varies(collective, axis_sizes).any(axis=0)
+    varies = np.any(_varies(collective, axis_sizes), axis=0).tolist()
     return tuple(name for name, moves in zip(axis_sizes, varies, strict=True) if moves)
 
 

@@ -31,9 +31,11 @@ def executions(module: Module) -> dict[str, Times]:
     of n, branch 1 b times, and so on.
     """
     runs = {module.entry: Times(1, True)}
-    for computation in reversed(module.computations.values()):  # callees are printed first
+    for computation in reversed(tuple(module.computations.values())):  # callees are printed first
         caller = runs.get(computation.name)
-        for i in computation.instructions if caller else ():
+        if caller is None:
+            continue
+        for i in computation.instructions:
             if i.opcode in ("while", "call", "fusion", "conditional", "async-start"):
                 n, sure = trip_count(module, computation, i)
                 shares = shares_taken(i)
@@ -78,7 +80,8 @@ def trip_count(module: Module, computation: Computation, i: Instruction) -> tupl
     counts = test.opcode == "compare" and "direction=LT" in test.attributes and len(reads) == 1
     if counts and init.opcode == root.opcode == "tuple":
         bound = _constants(where, test.operands[1:])
-        k = int(re.search(r"index=(\d+)", reads[0].attributes)[1])
+        (number,) = re.findall(r"index=(\d+)", reads[0].attributes)
+        k = int(number)
         start, _ = _behind(module, computation, init.operands[k])
         step, inside = _behind(module, called["body"], root.operands[k])
         by_one = step.opcode == "add" and _constants(inside, step.operands) == [1]

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from jaxpar.core.errors import RequestError
+from jaxpar.core.jax_compat import setting
 from jaxpar.inference.example import Example
 from jaxpar.inference.pieces import Cut, whole
 from jaxpar.jaxprs.float64 import evaluate_wide
@@ -39,7 +40,7 @@ class PlainLoss:
         """Of a loss `called` so; `dtypes` are those it is traced with, by path of an argument."""
         self.called, self.loss = called, loss
         self.example, self.trainable, self.cuts, self.dtypes = example, trainable, cuts, dtypes
-        self.x64 = jax.config.jax_enable_x64
+        self.x64 = setting("jax_enable_x64")
 
     def of_pieces(self, cuts: Mapping[str, Cut]) -> PlainLoss:
         """The same loss of a module that holds some weights in pieces."""

@@ -234,7 +234,8 @@ def _mean_square(module: Any, batch: Any) -> jax.Array:
     else:
         made = module(batch)
     floats = [x for x in jax.tree.leaves(made) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return sum(jnp.mean(jnp.square(x)) for x in floats)
+    total: Any = sum(jnp.mean(jnp.square(x)) for x in floats)
+    return total
 
 
 def _name_of(module: Any) -> str:

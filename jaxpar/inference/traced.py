@@ -16,6 +16,7 @@ from jax.extend.core import ClosedJaxpr
 
 from jaxpar.core import hooks
 from jaxpar.core.errors import RequestError
+from jaxpar.core.jax_compat import setting
 from jaxpar.jaxprs.record import FIELD
 from jaxpar.models.modules import Parts, abstract, take_apart, values_of
 from jaxpar.models.record import Mean, Model
@@ -91,6 +92,7 @@ def _about(model: Model, train: bool) -> tuple[Any, ...]:
 def _annotated(model: Model, train: bool) -> TracedLoss:
     """The loss with the names that were found for its dims."""
     plain = traced_loss(replace(model, annotate=None), train=train)
+    assert model.annotate is not None, model.name
     closed = model.annotate(plain.closed, plain.arguments, plain.weights)
     return replace(plain, closed=closed)
 
@@ -103,7 +105,7 @@ def module_of(model: Model) -> Parts:
 def _once(model: Model, about: tuple[Any, ...], make) -> Any:
     """What `make` gives, made once for a model and whatever else it depends on."""
     build = (_known(model.build), _known(model.trainable), model.compute_dtype)
-    key = (*about, *build, jax.config.jax_enable_x64)
+    key = (*about, *build, setting("jax_enable_x64"))
     if key not in model.traced:
         # What is known by its identity must not be forgotten while the identity is in a key.
         model.traced[key] = (make(), (model.loss, model.build, model.trainable, model.annotate))

@@ -18,7 +18,7 @@ def alone(eqn: Any) -> tuple[tuple[Any, ...], Callable[..., list]]:
     (1, 0.0)
     """
     variables = tuple(dict.fromkeys(v for v in eqn.invars if not isinstance(v, Literal)))
-    inner = next(iter(jaxprs_in_params(eqn.params)), None)
+    inner: Any = next(iter(jaxprs_in_params(eqn.params)), None)
     debug_info = getattr(inner, "jaxpr", inner).debug_info
     jaxpr = Jaxpr((), variables, eqn.outvars, [eqn], eqn.effects, debug_info)
     return variables, jaxpr_as_fun(ClosedJaxpr(jaxpr, ()))

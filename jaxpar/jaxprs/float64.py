@@ -56,7 +56,8 @@ class _Wide(Interpreter):
     def literal(self, atom):
         """A literal in float64."""
         # JAX keeps a literal as a number that knows its dtype, and will not take another.
-        return _widened(np.asarray(atom.val, atom.aval.dtype))
+        aval: Any = atom.aval
+        return _widened(np.asarray(atom.val, aval.dtype))
 
     def equation(self, eqn, operands, here):
         """An equation's results in float64."""
@@ -111,12 +112,12 @@ def _widened(x):
 
 def _is_key(x) -> bool:
     """Whether a value is a typed random key, or of another extended dtype."""
-    return hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.extended)
 
 
 def _wide_dtype(dtype):
     """float64 for floats, complex128 for complex numbers, else the dtype itself."""
-    if dtype is None or jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+    if dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended):
         return dtype
     if jnp.issubdtype(dtype, jnp.floating):
         return np.dtype("float64")

@@ -9,7 +9,7 @@ variables; the interpreter hands it down.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,7 +97,7 @@ class Interpreter:
         """The value that a literal of an equation is evaluated with."""
         return atom.val
 
-    def wanted(self, jaxpr: Any):
+    def wanted(self, jaxpr: Any) -> Iterable[tuple[int, Any]]:
         """The equations to evaluate, each with its index."""
         return enumerate(jaxpr.eqns)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.extend.core import ClosedJaxpr
+from jax.extend.core import ClosedJaxpr, jaxprs_in_params
 
 from jaxpar.jaxprs.cuts import Cuts, carried, find_cuts
 from jaxpar.jaxprs.interpreter import Interpreter, as_it_is, bound
@@ -99,7 +99,7 @@ def _has_work(jaxpr, cuts: Cuts) -> bool:
         if _parted(eqn, cuts):
             return True
         for inner, called in zip(
-            cuts.inner.get(index, []), jax.extend.core.jaxprs_in_params(eqn.params), strict=False
+            cuts.inner.get(index, []), jaxprs_in_params(eqn.params), strict=False
         ):
             if _has_work(called, inner):
                 return True
@@ -204,8 +204,8 @@ def _piece_by_piece(eqn, operands) -> list | None:
                 return (dim, sorted(points)) if len(points) == len(lead.points) else None
         return None
 
-    places = [beside(dims) for dims in fac.results]
-    if any(place is None for place in places):
+    places = [place for dims in fac.results if (place := beside(dims)) is not None]
+    if len(places) < len(fac.results):
         return None
     columns = []
     for x, atom, dims in zip(operands, eqn.invars, fac.operands, strict=True):

@@ -12,6 +12,7 @@ from math import prod
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
@@ -160,7 +161,7 @@ class Walk:
         rule = rule_of(eqn)
         kind = rule.kind
         if kind == "product":
-            flops = rule.flops(eqn)
+            flops = rule.flops(eqn) if rule.flops else 0
             use("contract", reduced, flops)
         elif reduced:
             use("reduce", reduced)
@@ -208,7 +209,7 @@ def _is_float(aval) -> bool:
 
 def _is_integer(aval) -> bool:
     """Whether a variable holds integers."""
-    return not jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended) and np.issubdtype(
+    return not jnp.issubdtype(aval.dtype, jax.dtypes.extended) and np.issubdtype(
         aval.dtype, np.integer
     )
 
@@ -216,5 +217,5 @@ def _is_integer(aval) -> bool:
 def _bytes(aval) -> int:
     """Bytes of a variable's array; eight an element for a random key."""
     dtype = aval.dtype
-    size = 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.extended) else np.dtype(dtype).itemsize
+    size = 8 if jnp.issubdtype(dtype, jax.dtypes.extended) else np.dtype(dtype).itemsize
     return prod(aval.shape) * size

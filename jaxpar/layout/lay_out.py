@@ -103,4 +103,5 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
     arrays = {**groups[0], **groups[1]}
     notes = notes_of(model, strategy, mesh, arrays, kept_replicated, indivisible, specs)
     notes += () if exchange is None else exchange.notes
-    return Layout(model, strategy, mesh, *groups, MappingProxyType(batch), notes, module)
+    parameters, state = groups
+    return Layout(model, strategy, mesh, parameters, state, MappingProxyType(batch), notes, module)

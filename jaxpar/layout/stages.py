@@ -23,6 +23,12 @@ def runs_in_stages(strategy: Strategy, mesh: MeshShape) -> bool:
     return strategy.stages is not None and mesh.size(AXIS) > 1
 
 
+def stages_of(strategy: Strategy) -> Stages:
+    """How a strategy that runs layers in stages does so."""
+    assert strategy.stages is not None, strategy.name
+    return strategy.stages
+
+
 def chunks_of(stages: Stages) -> int:
     """Chunks of layers a stage: as many as were asked for, else as its schedule is made for."""
     return stages.chunks or signature(SCHEDULES.load(stages.schedule)).parameters["chunks"].default
@@ -30,8 +36,8 @@ def chunks_of(stages: Stages) -> int:
 
 def schedule_for(strategy: Strategy, mesh: MeshShape, microbatches: int) -> Schedule:
     """The schedule of a strategy with stages, for a mesh and a number of microbatches."""
-    make = SCHEDULES.load(strategy.stages.schedule)
-    return make(mesh.size(AXIS), microbatches, chunks_of(strategy.stages))
+    make = SCHEDULES.load(stages_of(strategy).schedule)
+    return make(mesh.size(AXIS), microbatches, chunks_of(stages_of(strategy)))
 
 
 def check_stages(model: Model, strategy: Strategy, mesh: MeshShape, counts: Sequence[int]) -> None:
@@ -45,7 +51,7 @@ def check_stages(model: Model, strategy: Strategy, mesh: MeshShape, counts: Sequ
             f"strategy '{strategy.name}' splits one into stages: use pipe=1, or a strategy without "
             "stages"
         )
-    stages, chunks = mesh.size(AXIS), chunks_of(strategy.stages)
+    stages, chunks = mesh.size(AXIS), chunks_of(stages_of(strategy))
     pieces = stages * chunks
     for layers in sorted(set(counts)):
         each = f"{stages} stages of {chunks} chunks" if chunks > 1 else f"{stages} stages"
@@ -55,7 +61,7 @@ def check_stages(model: Model, strategy: Strategy, mesh: MeshShape, counts: Sequ
                 f"model '{model.name}' has {layers} layers, and {each} along mesh axis '{AXIS}' "
                 f"need at least one layer each: use pipe={most}, or layers={pieces}"
             )
-        if layers % pieces and not strategy.stages.pad:
+        if layers % pieces and not stages_of(strategy).pad:
             fitting = [k for k in range(1, layers + 1) if layers % (k * chunks) == 0]
             near = {max((k for k in fitting if k < stages), default=1)}
             near |= {min((k for k in fitting if k > stages), default=stages)} - {stages}
@@ -70,7 +76,7 @@ def check_stages(model: Model, strategy: Strategy, mesh: MeshShape, counts: Sequ
 def is_padded(strategy: Strategy, mesh: MeshShape, layers: int) -> bool:
     """Whether a stack of so many layers is padded; it is then replicated on every stage."""
     return runs_in_stages(strategy, mesh) and bool(
-        layers % (mesh.size(AXIS) * chunks_of(strategy.stages))
+        layers % (mesh.size(AXIS) * chunks_of(stages_of(strategy)))
     )
 
 
@@ -82,7 +88,7 @@ def layer_order(strategy: Strategy, mesh: MeshShape, layers: int) -> tuple[int, 
     """
     if not runs_in_stages(strategy, mesh) or is_padded(strategy, mesh, layers):
         return None
-    stages, chunks = mesh.size(AXIS), chunks_of(strategy.stages)
+    stages, chunks = mesh.size(AXIS), chunks_of(stages_of(strategy))
     if chunks == 1:
         return None
     each = layers // (stages * chunks)

@@ -72,6 +72,7 @@ class Inspection:
     def record(self) -> dict:
         """The inspection as one JSON-ready dict."""
         layout, mesh = self.layout, self.layout.mesh
+        averaging = layout.strategy.averaging if self.averaging else None
         return {
             "ok": self.ok,
             "model": layout.model.name,
@@ -86,7 +87,7 @@ class Inspection:
             "parameter_bytes_per_device": layout.parameter_device_bytes,
             "collectives": as_records(self.collectives),
             "averaging_collectives": as_records(self.averaging),
-            "averaging_every": layout.strategy.averaging.every if self.averaging else None,
+            "averaging_every": averaging.every if averaging else None,
             "bytes_per_step": self.bytes_per_step,
             "memory": self.memory,
             "schedule": None if self.schedule is None else _table(self.schedule),

@@ -10,6 +10,7 @@ from math import prod
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxpar.layout.record import itemsize
@@ -72,7 +73,7 @@ def _shardings(program: Program) -> list[Finding]:
         held_all = jax.tree.leaves(got, is_leaf=lambda leaf: leaf is None)
         pairs = zip(leaves, held_all, jax.tree.leaves(like), strict=True)
         for (path, wanted), held, leaf in pairs:
-            if held is None or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+            if held is None or jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
                 continue  # a random key is replicated, and JAX speaks of the words it is made of
             if not held.is_equivalent_to(wanted, len(leaf.shape)):
                 findings.append(

@@ -57,7 +57,7 @@ def memory(program: Program, *, seed: int = 0) -> StateMemory:
 
 def device_bytes(arrays: Any) -> int:
     """Bytes of a tree of arrays on the device of this process that has most of them."""
-    on: dict[jax.Device, int] = {}
+    on: dict[Any, int] = {}  # by device
     for leaf in jax.tree.leaves(arrays):
         for shard in leaf.addressable_shards:
             on[shard.device] = on.get(shard.device, 0) + shard.data.nbytes

@@ -52,9 +52,9 @@ def traffic(text: str, axis_sizes: Mapping[str, int]) -> tuple[TrafficRow, ...]:
 
 def _row(kind: str, axes: tuple[str, ...], whole: bool, members: list[Collective]) -> TrafficRow:
     """One row for all collectives of one kind over the same axes."""
-    sources = Counter()
+    sources: Counter[str] = Counter()
     for one in members:
-        sources[_source(one)] += one.executions * one.bytes_each
+        sources[_source(one)] += round(one.executions * one.bytes_each)
     return TrafficRow(
         kind=kind,
         axes=axes,

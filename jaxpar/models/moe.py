@@ -7,6 +7,7 @@ choice adds nothing, and the token goes on by the residual.
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +60,8 @@ class MoE(Transformer):
 class Block(transformer.Block):
     """Attention and experts, each added to the residual, the routing's statistics beside it."""
 
+    config: MoE
+
     def _make_feed_forward(self, out: float, rngs: nnx.Rngs) -> None:
         """Create the router and the experts' two stacks of matrices; `out` scales the second."""
         c, sides = self.config, 2 if self.config.gated else 1
@@ -70,7 +73,7 @@ class Block(transformer.Block):
         shape = (c.experts, c.ffn, c.width)
         self.down = param(rngs, normal(0.02 * out), shape, ("experts", "ffn", "embed"))
 
-    def __call__(self, carried, key, *, attend):
+    def __call__(self, carried, key, *, attend) -> Any:
         """Run one block on {"residual": (B, S, D), and each of `STATISTICS`: (B,)}."""
         keys = (None, None) if key is None else jax.random.split(key)
         x_BSD = self._attended(carried["residual"], keys[0], attend)
@@ -116,7 +119,9 @@ class Decoder(transformer.Decoder):
 
     block = Block
 
-    def __call__(self, tokens_BS, key=None, *, through=hooks.in_order, attend=hooks.attention):
+    def __call__(
+        self, tokens_BS, key=None, *, through=hooks.in_order, attend=hooks.attention
+    ) -> Any:
         """Score the next token at every position; of each of `STATISTICS`, a row's mean layer."""
         x_BSD, keys = self._embedded(tokens_BS, key)
         none_B = jnp.zeros(x_BSD.shape[:1], jnp.promote_types(x_BSD.dtype, jnp.float32))

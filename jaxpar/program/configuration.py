@@ -14,6 +14,8 @@ from typing import Any
 
 import jax
 
+from jaxpar.core.jax_compat import setting
+
 _UNCHECKED = "JAX_SKIP_CUDA_CONSTRAINTS_CHECK"
 
 _lock = threading.Lock()
@@ -36,7 +38,7 @@ def simulate_devices(count: int) -> None:
     Not put back: JAX reads it when it starts, and cannot add or take away a device later. Where it
     has started already, nothing changes.
     """
-    if jax.config.jax_num_cpu_devices >= count:
+    if setting("jax_num_cpu_devices") >= count:
         return
     try:
         jax.config.update("jax_num_cpu_devices", count)

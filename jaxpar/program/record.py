@@ -21,7 +21,7 @@ from jaxpar.program.devices import device_mesh
 from jaxpar.program.warnings import XlaWarning, compile_quietly, compile_with_warnings
 from jaxpar.step.record import State, Step
 
-QUICK = {"xla_backend_optimization_level": 0}
+QUICK: dict[str, bool | str | int] = {"xla_backend_optimization_level": 0}
 """For code run once on simulated devices: the same program, machine code in a fifth of the time."""
 
 FEW_PASSES = fewer_passes()
@@ -195,7 +195,8 @@ class Program:
         """Which rows of a batch this process hands in: those that its own devices hold."""
         name, sharding = next(iter(self.batch_shardings.items()))
         shape = self.step.batch[name].shape
-        rows = [i[0] for i in sharding.addressable_devices_indices_map(shape).values()]
+        indices = sharding.addressable_devices_indices_map(shape).values()
+        rows = [index[0] for index in indices if index is not None]
         return slice(
             min(r.indices(shape[0])[0] for r in rows), max(r.indices(shape[0])[1] for r in rows)
         )

@@ -15,8 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax
-
+from jaxpar.core.jax_compat import setting
 from jaxpar.core.source_lines import own_file
 from jaxpar.hlo.parse import frames_of
 from jaxpar.program.standard_error import warnings_kept
@@ -121,7 +120,7 @@ def _line(program: str, frame_id: int) -> str:
 
 def _kept_in(lowered: Any) -> Path | None:
     """Where this program's warnings are, if JAX keeps compiled programs on this disk."""
-    folder = jax.config.jax_compilation_cache_dir
+    folder = setting("jax_compilation_cache_dir")
     if not folder or "://" in folder:
         return None
     digest = hashlib.sha256(lowered.as_text().encode()).hexdigest()

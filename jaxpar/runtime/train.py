@@ -131,8 +131,8 @@ def train(
     """
     check_data(program.step.layout.model, data)
     size = program.step.layout.model.batch_size
-    state = program.init(training.seed) if state is None else state
-    done = int(jax.device_get(state.step))
+    now: State = program.init(training.seed) if state is None else state
+    done = int(jax.device_get(now.step))
     write = _writer(metrics_file)
 
     def tell(step: int, metrics: dict[str, float]) -> None:
@@ -146,9 +146,9 @@ def train(
     with jax.transfer_guard("disallow"):
         for step in range(done, training.steps):
             rows = data.batch(step, size=size, seed=training.seed, rows=program.local_rows)
-            state, metrics = program.update(state, program.place(rows))
+            now, metrics = program.update(now, program.place(rows))
             if _synchronises(program, step + 1, training.steps):
-                state = program.average(state)
+                now = program.average(now)
             if waiting:
                 last = _told(waiting)
                 first = first or last
@@ -156,13 +156,13 @@ def train(
             waiting = (step + 1, metrics)
             every = training.evaluate_every
             if every and (step + 1) % every == 0 and step + 1 < training.steps:
-                tell(step + 1, _as_test(evaluate(program, state, data)))
+                tell(step + 1, _as_test(evaluate(program, now, data)))
         if waiting:
             last = _told(waiting)
             first = first or last
             tell(waiting[0], last)
         stepped = time.perf_counter() - started
-        test = evaluate(program, state, data)
+        test = evaluate(program, now, data)
     tell(training.steps, _as_test(test))
     rate = (training.steps - done) / stepped
     return Outcome(
@@ -174,7 +174,7 @@ def train(
         first=first,
         last=last,
         test=test,
-        state=state,
+        state=now,
     )
 
 

@@ -79,7 +79,7 @@ class Schedule:
     def forward_only(self) -> "Schedule":
         """The same microbatches and pieces without backward passes, as an evaluation has them."""
         orders = [
-            [row[stage] for row in self.table if row[stage] is not None and row[stage].forward]
+            [work for row in self.table if (work := row[stage]) is not None and work.forward]
             for stage in range(self.stages)
         ]
         return as_soon_as_possible(

@@ -44,7 +44,7 @@ def _finer(have, got):
     """`have` with those dims sharded further that `got` shards further, no axis used twice."""
     result = list(have)
     for d, (old, new) in enumerate(zip(have, got, strict=True)):
-        others = axes_of(result[:d] + result[d + 1 :])
+        others = axes_of((*result[:d], *result[d + 1 :]))
         if new[: len(old)] == old and not others & frozenset(new):
             result[d] = new
     return tuple(result)

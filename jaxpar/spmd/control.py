@@ -7,6 +7,8 @@ keep them for the backward pass, which gathers again (the textbook's sharded dat
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 from jax import lax
@@ -89,7 +91,7 @@ def scan(frame, eqn, operands, live):
     consts, init = operands[:first], operands[first:second]
     xs = [_whole_front(frame, v) for v in operands[second:]]
     carry = Carry(init)
-    state = {"memo": {}}
+    state: dict[str, Any] = {"memo": {}}
     # A carry feeds the next turn, so one live result makes all of them live.
     alive = [any(live)] * len(eqn.outvars)
 

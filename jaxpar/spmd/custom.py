@@ -16,7 +16,7 @@ from jax.extend.core import Literal
 from jaxpar.jaxprs.alone import alone
 from jaxpar.spmd.carry import Carry
 from jaxpar.spmd.frame import Frame
-from jaxpar.spmd.value import Value, axes_of, replicated, varying
+from jaxpar.spmd.value import Value, axes_of, literal, replicated, varying
 
 
 class _Alone:
@@ -112,12 +112,7 @@ class _Call:
         """The results of the function itself, on shards."""
         alone, values = self.alone, dict(zip(self.alone.vars, self.wrap(arrays), strict=True))
         closed = alone.inner
-        operands = [
-            Value(np.asarray(v.val, v.aval.dtype), replicated(0))
-            if isinstance(v, Literal)
-            else values[v]
-            for v in alone.eqn.invars
-        ]
+        operands = [literal(v) if isinstance(v, Literal) else values[v] for v in alone.eqn.invars]
         return self.walk(closed, operands)
 
     def settle(self, *walks):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,9 +28,9 @@ from jaxpar.spmd.value import (
     Value,
     axes_of,
     constant,
+    literal,
     local_shape,
     placement_of,
-    replicated,
     varying,
 )
 
@@ -96,7 +97,7 @@ class Frame(Interpreter):
         """A value as a Value, in the placement that it has by itself."""
         return self.place(value, value.use if getattr(value, "use", None) else value.dims)
 
-    def place(self, value, dims: Placement) -> Value:
+    def place(self, value: Any, dims: Placement) -> Any:
         """A value in placement `dims`: gathered where it is sharded more, sliced where it is less.
 
         An axis that goes from one dim to another is neither: that is an all-to-all.
@@ -108,7 +109,7 @@ class Frame(Interpreter):
             return value
         return self._once(value, "place", dims, lambda: self._move(value, dims))
 
-    def _move(self, value: Value, dims: Placement, *, stored: bool = False) -> Value:
+    def _move(self, value: Any, dims: Placement, *, stored: bool = False) -> Value:
         """A value in another placement, by gathers and slices; `stored` for a weight."""
         # All gathers first: they free the axes that a slice may need.
         value = value if stored else self._exchanged(value, dims)
@@ -167,9 +168,11 @@ class Frame(Interpreter):
         """A deferred value made on shards of placement `dims`."""
         shape = local_shape(value.shape, dims, self.state.sizes)
         if value.source is None:
-            array = lax.broadcasted_iota(value.dtype, shape, value.along)
-            if axes := dims[value.along]:
-                offset = lax.axis_index(axes) * shape[value.along]
+            along = value.along
+            assert along is not None
+            array = lax.broadcasted_iota(value.dtype, shape, along)
+            if axes := dims[along]:
+                offset = lax.axis_index(axes) * shape[along]
                 array = array + offset.astype(value.dtype)
             return self.vary(Value(array, dims), axes_of(dims))
         source = self.used(value.source)
@@ -200,9 +203,9 @@ class Frame(Interpreter):
 
     def literal(self, atom):
         """A number that is written in an equation."""
-        return Value(np.asarray(atom.val, atom.aval.dtype), replicated(0))
+        return literal(atom)
 
-    def wanted(self, jaxpr):
+    def wanted(self, jaxpr: Any):
         """The equations whose results anything asks for: no collective for dead code."""
         needed = zip(enumerate(jaxpr.eqns), set_of_needed(jaxpr), strict=True)
         return (numbered for numbered, is_needed in needed if is_needed)

@@ -225,7 +225,7 @@ def broadcast(frame, eqn, operands, live):
     elif isinstance(source, Deferred):
         source = frame.settle(source)
     held = source.use or source.dims
-    dims = [()] * len(shape)
+    dims: list[tuple[str, ...]] = [()] * len(shape)
     for size, axes, at in zip(frame.global_shape(source), held, where, strict=True):
         dims[at] = axes if size == shape[at] else ()
     return [Deferred(source, tuple(shape), tuple(dims), where, eqn.outvars[0].aval.dtype)]

@@ -81,6 +81,11 @@ def local_shape(shape: Sequence[int], dims: Placement, sizes: Mapping[str, int])
     )
 
 
+def literal(atom: Any) -> Value:
+    """A number that is written in an equation, which every device holds whole."""
+    return Value(np.asarray(atom.val, atom.aval.dtype), replicated(0))
+
+
 def constant(array) -> Value:
     """A replicated value."""
     return Value(array, replicated(np.ndim(array)))

@@ -7,7 +7,7 @@ replica does it on its own devices. All communication between replicas is in `av
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,8 @@ from jaxpar.core.mesh import axes_of, entry_of
 from jaxpar.jaxprs.equations import equations
 from jaxpar.layout.record import Layout
 from jaxpar.step.constraints import constrained
+from jaxpar.step.record import Step
 from jaxpar.strategies.record import REPLICA, Averaging
-
-Step = TypeVar("Step")
-"""A `jaxpar.step.record.Step`, of which this file only replaces fields."""
 
 ByPath = dict[str, Any]
 
@@ -41,7 +39,7 @@ def averaged(layout: Layout, make: Callable[[Layout], Step]) -> Step:
     functions = {**_per_replica(layout, replica), **_across_replicas(layout, whole)}
     specs = replica.state_specs
     names = ("parameters", "model_state", "optimizer", "key")
-    plain = layout.strategy.averaging.plain
+    plain = averaging_of(layout).plain
     return replace(
         whole,
         **functions,
@@ -58,11 +56,17 @@ def averaged(layout: Layout, make: Callable[[Layout], Step]) -> Step:
     )
 
 
+def averaging_of(layout: Layout) -> Averaging:
+    """How the replicas of a layout whose strategy averages do so."""
+    assert layout.strategy.averaging is not None, layout.strategy.name
+    return layout.strategy.averaging
+
+
 def one_replica(layout: Layout) -> Layout:
     """The layout of one replica and its share of the rows; the mesh keeps its `REPLICA`, unused."""
     strategy = layout.strategy
     compute, between = (
-        {role: _without(axes) for role, axes in table.items()}
+        {role: _without(axes_of(axes)) for role, axes in table.items()}
         for table in (strategy.compute, strategy.between)
     )
     rows = layout.model.batch_size // layout.mesh.size(REPLICA)
@@ -93,7 +97,7 @@ def _over_replicas(specs: Any) -> Any:
 
 def _per_replica(layout: Layout, replica: Step) -> dict[str, Callable]:
     """Step functions of all replicas without communication between them, from those of one."""
-    places, averaging = layout.mesh.size(REPLICA), layout.strategy.averaging
+    places, averaging = layout.mesh.size(REPLICA), averaging_of(layout)
 
     each = partial(_by_vmap, layout) if _scatters(replica) else partial(_by_shard_map, layout)
 
@@ -191,7 +195,7 @@ def _scatters(replica: Step) -> bool:
 
 def _across_replicas(layout: Layout, whole: Step) -> dict[str, Callable]:
     """`average`, which synchronises replicas, and `evaluate` of their average on a whole batch."""
-    places, averaging = layout.mesh.size(REPLICA), layout.strategy.averaging
+    places, averaging = layout.mesh.size(REPLICA), averaging_of(layout)
     stored = {path: a.stored for path, a in (*layout.parameters.items(), *layout.state.items())}
 
     def mean(values: ByPath) -> ByPath:

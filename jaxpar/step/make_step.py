@@ -7,6 +7,7 @@ traced loss.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,7 @@ def _make_plain(layout: Layout, *, optimizer, mode, microbatches, factor) -> Ste
             sharded_as(layout, "optimizer_state", t) for t in (state.parameters, gradients)
         )
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, shards)
-        parameters = sharded_as(layout, "optimizer_state", optax.apply_updates(shards, updates))
+        parameters = sharded_as(layout, "optimizer_state", _added(shards, updates))
         parameters = sharded_as(layout, "stored", parameters)
         return State(state.step + 1, parameters, model_state, optimizer_state, state.key)
 
@@ -130,6 +131,11 @@ def _make_plain(layout: Layout, *, optimizer, mode, microbatches, factor) -> Ste
         asked=asked,
         differentiated=differentiated,
     )
+
+
+def _added(parameters: Any, updates: Any) -> Any:
+    """Parameters moved by an optimizer's updates; optax's own types know of no flat dict."""
+    return optax.apply_updates(parameters, updates)
 
 
 def _check_microbatches(layout: Layout, microbatches: int) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
 from types import MappingProxyType
+from typing import Any
 
 from jaxpar.core.errors import LayoutError, RequestError, unknown
 from jaxpar.core.mesh import AXES, axes_of
@@ -129,7 +130,7 @@ class Strategy:
     @property
     def _tables(self) -> tuple[tuple[str, ...], ...]:
         """The axes of every entry of `compute` and of `between`."""
-        return (*self.compute.values(), *self.between.values())
+        return tuple(map(axes_of, (*self.compute.values(), *self.between.values())))
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -237,7 +238,7 @@ def _listed(words: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _union(a: Mapping[str, tuple[str, ...]], b: Mapping[str, tuple[str, ...]]) -> dict:
+def _union(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
     """Role -> the axes that either table gives it, in the order of `AXES`."""
     return {
         role: tuple(axis for axis in AXES if axis in (*a.get(role, ()), *b.get(role, ())))

@@ -5,6 +5,7 @@ In float64 unless said; expected values are worked out by optax or by hand.
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,8 @@ def test_the_outer_step_is_optaxs_nesterov():
     anchor = {"w": rng.standard_normal((3, 5)).astype("float32")}
     outer = {"anchor": anchor, "momentum": {"w": np.zeros((3, 5), "float32")}}
     sgd = optax.sgd(0.7, momentum=0.9, nesterov=True)
-    right, memory = anchor, sgd.init(anchor)
+    right: Any = anchor
+    memory = sgd.init(anchor)
     for _ in range(3):
         means = {"w": right["w"] + rng.standard_normal((3, 5)).astype("float32")}
         change = jax.tree.map(lambda a, m: a - m, right, means)
@@ -233,7 +235,7 @@ def test_a_wrong_averaging_is_caught(strategy, mistake):
     verdict = verify(layout, hardware=cpu(), make=wrong(mistake))
     assert not verdict.ok
     assert verdict.decisive.name.endswith("over 5 steps") or "after 5" in verdict.decisive.name
-    assert "their synchronisation is not" in verdict.likely_mistake
+    assert "their synchronisation is not" in str(verdict.likely_mistake)
 
 
 def test_rows_shared_out_otherwise_are_caught():
@@ -250,7 +252,7 @@ def test_rows_shared_out_otherwise_are_caught():
 
     verdict = verify(small_layout("mlp", "local_sgd", "replica=4"), hardware=cpu(), make=make)
     assert not verdict.ok and verdict.decisive.name == "gradient"
-    assert "its own rows" in verdict.likely_mistake
+    assert "its own rows" in str(verdict.likely_mistake)
 
 
 def test_an_update_with_collectives_over_replica_is_a_fault():

@@ -4,6 +4,7 @@ Numbers in float64 against one device; bytes on a described H100's program again
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def traffic(layout, hardware):
     )
 
 
-SIZES = {"sequence": 64, "kv_heads": 4, "unroll": 1, "layers": 3}
+SIZES: dict[str, Any] = {"sequence": 64, "kv_heads": 4, "unroll": 1, "layers": 3}
 WAYS = 4
 
 
@@ -130,7 +131,7 @@ def test_attention_that_an_exchange_does_not_know_is_refused():
     """A mask is found by tracing the loss, before anything is compiled."""
     plain = small_model("transformer")
 
-    def masked(module, batch, *, key=None, attend=None, **chosen):
+    def masked(module, batch, *, key=None, attend, **chosen):
         def with_mask(q, k, v, *, causal):
             return attend(q, k, v, causal=causal, mask=batch["weight"])
 

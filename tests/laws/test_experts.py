@@ -1,6 +1,7 @@
 """Experts: who is sent where, what comes back, which collectives; worked out by hand."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jaxpar.models.routing import combined, dispatched, places_of, route, statis
 from jaxpar.step.make_step import make_step
 
 # Three tokens, their first and second choices: (0, 1), (1, 0), (0, 2).
-THREE = np.array([[0.5, 0.375, 0.125], [0.25, 0.75, 0.0], [0.625, 0.0, 0.375]], np.float32)
+THREE: Any = np.array([[0.5, 0.375, 0.125], [0.25, 0.75, 0.0], [0.625, 0.0, 0.375]], np.float32)
 NONE = 6
 """With two places for each of three experts: the place of who has none."""
 
@@ -74,7 +75,8 @@ def test_without_capacity_the_mixture_is_the_dense_sum_over_experts(gated):
     The reference is numpy in float64 and shares no line with the model.
     """
     model = small_model("moe", capacity=0.0, gated=gated, activation="relu", layers=1)
-    block = build(model, 0).blocks
+    module: Any = build(model, 0)
+    block = module.blocks
     weights = {
         name: np.asarray(getattr(block, name)[0], float) for name in ("router", "up", "down")
     }

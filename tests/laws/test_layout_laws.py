@@ -121,6 +121,7 @@ def test_the_axes_that_a_strategy_leaves_alone_are_noted(strategy):
     """Devices that do the same work are a choice that the layout says in words."""
     layout = laid_out(pairs(strategy)[0][0], strategy, mesh_for(strategy))
     for axis in ("data", "model"):
+        assert layout is not None
         said = any(f"axis '{axis}'" in note for note in layout.notes)
         assert said == (axis not in load_strategy(strategy).axes), layout.notes
 
@@ -129,10 +130,13 @@ def test_the_axes_that_a_strategy_leaves_alone_are_noted(strategy):
 def test_every_dim_has_a_name(model):
     """Every dim of every parameter, of the state and of the batch is named."""
     layout = laid_out(model, "single", "data=1")
+    assert layout is not None
     for array in arrays_of(layout):
         assert UNNAMED not in array.dims, f"{array.path}: {array.dims}"
         assert all(array.dims), f"{array.path}: {array.dims}"
-    assert layout.model.batch, model
+    assert layout.model.batch
+    for name, field in layout.model.batch.items():
+        assert UNNAMED not in field.dims and all(field.dims), f"batch/{name}: {field.dims}"
 
 
 # Published: Radford et al. 2019 (as released: 124M with the tied head counted once), Touvron et al.
@@ -148,7 +152,9 @@ PUBLISHED = {
 
 
 def parameter_count(model: str) -> int:
-    return sum(a.size for a in laid_out(model, "single", "data=1").parameters.values())
+    layout = laid_out(model, "single", "data=1")
+    assert layout is not None
+    return sum(a.size for a in layout.parameters.values())
 
 
 @pytest.mark.parametrize(("model", "count"), PUBLISHED.items())

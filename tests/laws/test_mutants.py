@@ -67,7 +67,7 @@ def times(tree, factor):
     return jax.tree.map(lambda x: x * factor, tree)
 
 
-def over_all(mean, weight, axis="data"):
+def over_all(mean, weight, axis: str | tuple[str, ...] = "data"):
     """The right way: sum what each shard has, then divide by the weight of all."""
     return times(jax.lax.psum(times(mean, weight), axis), 1 / jax.lax.psum(weight, axis))
 

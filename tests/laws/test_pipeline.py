@@ -1,6 +1,7 @@
 """Laws of pipelines: one device's numbers in any order of work, and what is sent, kept and idle."""
 
 from functools import cache, partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -67,7 +68,7 @@ PRODUCTS = {
 def test_pipelines_join_with_every_way_to_shard_a_stage(strategy, mesh):
     """Inside a stage the other axes work as they do without stages, on 8 and 16 devices."""
     model = "moe" if "expert" in strategy else "transformer"
-    options = {"exchange": "ulysses"} if "context" in strategy else {}
+    options: dict[str, Any] = {"exchange": "ulysses"} if "context" in strategy else {}
     microbatches = 4 if "replica" not in strategy else 2
     prove(in_stages(strategy, mesh, model=model, **options), microbatches)
 

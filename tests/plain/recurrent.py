@@ -1,5 +1,7 @@
 """An LSTM and a GRU, each through a scan over time."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 import optax
@@ -16,7 +18,8 @@ class Recurrent(nnx.Module):
         self.head = nnx.Linear(24, vocabulary, rngs=rngs)
 
     def __call__(self, ids):
-        return self.head(self.rnn(self.embed(ids)))
+        states: Any = self.rnn(self.embed(ids))
+        return self.head(states)
 
 
 class LinenRecurrent(nn.Module):

@@ -23,7 +23,7 @@ class Layer(nnx.Module):
 
     def __call__(self, x, mask, memory=None, memory_mask=None):
         x = x + self.own(self.norm1(x), mask=mask)
-        if self.cross is not None:
+        if self.cross is not None and self.norm2 is not None:
             x = x + self.cross(self.norm2(x), memory, mask=memory_mask)
         return x + self.down(nnx.relu(self.up(self.norm3(x))))
 

@@ -31,8 +31,9 @@ def show_collectives(screen: Screen, inspection: Inspection) -> None:
         screen.table(head, rows)
     else:
         screen.say("no collectives")
-    if inspection.averaging:
-        every = inspection.layout.strategy.averaging.every
+    averaging = inspection.layout.strategy.averaging
+    if inspection.averaging and averaging:
+        every = averaging.every
         when = f"every {every} updates" if every else "at the end of training"
         screen.say(
             f"replicas synchronise {when}: {bytes_text(inspection.bytes_per_step)} per device per "

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-
+from jaxpar.core.jax_compat import setting
 from jaxpar.core.mesh import MeshShape
 from jaxpar.hardware.record import Hardware
 from jaxpar.layout.lay_out import lay_out
@@ -32,7 +31,7 @@ def on_one_device(
     key = (
         (model.build, model.loss, dict(model.batch), model.trainable, model.compute_dtype),
         {path: (array.shape, array.dtype) for path, array in alone.parameters.items()},
-        (optimizer, microbatches, hardware, jax.config.jax_enable_x64),
+        (optimizer, microbatches, hardware, setting("jax_enable_x64")),
     )
     for at, (known, program) in enumerate(_kept):
         if known == key:

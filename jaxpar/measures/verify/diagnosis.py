@@ -107,7 +107,7 @@ def _acted_out(got, name, parts, rows, gradient_of_rows, tolerance, *, contiguou
         )
     if any(_same(got, g, tolerance) for g in gradients):
         return f"these are the gradients of one {name} alone: the sum over all {parts} was left out"
-    total = {p: sum(g[p] for g in gradients) for p in got}
+    total = {p: np.sum([g[p] for g in gradients], axis=0) for p in got}
     if _same(got, total, tolerance):
         return f"these are the sum of the means of every {name}: sum, then divide once"
     return None

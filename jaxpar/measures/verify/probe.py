@@ -33,7 +33,7 @@ def widened(model: Model) -> Model:
         name: replace(f, dtype=WIDE) if np.issubdtype(np.dtype(f.dtype), np.floating) else f
         for name, f in model.batch.items()
     }
-    loss = model.loss.widened if hasattr(model.loss, "widened") else model.loss
+    loss = getattr(model.loss, "widened", model.loss)
     return replace(model, build=_WideBuild(model.build), batch=batch, loss=loss, compute_dtype=None)
 
 

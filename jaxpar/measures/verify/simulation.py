@@ -136,6 +136,7 @@ def simulation(layout: Layout, step: Step, hardware: Hardware) -> Simulation:
     alone = lay_out(model, strategy=Strategy(name="one run"), mesh=MeshShape())
     plain = make_step(alone, optimizer=step.optimizer, microbatches=step.microbatches)
     program = compile_step(plain, hardware=hardware, for_speed=False)
+    assert layout.strategy.averaging is not None, layout.strategy.name
     return Simulation(step, program, layout.strategy.averaging, runs)
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxpar.core.errors import RequestError
@@ -174,7 +175,7 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
     candidate = compile_step(step, hardware=hardware, for_speed=False)
     averaging = layout.strategy.averaging
     if averaging:
-        reference = simulation(layout, step, hardware)
+        reference: Any = simulation(layout, step, hardware)
     else:
         reference = on_one_device(
             layout.model,
@@ -380,7 +381,7 @@ def _to_host(state: State) -> State:
 
 def _is_key(value) -> bool:
     """Whether a value is a typed random key."""
-    return jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def _arrays_to_host(arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:

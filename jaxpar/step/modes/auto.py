@@ -195,7 +195,7 @@ class _Constrainer(Filled):
     def stacks(self, values) -> list[Array | None]:
         """Of what a loop takes apart, the weights that are gathered a layer at a time."""
         paths = [self.weights.get(id(x)) for x in values]
-        arrays = [self.layout.parameters.get(path) for path in paths]
+        arrays = [self.layout.parameters.get(path or "") for path in paths]
         return [
             a if a and a.stored != a.used and _is_stack(self.layout, a) else None for a in arrays
         ]

@@ -66,7 +66,7 @@ def mode(asked: Asked) -> Differentiated:
             return jax.tree.map(_typed_as, tree, landing)
 
         with jax.sharding.use_abstract_mesh(layout.mesh.abstract):
-            explicit = jax.sharding.explicit_axes(
+            explicit: Any = jax.sharding.explicit_axes(
                 typed, axes=layout.mesh.axes, in_sharding=_specs(layout)
             )
             return explicit(*groups)
@@ -233,7 +233,8 @@ class _Typist(Interpreter):
         def alone(*operands):
             return tuple(as_it_is(eqn, operands))
 
-        return list(jax.sharding.auto_axes(alone, out_sharding=specs)(*operands))
+        left_to_xla: Any = jax.sharding.auto_axes(alone, out_sharding=specs)
+        return list(left_to_xla(*operands))
 
 
 def _typed_as(x: Any, spec: PartitionSpec) -> Any:

@@ -64,7 +64,8 @@ class Piece:
         through = self._through(real, shared)
 
         def body(x, layer):
-            return through(*layer, x), None
+            own, beside, there = layer
+            return through(own, beside, there, x), None
 
         return lax.scan(body, x, (weights, stacks, real))[0]
 
@@ -110,6 +111,6 @@ class Piece:
 
 def _key_kind(leaf):
     """How a random key is made of its data; None for what is no key."""
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.key_impl(leaf)
     return None

@@ -227,7 +227,9 @@ def _exchange(schedule: Schedule, ticks: Iterable[int]) -> Exchange:
     back: set[tuple[int, int]] = set()
     for tick, source, target in schedule.sends():
         if tick in ticks:
-            (onward if schedule.table[tick][source].forward else back).add((source, target))
+            work = schedule.table[tick][source]
+            assert work is not None, (tick, source)
+            (onward if work.forward else back).add((source, target))
     both = onward | back
     sources, targets = {s for s, _ in both}, {t for _, t in both}
     if len(sources) == len(targets) == len(both):

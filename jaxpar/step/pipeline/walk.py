@@ -69,7 +69,9 @@ def walk(
     work = {
         IDLE: lambda row, buffers, counts: _idle(buffers, fill),
         FORWARD: lambda row, buffers, counts: _forward(local, row, buffers, counts, train),
-        BACKWARD: lambda row, buffers, counts: _backward(local, row, buffers, counts, factor),
+        BACKWARD: lambda row, buffers, counts: _backward(
+            local, row, buffers, counts, factor or 0.0
+        ),
     }
 
     def alike(tree, types=types):
