@@ -99,9 +99,12 @@ def _defined(path: Path, changed: int, file: str, noun: str) -> dict[str, _Entry
         names = {target.id for target in targets if isinstance(target, ast.Name)}
         if noun in names or (isinstance(node, ast.FunctionDef) and node.name == noun):
             entries[file] = _Entry(file, (ast.get_docstring(tree) or "").partition("\n")[0])
-        if f"{noun}s" in names and isinstance(node.value, ast.Dict):
-            for key, row in zip(node.value.keys, node.value.values, strict=True):
-                entries[key.value] = _Entry(file, row.args[0].value, is_row=True)
+        table = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+        if f"{noun}s" in names and isinstance(table, ast.Dict):
+            for key, row in zip(table.keys, table.values, strict=True):
+                assert isinstance(key, ast.Constant) and isinstance(row, ast.Call), path
+                title = ast.literal_eval(row.args[0])
+                entries[str(key.value)] = _Entry(file, title, is_row=True)
     return entries
 
 
