@@ -129,7 +129,7 @@ def test_what_is_not_cut_is_left_as_it_is():
 
 
 class Shared(nnx.Module):
-    """A weight that lies in three places: an attribute, a list and a dict."""
+    """A weight that is in three places: an attribute, a list and a dict."""
 
     def __init__(self, rngs):
         self.first = nnx.Linear(4, 6, rngs=rngs)

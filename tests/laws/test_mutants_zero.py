@@ -55,7 +55,7 @@ def test_zero1_that_does_not_gather_the_new_weights_is_caught():
     verdict = found_wrong(small_layout("mlp", "zero1", f"data={WAYS}"), make)
     assert verdict.decisive.name == "update"
     assert not verdict.decisive.replicas_agree
-    assert_says(verdict, "each updated its own piece and the new pieces were not gathered")
+    assert_says(verdict, "each updated its own shard and the new shards were not gathered")
 
 
 def one_replica_alone(alone, state, batch):

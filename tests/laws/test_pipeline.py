@@ -95,7 +95,7 @@ def test_layers_that_do_not_divide_are_filled_up_when_asked():
 
 @cache
 def gradients(fill: float):
-    """The gradients of a small step whose idle stages hand on `fill`, and the step's means."""
+    """The gradients of a small step whose idle stages send `fill`, and the step's means."""
     layout = in_stages("pipeline", "pipe=4", schedule="one_f_one_b")
     step = make_step(layout, microbatches=4)
     program = compile_step(step, hardware=cpu(), for_speed=False)
