@@ -3,6 +3,8 @@
 JAX's strict dtype promotion is not on: optax's own bias correction multiplies a float by a count.
 """
 
+from typing import Any
+
 import jax
 import pytest
 
@@ -20,7 +22,7 @@ def _compile_in_less_time() -> None:
     A law's program is run once or never, and its compilation then takes 1.0 s of 2.8 (a decoder on
     eight devices, jax 0.10.2). The program itself, its collectives with it, is the same.
     """
-    older: dict[str, bool | str | int] = {"xla_cpu_use_fusion_emitters": False}
+    older: dict[str, Any] = {"xla_cpu_use_fusion_emitters": False}
     try:
         jax.jit(lambda x: x).lower(0.0).compile(QUICK | older)
     except jax.errors.JaxRuntimeError as error:

@@ -66,7 +66,7 @@ def sharding_errors() -> tuple[type[Exception], ...]:
     return (ShardingTypeError, NotImplementedError)
 
 
-def fewer_passes() -> dict[str, bool]:
+def fewer_passes() -> dict[str, Any]:
     """Options of XLA's CPU compiler that leave passes out and change no program's collectives.
 
     The older way of making code of fusions takes a third of the time (a decoder on eight devices:

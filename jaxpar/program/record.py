@@ -21,7 +21,7 @@ from jaxpar.program.devices import device_mesh
 from jaxpar.program.warnings import XlaWarning, compile_quietly, compile_with_warnings
 from jaxpar.step.record import State, Step
 
-QUICK: dict[str, bool | str | int] = {"xla_backend_optimization_level": 0}
+QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0}
 """For code run once on simulated devices: the same program, machine code in a fifth of the time."""
 
 FEW_PASSES = fewer_passes()
