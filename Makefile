@@ -21,7 +21,7 @@ claims: $(VENV)/installed
 lint: $(VENV)/installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pyright
+	$(PY) -m pyright --pythonpath $(PY)
 
 $(VENV)/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "jaxpar needs Python 3.11 or newer: install one, or say make PYTHON=/path/to/python3.12"; exit 1; }

@@ -3,8 +3,8 @@
 Command: python -m experiments run all_together (under four minutes on two cores).
 Expectation: every layout computes what one device computes, to 1e-9 in float64, and its collectives
 are those that its strategy states and no others. Parameters on a device fall to an eighth where
-weights are cut, and not at all under plain data parallelism, which pays with an all-reduce of them.
-Parameter averaging is another algorithm, and equals one device that does the same.
+weights are sharded, and not at all under plain data parallelism, which pays with an all-reduce of
+them. Parameter averaging is another algorithm, and equals one device that does the same.
 """
 
 from jaxpar.case import Case
@@ -20,23 +20,23 @@ SIZES = {
     "sequence": 16,
     "batch": 16,
 }
-CUT = {"whole_below": 256}
+SHARD_ALL = {"whole_below": 256}
 """The arrays of so small a decoder are all below the usual threshold."""
 
 WAYS = (
     ("single", "data=8", {}),
     ("data", "data=8", {}),
-    ("zero1", "data=8", CUT),
-    ("zero2", "data=8", CUT),
-    ("fsdp", "data=8", CUT),
-    ("replica+fsdp", "replica=2,data=4", CUT),
+    ("zero1", "data=8", SHARD_ALL),
+    ("zero2", "data=8", SHARD_ALL),
+    ("fsdp", "data=8", SHARD_ALL),
+    ("replica+fsdp", "replica=2,data=4", SHARD_ALL),
     ("tensor", "model=8", {}),
     ("sequence", "model=8", {}),
     ("context", "model=8", {}),
     ("hybrid", "data=4,model=2", {}),
-    ("fsdp+tensor", "data=4,model=2", CUT),
+    ("fsdp+tensor", "data=4,model=2", SHARD_ALL),
     ("data+pipeline", "pipe=2,data=4", {"microbatches": 2}),
-    ("fsdp+tensor+pipeline", "pipe=2,data=2,model=2", {**CUT, "microbatches": 2}),
+    ("fsdp+tensor+pipeline", "pipe=2,data=2,model=2", {**SHARD_ALL, "microbatches": 2}),
     ("local_sgd", "replica=8", {}),
 )
 

@@ -1,12 +1,12 @@
 """A decoder that nobody wrote for jaxpar: which dims are found, and is it still the same model?
 
 Command: python -m experiments run any_model (under three minutes on two cores).
-Expectation: its dims are named by tracing alone, its heads and inner widths lie over `model`, and
-each of the three modes computes what one device computes. Under tensor parallelism, described H100s
-all-reduce what the textbook says: two sums of the residual a block forward and two backward, one
-for the embedding, one for the head, and a few numbers a token for the softmax. Modes differ in who
-places the collectives (XLA, JAX's types, jaxpar), in islands (what JAX has no typed rule for), and
-in how long the step takes to trace and compile.
+Expectation: its dims are named by tracing alone, its heads and inner widths are sharded over
+`model`, and each of the three modes computes what one device computes. Under tensor parallelism,
+described H100s all-reduce what the textbook says: two sums of the residual a block forward and two
+backward, one for the embedding, one for the head, and a few numbers a token for the softmax. Modes
+differ in who places the collectives (XLA, JAX's types, jaxpar), in islands (what JAX has no typed
+rule for), and in how long the step takes to trace and compile.
 """
 
 import numpy as np

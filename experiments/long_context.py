@@ -4,8 +4,8 @@ Command: python -m experiments run long_context (80 seconds on two cores; nothin
 Expectation: with whole sequences the scores of attention outgrow all else, four times as many for
 twice the sequence. In Ulysses a device holds the scores of a share of heads instead of a share of
 rows: as many. A ring never holds them, and grows in step with the sequence. Its collectives, a
-layer: 3 (n - 1) pieces of keys and values round the ring, less at most one that forward and
-backward share; all-to-alls of 4 pieces forward and 4 backward in Ulysses. The numbers of both
+layer: 3 (n - 1) shards of keys and values round the ring, less at most one that forward and
+backward share; all-to-alls of 4 shards forward and 4 backward in Ulysses. The numbers of both
 exchanges are proved at small sizes by tests/laws/test_context.py.
 """
 
@@ -95,7 +95,7 @@ experiment = Experiment(
             needs=ALL,
         ),
         Claim(
-            "a ring sends 3 (n - 1) pieces of keys and values a layer, or one less",
+            "a ring sends 3 (n - 1) shards of keys and values a layer, or one less",
             _ring_moves_its_formula,
             needs=ALL,
         ),

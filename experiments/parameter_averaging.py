@@ -3,8 +3,8 @@
 Command: python -m experiments run parameter_averaging (under a minute on two cores).
 Expectation: four replicas, averaged every H updates, all-reduce 1/H of the parameters' bytes per
 step, where synchronous data parallelism does all of the gradients' and four scalars. Averaged often
-they classify the digits as well; the longer apart, the less their average need be worth, and at the
-end alone it is that of four networks which each saw a quarter of the rows.
+they classify the digits as well; the longer between, the less their average need be worth, and at
+the end alone it is that of four networks which each saw a quarter of the rows.
 """
 
 from jaxpar.case import Case

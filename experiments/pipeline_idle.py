@@ -78,7 +78,8 @@ experiment = Experiment(
         Claim(
             "every schedule has the published bubble fraction",
             lambda rows: all(
-                abs(r["inspect"]["schedule"]["idle_share"] - _published(r)) < 1e-9 for r in rows
+                abs(r["inspect"]["schedule"]["bubble_fraction"] - _published(r)) < 1e-9
+                for r in rows
             ),
             needs=len(TIMED) + len(IN_FLIGHT),
         ),
@@ -86,7 +87,7 @@ experiment = Experiment(
             "the running program counts just as many idle ticks",
             lambda rows: (
                 len(_ran(rows)) >= len(TIMED)
-                and all(abs(r["train"]["last_idle"] - _published(r)) < 1e-6 for r in _ran(rows))
+                and all(abs(r["train"]["last_bubble"] - _published(r)) < 1e-6 for r in _ran(rows))
             ),
             needs=len(TIMED),
         ),
@@ -118,9 +119,9 @@ experiment = Experiment(
     columns=(
         "inspect.schedule.name",
         "inspect.schedule.microbatches",
-        "inspect.schedule.idle_share",
-        "train.last_idle",
-        "inspect.schedule.peak_live",
+        "inspect.schedule.bubble_fraction",
+        "train.last_bubble",
+        "inspect.schedule.peak_in_flight",
         "inspect.memory.temporary_bytes",
         "communication.pipe",
     ),

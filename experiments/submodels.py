@@ -33,8 +33,8 @@ def _stages(row) -> int:
     return row["mesh"].get("pipe", 1)
 
 
-def _idle(row) -> float:
-    return row["train"].get("last_idle", 0.0)
+def _bubble(row) -> float:
+    return row["train"].get("last_bubble", 0.0)
 
 
 def _layer_bytes(row) -> int:
@@ -79,7 +79,7 @@ experiment = Experiment(
         Claim(
             "the bubble fraction is (K - 1) / (M + K - 1), as counted while the ticks pass",
             lambda rows: all(
-                abs(_idle(r) - (_stages(r) - 1) / (MICROBATCHES + _stages(r) - 1)) < 1e-6
+                abs(_bubble(r) - (_stages(r) - 1) / (MICROBATCHES + _stages(r) - 1)) < 1e-6
                 for r in rows
             ),
             needs=len(SPLITS),
@@ -115,7 +115,7 @@ experiment = Experiment(
         "parameter_bytes_per_device",
         "communication.pipe",
         "communication.model",
-        "train.last_idle",
+        "train.last_bubble",
         "train.last_loss",
     ),
 )

@@ -1,6 +1,6 @@
-"""A Case: one model under one layout, said in words, and resolved into the stream's values.
+"""A Case: one model under one layout, in words, and resolved into the stream's values.
 
-The command line, experiments and notebooks all say what they want in these words. Every refusal is
+The command line, experiments and notebooks all ask in these words. Every refusal is
 a RequestError and comes before anything is compiled.
 """
 
@@ -89,7 +89,7 @@ class Case:
 class Resolved:
     """A case turned into a layout, hardware and training.
 
-    `optimizer_options` are what was said of the optimizer beside the recipe.
+    `optimizer_options` are the optimizer's own, beside the recipe.
     """
 
     case: Case
@@ -100,7 +100,7 @@ class Resolved:
 
     @property
     def name(self) -> str:
-        """A folder name that tells runs apart."""
+        """A folder name that differs between different cases."""
         mesh = str(self.layout.mesh).replace(",", "-").replace("=", "")
         return f"{self.layout.model.name}-{self.layout.strategy.name}-{mesh}"
 
@@ -151,6 +151,7 @@ def load_model(name: str) -> Model:
 
 
 def _without_arguments(name: str, factory: Callable) -> Any:
+    """What `factory()` returns; a RequestError when it has arguments without defaults."""
     required = [
         p.name
         for p in signature(factory).parameters.values()
@@ -180,13 +181,13 @@ def load_strategy(text: str, **options: Any) -> Strategy:
 
 
 def strategy_options(text: str) -> tuple[str, ...]:
-    """What the strategies named by `text` can be told, by name."""
+    """The options of the strategies named by `text`, by name."""
     names = [n for part in parts(text) for n in signature(STRATEGIES.load(part)).parameters]
     return tuple(dict.fromkeys(names))
 
 
 def optimizer_options(name: str) -> dict[str, Any]:
-    """What an optimizer can be told beside the recipe, each with its usual value."""
+    """The options of an optimizer beside the recipe, each with its usual value."""
     parameters = signature(OPTIMIZERS.load(name)).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
@@ -246,6 +247,7 @@ def _typed_option(name: str, usual: Any, value: Any) -> Any:
 
 
 def _kind(value: Any) -> str:
+    """The type of a setting's usual value, for people: "a whole number"."""
     return {bool: "true or false", int: "a whole number", float: "a number"}.get(
         type(value), "a word"
     )

@@ -3,35 +3,18 @@
 JAX's strict dtype promotion is not on: optax's own bias correction multiplies a float by a count.
 """
 
-from typing import Any
-
 import jax
 import pytest
 
-from jaxpar.core.jax_compat import setting
+from jaxpar.core.jax_compat import fewer_passes, setting
 from jaxpar.program.configuration import prefer_cpu
 from jaxpar.program.record import QUICK
 
 prefer_cpu()
 jax.config.update("jax_num_cpu_devices", 16)
 
-
-def _compile_in_less_time() -> None:
-    """Leave out XLA's newer way to make machine code of fusions, where this XLA lets one choose.
-
-    A law's program is run once or never, and its compilation then takes 1.0 s of 2.8 (a decoder on
-    eight devices, jax 0.10.2). The program itself, its collectives with it, is the same.
-    """
-    older: dict[str, Any] = {"xla_cpu_use_fusion_emitters": False}
-    try:
-        jax.jit(lambda x: x).lower(0.0).compile(QUICK | older)
-    except jax.errors.JaxRuntimeError as error:
-        assert "No such compile option" in str(error), error
-    else:
-        QUICK.update(older)
-
-
-_compile_in_less_time()
+# A law's program is run once or never: its compilation costs more than its time.
+QUICK.update(fewer_passes())
 
 
 @pytest.fixture

@@ -14,8 +14,6 @@ from jaxpar.spmd import trace
 # Measured worst over all float64 tests: 3e-15 relative to the leaf's largest gradient.
 BOUND = 1e-12
 
-QUICKLY = {**QUICK, "xla_llvm_disable_expensive_passes": True}
-
 DATA = {"data": 8}
 TENSOR = {"model": 2}
 BOTH = {"data": 4, "model": 2}
@@ -45,7 +43,7 @@ def manual_step(fn, args, *, specs, sizes, use_specs=None):
 
 
 def compiled(step, args):
-    return jax.jit(step).lower(*args).compile(compiler_options=QUICKLY)(*args)
+    return jax.jit(step).lower(*args).compile(compiler_options=QUICK)(*args)
 
 
 def assert_equals_one_device(fn, args, *, bound=BOUND, **how):

@@ -39,7 +39,7 @@ SIZES = {
 """Small values of the sizes that models have; a model takes those of its own fields."""
 
 WHOLE_BELOW = 512
-"""Arrays of small models are small: with fsdp's own threshold it would cut none of them."""
+"""Arrays of small models are small: with fsdp's own threshold it would shard none of them."""
 
 
 @cache
@@ -99,7 +99,7 @@ def pairs(*strategies: str) -> list[tuple[str, str]]:
 
 DECODER = "transformer"
 FEW = ("fsdp", "hybrid")
-"""Rows cut with weights cut for storage, and rows with weights cut for use."""
+"""Rows sharded with weights sharded for storage, and rows with weights sharded for use."""
 
 
 def crossed() -> list[tuple[str, str, str]]:
@@ -107,7 +107,7 @@ def crossed() -> list[tuple[str, str, str]]:
 
     The decoder meets every strategy, since it has every role but experts. Other models differ from
     it in operations (convolutions, BatchNorm, experts, no layers in a loop), and those meet each
-    way to cut by `FEW`; a strategy that does not suit the decoder meets all that it suits.
+    way to shard by `FEW`; a strategy that does not suit the decoder meets all that it suits.
     """
     chosen = [(m, s) for m, s in pairs() if m == DECODER or s in FEW or not suits(DECODER, s)]
     turns = cycle(
@@ -123,8 +123,8 @@ def crossed() -> list[tuple[str, str, str]]:
 def modes_of(strategy: str) -> tuple[str, ...]:
     """The modes in which a strategy's step differs from all others.
 
-    Stages are one step in both modes, and so is a step that splits nothing. An outer step belongs
-    to the averaging, which no mode touches; what is inside a copy is that of plain averaging.
+    Stages are one step in both modes, and so is a step that shards nothing. An outer step belongs
+    to the averaging, which no mode touches; what is inside a replica is that of plain averaging.
     """
     s = load_strategy(strategy)
     alike = s.stages or not s.axes or (s.averaging and not s.averaging.plain)

@@ -25,6 +25,11 @@ def shelf(tmp_path, monkeypatch):
         "def things():\n    thing = []\n    return thing\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    (folder / "rows.py").write_text(
+        '"""Things that differ in numbers."""\n\n'
+        "def make(summary, size):\n    return lambda name, more=0: (name, size + more)\n\n"
+        'things = {\n    "big": make("Nine.", 9),\n    "small": make("One.", size=1),\n}\n'
+    )
     yield Catalogue("shelf_for_test", "thing")
     for name in [n for n in sys.modules if n.partition(".")[0] == "shelf_for_test"]:
         del sys.modules[name]
@@ -32,19 +37,36 @@ def shelf(tmp_path, monkeypatch):
 
 def test_a_new_file_is_a_new_entry(shelf):
     """Nothing else is edited: the names are the files', where they define the noun."""
-    assert shelf.names() == ("broken", "good")
+    assert shelf.names() == ("big", "broken", "good", "small")
     (shelf.folder / "added.py").write_text('"""Added."""\n\ndef thing():\n    return 8\n')
-    assert shelf.names() == ("added", "broken", "good")
+    assert shelf.names() == ("added", "big", "broken", "good", "small")
     assert shelf.load("added")() == 8
 
 
 def test_listing_imports_nothing(shelf):
     """A broken entry is listed with its first line, and breaks only when it is loaded."""
-    assert [shelf.summary(n) for n in shelf.names()] == ["Broken, but listed.", "Good first line."]
-    assert "shelf_for_test.good" not in sys.modules
+    lines = ["Nine.", "Broken, but listed.", "Good first line.", "One."]
+    assert [shelf.summary(n) for n in shelf.names()] == lines
+    assert not {"shelf_for_test.good", "shelf_for_test.rows"} & sys.modules.keys()
     with pytest.raises(ModuleNotFoundError, match="no_such_module_at_all"):
         shelf.load("broken")
     assert shelf.load("good")() == 7
+
+
+def test_a_row_is_an_entry_by_its_key(shelf):
+    """It is called with its own name first; the file of the table is no entry."""
+    assert shelf.load("big")() == ("big", 9)
+    assert shelf.load("small")(more=2) == ("small", 3)
+    with pytest.raises(RequestError, match="unknown thing 'rows'"):
+        shelf.load("rows")
+
+
+def test_two_entries_of_one_name_are_a_fault_of_ours(shelf):
+    """A row by the name of a file would hide it."""
+    rows = shelf.folder / "rows.py"
+    rows.write_text(rows.read_text().replace('"big"', '"good"'))
+    with pytest.raises(AssertionError, match="two entries are called 'good'"):
+        shelf.names()
 
 
 def test_an_unknown_name_is_refused_with_the_nearest(shelf):

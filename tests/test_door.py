@@ -163,8 +163,8 @@ def test_names_in_metadata_hold_and_names_from_the_user_come_next():
     assert "inner" not in {d.role for d in moved.named}
 
 
-def test_what_is_frozen_is_cut_and_not_learned():
-    """A Flax filter says what is learned; fsdp cuts the rest as well."""
+def test_what_is_frozen_is_sharded_and_not_learned():
+    """A Flax filter says what is learned; fsdp shards the rest as well."""
     model = jaxpar.model(
         lambda rngs: nnx.LoRA(64, 4, 256, base_module=nnx.Linear(64, 256, rngs=rngs), rngs=rngs),
         lambda net, b: jnp.mean(net(b["x"]) ** 2),

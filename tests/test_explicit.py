@@ -74,9 +74,9 @@ def test_a_model_of_products_alone_needs_no_island():
 @pytest.mark.parametrize(
     ("strategy", "mesh", "why"),
     [
-        ("context", "model=2", "exchanges pieces of the sequence"),
+        ("context", "model=2", "exchanges shards of the sequence"),
         ("pipeline", "pipe=2", "runs layers in stages"),
-        ("local_sgd", "replica=2", "trains copies apart"),
+        ("local_sgd", "replica=2", "trains replicas that average"),
     ],
 )
 def test_what_maps_devices_by_hand_is_refused(strategy, mesh, why):

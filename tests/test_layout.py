@@ -1,4 +1,4 @@
-"""lay_out by example: what is cut, what stays whole, and what is refused."""
+"""lay_out by example: what is sharded, what stays replicated, and what is refused."""
 
 from dataclasses import replace
 from typing import Any, cast
@@ -20,7 +20,7 @@ def laid(model, strategy, mesh):
 
 
 def test_tensor_parallelism_pairs_columns_with_rows():
-    """Megatron's pairing by hand: up by columns, down by rows, norms and residual whole."""
+    """Megatron's pairing by hand: up by columns, down by rows, norms and residual replicated."""
     arrays = laid(small_model("transformer"), small_strategy("tensor"), "model=4").parameters
     stored = {path: array.stored for path, array in arrays.items()}
     assert stored["blocks/up"] == P(None, None, None, "model")  # layers, embed, sides, ffn
@@ -32,20 +32,20 @@ def test_tensor_parallelism_pairs_columns_with_rows():
     assert stored["blocks/attention_norm/scale"] == P(None, None)
 
 
-def test_fsdp_cuts_what_tensor_parallelism_leaves_alone_and_gathers_it():
-    """Over data the residual width is cut in storage and whole in use."""
+def test_fsdp_shards_what_tensor_parallelism_leaves_alone_and_gathers_it():
+    """Over data the residual width is sharded in storage and replicated in use."""
     layout = laid(small_model("transformer"), small_strategy("fsdp+tensor"), "data=4,model=2")
     up = layout.parameters["blocks/up"]
     assert up.stored == P(None, "data", None, "model")
-    assert up.computed == P(None, None, None, "model")
+    assert up.used == P(None, None, None, "model")
     assert layout.batch["tokens"] == P("data", None)
     assert up.device_bytes(layout.mesh) * 8 == up.whole_bytes
 
 
-def test_small_arrays_stay_whole_and_the_layout_lists_them():
+def test_small_arrays_stay_replicated_and_the_layout_lists_them():
     """The threshold counts one layer's elements, and the note gives the share of the bytes."""
     layout = laid(small_model("transformer"), load_strategy("fsdp"), "data=4")
-    assert all(a.stored == a.computed for a in layout.parameters.values())
+    assert all(a.stored == a.used for a in layout.parameters.values())
     (note,) = layout.notes
     assert "fewer than 16,384 elements stay replicated over data" in note and "100.00%" in note
     for path in layout.parameters:
@@ -53,16 +53,16 @@ def test_small_arrays_stay_whole_and_the_layout_lists_them():
 
 
 def test_a_mesh_that_does_not_divide_is_refused_before_anything_is_made():
-    """Dim, both sizes and the repair, for a parameter rather than for its moments."""
+    """Dim, both sizes and the repair, for a parameter rather than for its optimizer state."""
     with pytest.raises(
         LayoutError, match=r"'ffn' has size 64.*'model' has 3 devices.*2 or 4"
     ) as no:
         laid(small_model("transformer"), small_strategy("tensor"), "model=3")
-    assert "moment" not in str(no.value) and "optimizer" not in str(no.value)
+    assert "optimizer_state" not in str(no.value) and "optimizer" not in str(no.value)
 
 
 def test_more_model_shards_than_heads_are_refused():
-    """Heads are not cut into pieces."""
+    """No head is split."""
     with pytest.raises(LayoutError, match="'kv_heads' has size 2 but mesh axis 'model' has 4"):
         laid(small_model("transformer", kv_heads=2), small_strategy("tensor"), "model=4")
 
@@ -73,7 +73,7 @@ def test_a_batch_that_does_not_divide_is_refused():
         laid(small_model("mlp").with_batch_size(12), small_strategy("data"), "data=8")
 
 
-def test_a_weight_with_no_dim_to_cut_is_refused_not_replicated():
+def test_a_weight_with_no_dim_to_shard_is_refused_not_replicated():
     """No silent rescue: an array above the threshold that nothing divides is an error."""
     model = small_model("mlp", width=31, classes=7, pixels=49)
     with pytest.raises(LayoutError, match="2 does not divide 31"):
@@ -88,15 +88,15 @@ def test_two_roles_on_one_axis_and_one_array_are_refused():
     assert laid(small_model("mlp"), both, "data=2").parameters
 
 
-def test_activations_lie_by_their_dims_names():
-    """What a step pins between layers: batch over data, inner width over model."""
+def test_activations_are_sharded_by_their_dims_names():
+    """What a step constrains between layers: batch over data, inner width over model."""
     layout = laid(small_model("transformer"), small_strategy("hybrid"), "data=4,model=2")
     assert layout.place_of(("batch", "sequence", "embed")) == P("data", None, None)
     assert layout.place_of(("batch", "sequence", "ffn")) == P("data", None, "model")
 
 
-def test_statistics_lie_like_the_parameters_beside_them():
-    """BatchNorm's mean has no names of its own, and is cut as its scale is."""
+def test_statistics_are_sharded_like_the_parameters_beside_them():
+    """BatchNorm's mean has no names of its own, and is sharded as its scale is."""
     layout = laid(small_model("convnet"), small_strategy("tensor"), "model=2")
     for index in range(2):
         scale = layout.parameters[f"norms/{index}/scale"]
@@ -118,7 +118,7 @@ def test_a_layout_changes_nothing_of_what_it_was_made_from():
 
 
 def test_combining_joins_the_tables():
-    """hybrid is data and tensor, and keeps what both state of the wire."""
+    """hybrid is data and tensor, and keeps the collectives that both state."""
     data, tensor = load_strategy("data"), load_strategy("tensor")
     both = combine(data, tensor)
     assert both.compute == {**data.compute, **tensor.compute}
@@ -131,7 +131,7 @@ def test_combining_joins_the_tables():
 
 
 def test_combining_refuses_one_role_on_two_axes():
-    """A dim of a weight lies on one axis: both strategies, the role and both axes are named."""
+    """A dim of a weight has one place: both strategies, the role and both axes are named."""
     other = Strategy(name="rows", compute={"inner": "data"})
     with pytest.raises(
         LayoutError, match="'tensor' splits role 'inner' over axis 'model' and 'rows'"
@@ -151,13 +151,21 @@ def test_rows_may_be_split_over_several_axes():
     ("one", "other", "sentence"),
     [
         ("tensor", Strategy(name="rows", compute={"sequence": "model"}), "both want mesh axis"),
-        ("fsdp", "zero1", "'fsdp' keeps gradients, moments and parameters in pieces and 'zero1'"),
-        ("local_sgd", "pipeline", "'local_sgd' and 'pipeline' cannot be combined: copies that"),
-        ("zero1", "zero2", "'zero1' keeps moments in pieces and 'zero2' gradients and moments"),
+        (
+            "fsdp",
+            "zero1",
+            "stores gradients, optimizer state and parameters sharded and 'zero1'",
+        ),
+        ("local_sgd", "pipeline", "'local_sgd' and 'pipeline' cannot be combined: replicas"),
+        (
+            "zero1",
+            "zero2",
+            "'zero1' stores optimizer state sharded and 'zero2' gradients and optimizer",
+        ),
     ],
 )
 def test_combining_refuses_what_contradicts(one, other, sentence):
-    """One axis for two things, or two answers to what is cut: both strategies and the reason."""
+    """One axis for two things, or two answers to one question: both strategies and the reason."""
     other = load_strategy(other) if isinstance(other, str) else other
     with pytest.raises(LayoutError, match=sentence):
         combine(load_strategy(one), other)

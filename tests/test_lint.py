@@ -145,7 +145,7 @@ def test_an_array_that_comes_back_otherwise_than_asked_is_found(monkeypatch):
 
 
 def test_a_named_activation_that_does_not_divide_is_found():
-    """JAX leaves such a dim whole without a word; the step says so."""
+    """JAX leaves such a dim replicated without a word; the step says so."""
 
     model = small_model("mlp")
 

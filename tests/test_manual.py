@@ -210,7 +210,7 @@ def test_gathered_weights_used_apart_from_the_batch_count_once():
 
 
 def test_bias_gradient_is_summed_at_the_size_of_the_bias():
-    """A broadcast made before its piece is known would sum the global batch over the wire."""
+    """A broadcast made before its shard is known would sum the global batch over devices."""
 
     def loss(bias, x):
         return jnp.sin(jnp.broadcast_to(bias[None], (32, 6)) * x).sum()
@@ -255,7 +255,7 @@ def test_bfloat16_compute_gathers_the_narrow_weight():
 
 
 def test_dropout_and_metrics_come_out_as_on_one_device():
-    """Masks are the very masks of one device; a result lies where it falls or where it is told."""
+    """Masks are the very masks of one device; a result is sharded as it comes or as asked."""
 
     def fn(w, x, key):
         logits = jnp.where(jax.random.bernoulli(key, 0.5, (8, 8)), x @ w, 0.0)

@@ -73,7 +73,7 @@ DECODER_TENSOR = {
 
 
 def stored_over(axis, use, params):
-    """Each weight's spec with its last dim that divides cut further over `axis`."""
+    """Each weight's spec with its last dim that divides sharded further over `axis`."""
 
     def cut(spec, leaf):
         entries = [*spec, *(None,) * (leaf.ndim - len(spec))]
@@ -194,7 +194,7 @@ def test_decoder_variants_equal_one_device(layout, options):
     assert_equals_one_device(loss, args, **how)
 
 
-# --- what goes over the wire, read from the jaxpr of loss and gradient ---------------------------
+# --- communication, read from the jaxpr of loss and gradient ---------------------------
 
 
 def traffic(layout, **options):

@@ -80,7 +80,7 @@ def test_one_axis_on_two_dims_is_a_fault_that_names_both():
 
 
 def test_shards_multiply_over_every_axis_of_a_spec():
-    """4 x 2 pieces for both axes, however they are spelled."""
+    """4 x 2 shards for both axes, however they are spelled."""
     mesh = MeshShape(data=4, model=2)
     counts = [shards(s, mesh) for s in (P(), P("data"), P("data", "model"), P(("data", "model")))]
     assert counts == [1, 4, 8, 8]

@@ -148,7 +148,7 @@ def test_a_layout_accepted_is_a_layout_verified(mode, parts, how):
             mesh=jaxpar.MeshShape.parse(mesh),
         )
     except jaxpar.LayoutError as refusal:
-        assert "can split nothing" in str(refusal)
+        assert "can shard nothing" in str(refusal)
         return
 
     def make(layout):

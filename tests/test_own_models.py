@@ -90,7 +90,7 @@ def test_a_loss_without_a_key_is_refused_at_once():
 
 
 def test_a_misspelt_dim_in_the_roles_is_refused():
-    """It would split nothing, and nobody would know."""
+    """It would shard nothing, and nobody would know."""
     with pytest.raises(jaxpar.RequestError, match="unknown dim .*'wied': did you mean 'wide'"):
         laid_out(own(roles={"wied": "inner"}))
 

@@ -1,4 +1,4 @@
-"""compile_step: the state is created where it lies, is donated, and lies there after a step."""
+"""compile_step: the state is created sharded, is donated, and is sharded alike after a step."""
 
 from dataclasses import replace
 from functools import cache
@@ -34,7 +34,7 @@ def first_state(model, strategy, mesh):
 
 @pytest.mark.parametrize("strategy", STRATEGY_NAMES)
 def test_the_sharding_asked_for_is_the_sharding_there_is(strategy):
-    """Created, and after a step, every array lies by its spec: no resharding in between."""
+    """Created, and after a step, every array is sharded by its spec: no resharding in between."""
     program = compiled(strategy, mesh_for(strategy))
     state = program.init(0)
     batch = program.place(probe_batch(program.step.layout.model, 0))
@@ -49,7 +49,7 @@ def test_the_sharding_asked_for_is_the_sharding_there_is(strategy):
 
 @pytest.mark.parametrize("model", kinds_of_model())
 def test_the_first_state_is_the_same_on_every_layout(model):
-    """Bit for bit: what is drawn does not depend on where it lies."""
+    """Bit for bit: what is drawn does not depend on how it is sharded."""
     first, *others = (
         first_state(model, s, m)
         for s, m in (("single", "data=1"), ("fsdp+tensor", BOTH), ("data", "data=8"))
@@ -69,8 +69,8 @@ def test_seeds_draw_different_parameters():
     assert any(not np.array_equal(a[path], b[path]) for path in a)
 
 
-def test_the_first_state_is_made_in_pieces():
-    """The program that draws it gives each of eight devices its own: a sixth, norms being whole."""
+def test_the_first_state_is_made_sharded():
+    """The program that draws it gives each of eight devices a sixth: norms are replicated."""
     program = compiled("fsdp+tensor")
     memory = program._create.memory_analysis()
     state_bytes = sum(a.size * 4 for a in jax.tree.leaves(program.step.state.parameters)) * 3
@@ -106,7 +106,7 @@ def test_rows_of_this_process_are_all_rows_when_it_is_alone():
         assert range(rows)[program.local_rows] == range(rows)
 
 
-def test_devices_lie_outermost_axis_first():
+def test_devices_are_outermost_axis_first():
     """Neighbours along the last axis have neighbouring numbers."""
     for mesh, shape in ((BOTH, (4, 2)), ("model=2,data=4", (2, 4))):
         devices = device_mesh(small_layout("mlp", "hybrid", mesh).mesh, cpu()).devices

@@ -43,7 +43,7 @@ def test_stages_are_idle_for_as_long_as_published(schedule):
     (K - 1) / K."""
     k, m, v = schedule.stages, schedule.microbatches, schedule.chunks
     published = (k - 1) / k if schedule.name == "in_order" else (k - 1) / (v * m + k - 1)
-    assert schedule.idle_share == pytest.approx(published, abs=1e-12)
+    assert schedule.bubble_fraction == pytest.approx(published, abs=1e-12)
 
 
 @pytest.mark.parametrize("schedule", ALL, ids=named)
@@ -56,8 +56,8 @@ def test_live_activations_are_as_many_as_published(schedule):
         "one_f_one_b": lambda p: min(m, k - p),
         "interleaved": lambda p: min(m * v, 2 * (k - 1 - p) + (v - 1) * k + 1),
     }[schedule.name]
-    assert [schedule.live(p) for p in range(k)] == [expected(p) for p in range(k)]
-    assert timetable(schedule).slots["keep"] == schedule.peak_live
+    assert [schedule.in_flight(p) for p in range(k)] == [expected(p) for p in range(k)]
+    assert timetable(schedule).slots["keep"] == schedule.peak_in_flight
 
 
 @pytest.mark.parametrize("schedule", ALL, ids=named)
@@ -125,7 +125,7 @@ def test_interleaved_sends_more_messages_to_be_idle_less():
     """With twice the chunks a microbatch comes by twice, and the bubble is about half."""
     plain, twice = made("one_f_one_b", 4, 8), SCHEDULES.load("interleaved")(4, 8, 2)
     assert twice.messages == 2 * plain.messages
-    assert twice.idle_share < 0.6 * plain.idle_share
+    assert twice.bubble_fraction < 0.6 * plain.bubble_fraction
 
 
 def test_an_evaluation_is_the_forward_passes_alone():

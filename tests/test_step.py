@@ -1,4 +1,4 @@
-"""make_step: accumulation, metrics, optimizer state that lies like its parameters, evaluation."""
+"""make_step: accumulation, metrics, optimizer state sharded like its parameters, evaluation."""
 
 from dataclasses import replace
 from functools import partial
@@ -132,8 +132,8 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_moments_lie_like_their_parameters(name):
-    """Every optimizer array of a parameter's shape has the parameter's spec; others are whole."""
+def test_optimizer_state_is_sharded_like_its_parameters(name):
+    """Optimizer state of a parameter's shape has the parameter's spec; other is replicated."""
     layout = small_layout("mlp", "fsdp+tensor", "data=4,model=2")
     step = make_step(layout, optimizer=OPTIMIZERS[name])
     stored = {path: array.stored for path, array in layout.parameters.items()}
@@ -150,8 +150,8 @@ def test_moments_lie_like_their_parameters(name):
     assert followed in (len(stored), 2 * len(stored))
 
 
-def test_factored_moments_stay_whole():
-    """Adafactor's rows and columns have no parameter's shape, so they have no parameter's cut."""
+def test_factored_optimizer_state_stays_replicated():
+    """Adafactor's rows and columns have no parameter's shape, so they have no parameter's spec."""
     layout = small_layout("mlp", "fsdp+tensor", "data=4,model=2")
     step = make_step(layout, optimizer=optax.adafactor(1e-3, min_dim_size_to_factor=8))
     specs = jax.tree.leaves(step.state_specs.optimizer, is_leaf=lambda x: isinstance(x, P))

@@ -1,1 +1,1 @@
-"""Exchanges: how attention sees a sequence that lies in pieces on devices. One file each."""
+"""Exchanges: how attention sees a sequence that is sharded over devices. One file each."""

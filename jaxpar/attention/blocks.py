@@ -20,7 +20,7 @@ KEYS = 512
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Seen:
-    """Of each query, what the keys seen so far come to.
+    """The running softmax of each query over the keys so far.
 
     Attributes:
         top: the largest score, (B, K, G, Q).
@@ -41,7 +41,7 @@ def nothing_seen(q_BQKGH: jax.Array) -> Seen:
 
 
 def see(seen: Seen, q_BQKGH, k_BSKH, v_BSKH, *, ahead=None) -> Seen:
-    """Go on to see more keys.
+    """The state after more keys.
 
     Args:
         seen: the state so far.
@@ -116,6 +116,7 @@ def block_size(keys: int) -> int:
 
 
 def _in_blocks(block, keys: int, start):
+    """`start` after `block(at, carry)` for the first key `at` of every block of `keys` keys."""
     size = block_size(keys)
     if size == keys:
         return block(0, start)
@@ -123,10 +124,12 @@ def _in_blocks(block, keys: int, start):
 
 
 def _keys(x_BSKH, at):
+    """The block of keys or values that starts at position `at`."""
     return lax.dynamic_slice_in_dim(x_BSKH, at, block_size(x_BSKH.shape[1]), axis=1)
 
 
 def _scores(q_BQKGH, k_BSKH, ahead):
+    """Products of queries and keys, (B, K, G, Q, S); the least float for a key after its query."""
     scores = _product("bqkgh,bskh->bkgqs", q_BQKGH, k_BSKH)
     if ahead is None:
         return scores
@@ -136,4 +139,5 @@ def _scores(q_BQKGH, k_BSKH, ahead):
 
 
 def _product(formula, a, b):
+    """An einsum of two arrays, summed in the wide dtype of the first."""
     return jnp.einsum(formula, a, b, preferred_element_type=wide(a))

@@ -69,7 +69,7 @@ def refuse_unfit(exchange: Exchange, model: Model, calls: Sequence[Call]) -> Non
 
 
 def calls_in(jaxpr: Any) -> list[Call]:
-    """What a traced loss asks of its attention, a record a call."""
+    """Every call of attention in a traced loss, with its shapes."""
     return [
         Call(*(tuple(v.aval.shape) for v in eqn.invars))
         for eqn, _ in equations(jaxpr)
@@ -92,6 +92,7 @@ def dealt(
 
 
 def _sequence_dims(model):
+    """Every (batch field, dim) in role `sequence`."""
     for name, field in model.batch.items():
         for dim, called in enumerate(field.dims):
             if role_of(model, called) == "sequence":
@@ -99,13 +100,14 @@ def _sequence_dims(model):
 
 
 def _lengths(exchange, model) -> dict[str, list[str]]:
+    """Batch field -> why this exchange cannot shard its sequence; only fields that it cannot."""
     faults = {}
     for name, dim in _sequence_dims(model):
         length, pieces = model.batch[name].shape[dim], exchange.pieces
         if length % pieces:
             near = [n for n in (length // pieces * pieces, -(-length // pieces) * pieces) if n]
             faults[name] = [
-                f"exchange '{exchange.name}' cuts {length} positions into {pieces} equal pieces "
+                f"exchange '{exchange.name}' splits {length} positions into {pieces} equal pieces "
                 f"for {exchange.split.ways} devices, and {pieces} does not divide {length}: use "
                 f"a sequence of {' or '.join(map(str, near))}"
             ]
@@ -113,13 +115,14 @@ def _lengths(exchange, model) -> dict[str, list[str]]:
 
 
 def _unfit(exchange, call: Call) -> list[str]:
-    said = f"exchange '{exchange.name}' "
+    """Why one call of `attend` does not suit an exchange, a sentence each; none if it does."""
+    this = f"exchange '{exchange.name}' "
     if len(call.queries) != 5 or call.keys != (*call.queries[:3], call.queries[-1]):
         return [
-            f"{said}needs queries (batch, sequence, kv_heads, group, head_dim) and keys (batch, "
+            f"{this}needs queries (batch, sequence, kv_heads, group, head_dim) and keys (batch, "
             f"sequence, kv_heads, head_dim) of one sequence, and got {call.queries} and "
             f"{call.keys}: call attend with these shapes, or keep the sequence whole"
         ]
     if call.values != call.keys:
-        return [f"{said}needs values of the keys' shape {call.keys}, and got {call.values}"]
+        return [f"{this}needs values of the keys' shape {call.keys}, and got {call.values}"]
     return exchange.faults(call.queries[2], call.queries[3])

@@ -1,7 +1,7 @@
 """The Exchange record, and the Split that one is made for.
 
-An exchange is made for a mesh, the axes over which rows and positions lie, and knows no model and
-no strategy. It gives attention as one function of whole arrays, as the hook wants it.
+An exchange is made for a mesh and the axes over which rows and positions are sharded, and knows no
+model and no strategy. It gives attention as one function of whole arrays, as the hook wants it.
 """
 
 from collections.abc import Callable
@@ -20,12 +20,12 @@ Attend = Callable[..., jax.Array]
 
 @dataclass(frozen=True)
 class Split:
-    """How the operands of attention lie.
+    """How the operands of attention are sharded.
 
     Attributes:
         mesh: the devices.
-        batch: mesh axes over which rows lie, each larger than 1.
-        sequence: mesh axes over which positions lie, each larger than 1, major to minor.
+        batch: mesh axes over which rows are sharded, each larger than 1.
+        sequence: mesh axes over which positions are sharded, each larger than 1, major to minor.
         ordered: whether the positions may be dealt out in another order than they come in, because
             the model asks where its rows stand.
     """
@@ -37,11 +37,11 @@ class Split:
 
     @property
     def ways(self) -> int:
-        """Into how many pieces a sequence is cut."""
+        """How many shards a sequence has."""
         return prod(self.mesh.size(axis) for axis in self.sequence)
 
     def over_shards(self, local: Callable, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """`local(q, k, v)` on every device's piece; shapes as in `hooks.attention`."""
+        """`local(q, k, v)` on every device's shard; shapes as in `hooks.attention`."""
         rows = (entry_of(self.batch), entry_of(self.sequence))
         queries, keys = PartitionSpec(*rows, None, None, None), PartitionSpec(*rows, None, None)
         mapped = jax.shard_map(
@@ -52,12 +52,12 @@ class Split:
 
 @dataclass(frozen=True)
 class Exchange:
-    """One way for attention to see a whole sequence of which each device holds a piece.
+    """One way for attention to see a whole sequence of which each device has a shard.
 
     Attributes:
         name: for people.
         split: what it was made for.
-        local: `local(q, k, v, *, causal)` on one device's pieces, under shard_map.
+        local: `local(q, k, v, *, causal)` on one device's shards, under shard_map.
         pieces: what a sequence length has to be divisible by.
         faults: (heads of keys and values, queries a head) -> what is wrong with them, a sentence
             each.

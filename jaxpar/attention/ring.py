@@ -1,12 +1,12 @@
 """Keys and values travel round the devices while each sees them with its own queries.
 
 Ring attention (Liu et al. 2023) with online softmax; no device holds more scores than its queries
-have with `blocks.KEYS` keys. On the wire, a layer: with P the bytes of a device's keys and values
-and n devices, (n - 1) P forward and 2 (n - 1) P backward, in which keys and values go round again
-and their gradients, in at least float32, come home. All permutes; each is sent while the one before
-is computed with. Where XLA has forward and backward of a layer in one piece of program (unrolled,
-or computed again) both share the first hop: P less. Causal rings deal out positions in zigzag where
-the model asks where they stand.
+have with `blocks.KEYS` keys. Communication per layer: with P the bytes of a device's keys and
+values and n devices, (n - 1) P forward and 2 (n - 1) P backward, in which keys and values go round
+again and their gradients, in at least float32, come home. All permutes; each is sent while the one
+before is computed with. Where XLA has forward and backward of a layer in one piece of program
+(unrolled, or computed again) both share the first hop: P less. Causal rings deal out positions in
+zigzag where the model asks where they stand.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ UNBALANCED = (
 
 @dataclass(frozen=True)
 class Ring:
-    """One way round: the axes, how many devices lie along them, and what may see what."""
+    """One way round: the axes, how many devices are along them, and what may see what."""
 
     axes: tuple[str, ...]
     ways: int
@@ -38,33 +38,33 @@ class Ring:
     zigzag: bool
 
     def pass_on(self, x: jax.Array) -> jax.Array:
-        """Give `x` to the next device and take it from the one before."""
+        """The `x` of the device before; this device's goes to the next."""
         return lax.ppermute(x, self.axes, [(i, (i + 1) % self.ways) for i in range(self.ways)])
 
-    def meetings(self, hop, rows: int) -> Iterator["Meeting"]:
+    def tiles(self, hop, rows: int) -> Iterator["Tile"]:
         """Which queries see which keys once these have come `hop` devices far (0: one's own)."""
         mine = lax.axis_index(self.axes)
         if not self.causal:
-            yield Meeting(0, 0, rows)
+            yield Tile(0, 0, rows)
         elif isinstance(hop, int) and hop == 0:
             # Dealt out or not, a device's own positions rise from row to row.
-            yield Meeting(0, 0, rows, ahead=0)
+            yield Tile(0, 0, rows, ahead=0)
         elif self.zigzag:
             # A late chunk sees every early one. Of the rest, keys of a device before this one are
             # seen early by early, those of one after it late by late: no mask, and equal work.
             half = rows // 2
-            yield Meeting(half, 0, half)
+            yield Tile(half, 0, half)
             both = jnp.where(mine >= hop, 0, half)
-            yield Meeting(both, both, half)
+            yield Tile(both, both, half)
         else:
             # Negative for a device after this one, of which nothing is seen.
             theirs = (mine - hop) % self.ways
-            yield Meeting(0, 0, rows, ahead=(mine - theirs) * rows)
+            yield Tile(0, 0, rows, ahead=(mine - theirs) * rows)
 
 
 @dataclass(frozen=True)
-class Meeting:
-    """A run of queries and one of keys, given by their first rows and how many; see `_blocks`."""
+class Tile:
+    """Runs of queries and of keys, by first rows and how many; `ahead` as in `blocks.see`."""
 
     query: Any
     key: Any
@@ -81,7 +81,7 @@ class Meeting:
 
 
 def exchange(split: Split) -> Exchange:
-    """Return the ring over the sequence's axes."""
+    """Return the exchange that passes keys and values round the sequence's axes."""
     is_zigzag = split.ordered
 
     def local(q, k, v, *, causal) -> Any:
@@ -103,19 +103,21 @@ def exchange(split: Split) -> Exchange:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(ring: Ring, q, k, v):
+    """Attention of this device's queries to all keys, (B, Q, K, G, H); see `_backward`."""
     return _forward(ring, q, k, v)[0]
 
 
 def _forward(ring, q, k, v):
+    """What `_attend` returns, and what backward needs: q, own k and v, the result, its log-sums."""
     own = jnp.stack([k, v])  # one message instead of two
 
     def visit(hop, seen, travelling):
-        for meeting in ring.meetings(hop, q.shape[1]):
-            rows = jax.tree.map(lambda x, m=meeting: m.queries(x, 3), seen)
-            keys, values = (meeting.keys(x) for x in travelling)
-            rows = blocks.see(rows, meeting.queries(q), keys, values, ahead=meeting.ahead)
+        for tile in ring.tiles(hop, q.shape[1]):
+            rows = jax.tree.map(lambda x, t=tile: t.queries(x, 3), seen)
+            keys, values = (tile.keys(x) for x in travelling)
+            rows = blocks.see(rows, tile.queries(q), keys, values, ahead=tile.ahead)
             seen = jax.tree.map(
-                lambda x, new, m=meeting: lax.dynamic_update_slice_in_dim(x, new, m.query, 3),
+                lambda x, new, t=tile: lax.dynamic_update_slice_in_dim(x, new, t.query, 3),
                 seen,
                 rows,
             )
@@ -135,23 +137,24 @@ def _forward(ring, q, k, v):
 
 
 def _backward(ring, kept, dy):
+    """Gradients of queries, keys and values, from what `_forward` kept and a gradient."""
     q, own, y, log = kept
     inner = jnp.einsum("bqkgh,bqkgh->bkgq", y.astype(log.dtype), dy.astype(log.dtype))
 
     def visit(hop, dq, travelling):
         gradient = jnp.zeros_like(travelling, dtype=dq.dtype)
-        for meeting in ring.meetings(hop, q.shape[1]):
+        for tile in ring.tiles(hop, q.shape[1]):
             more, *of_keys = blocks.gradients(
-                meeting.queries(q),
-                meeting.keys(travelling[0]),
-                meeting.keys(travelling[1]),
-                meeting.queries(dy),
-                meeting.queries(log, 3),
-                meeting.queries(inner, 3),
-                ahead=meeting.ahead,
+                tile.queries(q),
+                tile.keys(travelling[0]),
+                tile.keys(travelling[1]),
+                tile.queries(dy),
+                tile.queries(log, 3),
+                tile.queries(inner, 3),
+                ahead=tile.ahead,
             )
-            dq = _added(dq, more, meeting.query, 1)
-            gradient = _added(gradient, jnp.stack(of_keys), meeting.key, 2)
+            dq = _added(dq, more, tile.query, 1)
+            gradient = _added(gradient, jnp.stack(of_keys), tile.key, 2)
         return dq, gradient
 
     def turn(hop, carry):
@@ -171,6 +174,7 @@ def _backward(ring, kept, dy):
 
 
 def _added(x, more, at, dim):
+    """`x` with `more` added along `dim` from place `at` on."""
     there = lax.dynamic_slice_in_dim(x, at, more.shape[dim], axis=dim)
     return lax.dynamic_update_slice_in_dim(x, there + more, at, axis=dim)
 

@@ -1,6 +1,6 @@
 """Heads are exchanged for positions and back: devices see whole sequences of a share of heads.
 
-DeepSpeed-Ulysses (Jacobs et al. 2023). On the wire, a layer, forward and as much again backward:
+DeepSpeed-Ulysses (Jacobs et al. 2023). Collectives per layer, forward and as many again backward:
 all-to-alls of a device's queries, of its result, and of its keys and values; these last repeated,
 as little as needed, where there are fewer key-value heads than devices. Scores are those of plain
 attention, so their bytes grow with the square of the sequence, divided by the number of devices.

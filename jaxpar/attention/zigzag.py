@@ -51,5 +51,5 @@ def deal(split: Split, x: jax.Array, dim: int, spec: PartitionSpec) -> jax.Array
 
 
 def dealt(split: Split):
-    """`deal` for one split."""
+    """`deal(x, dim, spec)` for one split."""
     return partial(deal, split)

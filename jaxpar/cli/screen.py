@@ -22,7 +22,7 @@ class Screen:
 
     Attributes:
         console: rich's, for what moves, such as a progress bar.
-        files: what the command writes to disk, so that one who stops it can be told.
+        files: what the command writes to disk, shown when it is stopped.
     """
 
     def __init__(self, as_json: bool, *, pictured: bool = False):

@@ -1,4 +1,4 @@
-"""What a model says while it is traced, as primitives: so it is in the jaxpr, and nowhere else.
+"""A model's annotations as primitives: they are in its jaxpr, and nowhere else.
 
 Four identities to whoever only computes: `named` (names for an array's dims), `layers` (a stack of
 equal layers, one after another), `attend` (attention as one function) and `ordered` (rows in the
@@ -24,7 +24,7 @@ NAMED, LAYERS, ATTEND, ORDERED = "named", "layers", "attend", "ordered"
 """The primitives' names, as they stand in a jaxpr."""
 
 USED, ENTERING, LEAVING = "used", "entering", "leaving"
-"""What `named` says of an array: what it is; that a part of a block reads it; that one made it."""
+"""Kinds of a name: of an array in use; of what a part of a block reads; of what one made."""
 
 _TURNED = {USED: USED, ENTERING: LEAVING, LEAVING: ENTERING}
 """What the cotangent of an array is, given what the array is."""
@@ -58,7 +58,7 @@ def bind_ordered(x: Any, axis: int) -> jax.Array:
 
 
 def bind_layers(operands: list[Any], evaluate: Callable, **how: Any) -> list[jax.Array]:
-    """What a stack of layers makes of its carry.
+    """The carry after a stack of layers, flat, from its operands.
 
     Args:
         operands: constants, then stacks with a leading dim of layers, then the carry, all flat.
@@ -76,6 +76,7 @@ def bind_attend(q: Any, k: Any, v: Any, evaluate: Callable, *, causal: bool) -> 
 
 
 def _identity(x, **_):
+    """The first operand: what every annotation computes."""
     return x
 
 
@@ -127,15 +128,18 @@ def _dtype_of(zero: Any) -> Any:
 
 
 def _is_float(x) -> bool:
+    """Whether an array has a gradient by its dtype."""
     return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
 def _named_batch(operands, where, *, names: tuple[str, ...], says: str):
+    """Under vmap: the same annotation, with an unnamed dim where the mapped one is."""
     (x,), (d,) = operands, where
     return _named.bind(x, names=(*names[:d], UNNAMED, *names[d:]), says=says), d
 
 
 def _named_transpose(cotangent, x, *, names, says):
+    """A gradient is annotated as its array is, what entered a part of a block leaving it."""
     del x
     if isinstance(cotangent, ad.Zero):
         return [cotangent]

@@ -1,17 +1,21 @@
 """A folder is a catalogue, a file in it an entry: list names, read first lines, load one.
 
 An entry is a file that defines the catalogue's noun at its top level, such as `def strategy`, or a
-folder whose `__init__.py` does; what else is in the folder serves the entries. Names and summaries
-are read without importing anything, so that listing is instant and a broken entry cannot hide its
-neighbours.
+folder whose `__init__.py` does; what else is in the folder serves the entries. Entries that differ
+in numbers alone are rows of one file, which defines a table by the noun's plural:
+
+    models = {"llama3_8b": make("a line for a list", ...), ...}
+
+where a row is a call whose first argument is its summary, and is then called as `row(name, ...)`.
+Names and summaries are read without importing anything, so that listing is instant and a broken
+entry cannot hide its neighbours.
 """
 
 import ast
 import importlib
 import importlib.util
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +24,11 @@ from jaxpar.core.errors import unknown
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The entries of one package: each file (or folder) exposes the attribute named by `noun`.
+    """The entries of one package.
 
     Args:
         package: dotted name of the folder, such as `jaxpar.strategies`.
-        noun: what an entry is called, and the name each file gives to its one public thing.
+        noun: what an entry is called, and the name that each file gives to its one public thing.
     """
 
     package: str
@@ -37,52 +41,71 @@ class Catalogue:
 
     @property
     def folder(self) -> Path:
-        """Where the entries lie on disk."""
+        """The folder of the entries."""
         spec = importlib.util.find_spec(self.package)
         assert spec is not None and spec.submodule_search_locations, self.package
         return Path(next(iter(spec.submodule_search_locations)))
 
     def names(self) -> tuple[str, ...]:
         """Entry names, alphabetical."""
-        return tuple(
-            sorted(
-                name
-                for name, file in self._files()
-                if self.noun in _defined(file, file.stat().st_mtime_ns)
-            )
-        )
+        return tuple(sorted(self._entries()))
 
     def summary(self, name: str) -> str:
-        """The first line of the entry's docstring, without importing it."""
-        source = dict(self._files())[name].read_text(encoding="utf-8")
-        return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
-
-    def _files(self) -> Iterator[tuple[str, Path]]:
-        """Every file that could be an entry, with the name that it would have."""
-        yield from ((path.stem, path) for path in self.folder.glob("*.py"))
-        yield from ((path.parent.name, path) for path in self.folder.glob("*/__init__.py"))
+        """The first line of the entry's docstring, or of its row, without importing it."""
+        return self._entries()[name].summary
 
     def load(self, name: str) -> Any:
         """Import entry `name` and return its public thing; an unknown name is a `RequestError`."""
-        if name not in self.names():
+        entries = self._entries()
+        if name not in entries:
             raise unknown(self.noun, name, self.names())
-        return getattr(importlib.import_module(f"{self.package}.{name}"), self.noun)
+        module = importlib.import_module(f"{self.package}.{entries[name].file}")
+        if entries[name].is_row:
+            return partial(getattr(module, f"{self.noun}s")[name], name)
+        return getattr(module, self.noun)
+
+    def _entries(self) -> dict[str, "_Entry"]:
+        """Every entry by name."""
+        files = ((path.stem, path) for path in self.folder.glob("*.py"))
+        folders = ((path.parent.name, path) for path in self.folder.glob("*/__init__.py"))
+        entries: dict[str, _Entry] = {}
+        for file, path in (*files, *folders):
+            for name, entry in _defined(path, path.stat().st_mtime_ns, file, self.noun).items():
+                assert name not in entries, f"{self.package}: two entries are called '{name}'"
+                entries[name] = entry
+        return entries
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where an entry is defined, `is_row` in a table of several, and its line for a list."""
+
+    file: str
+    summary: str
+    is_row: bool = False
 
 
 @cache
-def _defined(file: Path, changed: int) -> frozenset[str]:
-    """The functions and values that a file defines at its top level, by name.
+def _defined(path: Path, changed: int, file: str, noun: str) -> dict[str, _Entry]:
+    """The entries of one file: itself if it defines `noun`, and the rows of a table `{noun}s`.
 
     `changed` is when the file was changed last, so that it is read again when it was.
     """
     del changed
-    names = set()
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef):
-            names.add(node.name)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    entries = {}
+    for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        names |= {target.id for target in targets if isinstance(target, ast.Name)}
-    return frozenset(names)
+        names = {target.id for target in targets if isinstance(target, ast.Name)}
+        if noun in names or (isinstance(node, ast.FunctionDef) and node.name == noun):
+            entries[file] = _Entry(file, (ast.get_docstring(tree) or "").partition("\n")[0])
+        table = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+        if f"{noun}s" in names and isinstance(table, ast.Dict):
+            for key, row in zip(table.keys, table.values, strict=True):
+                assert isinstance(key, ast.Constant) and isinstance(row, ast.Call), path
+                title = ast.literal_eval(row.args[0])
+                entries[str(key.value)] = _Entry(file, title, is_row=True)
+    return entries
 
 
 MODELS = Catalogue("jaxpar.models", "model")

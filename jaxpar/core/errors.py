@@ -14,7 +14,7 @@ class RequestError(ValueError):
 
 
 class LayoutError(RequestError):
-    """The arrays cannot be cut as asked: a dim that does not divide, or an axis used twice."""
+    """The arrays cannot be sharded as asked: a dim that does not divide, or an axis used twice."""
 
 
 def unknown(noun: str, name: str, known: Iterable[str]) -> RequestError:

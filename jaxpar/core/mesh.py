@@ -15,7 +15,7 @@ from jaxpar.core.errors import LayoutError, RequestError, sizes_that_work, unkno
 
 AXES = ("replica", "pipe", "data", "model")
 """The mesh axes there are, slowest links first. `data` splits the batch and `model` the network;
-`replica` holds whole copies of what lies inside it, `pipe` the network's layers in stages."""
+`replica` replicates what is inside it, `pipe` has the network's layers in stages."""
 
 ALWAYS = ("data", "model")
 """The axes that every mesh has, if only of size 1; the others are there when they are asked for."""
@@ -80,7 +80,7 @@ class MeshShape:
         return abstract_mesh(dict(self.sizes))
 
     def size(self, axis: str) -> int:
-        """How many devices lie along `axis`; 1 for an axis that was left out."""
+        """How many devices are along `axis`; 1 for an axis that was left out."""
         return dict(self.sizes).get(axis, 1)
 
     def __str__(self) -> str:
@@ -117,20 +117,20 @@ def axes_of(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def entry_of(axes: Iterable[str]) -> str | tuple[str, ...] | None:
-    """The entry of a PartitionSpec that cuts a dim over these axes, in its plainest spelling."""
+    """The entry of a PartitionSpec that shards a dim over these axes, in its plainest spelling."""
     axes = tuple(axes)
     return axes if len(axes) > 1 else (axes[0] if axes else None)
 
 
 def shards(spec: PartitionSpec, mesh: MeshShape) -> int:
-    """Into how many different pieces `spec` cuts an array on `mesh`."""
+    """How many different shards `spec` makes of an array on `mesh`."""
     return prod(mesh.size(axis) for entry in spec for axis in axes_of(entry))
 
 
 def check_spec(
     shape: tuple[int, ...], dims: tuple[str, ...], spec: PartitionSpec, mesh: MeshShape
 ) -> list[str]:
-    """What is wrong with cutting an array by `spec`: one sentence per fault, none if legal."""
+    """What is wrong with sharding an array by `spec`: one sentence per fault, none if legal."""
     faults = []
     used: dict[str, str] = {}
     for size, dim, entry in zip(shape, dims, spec, strict=True):
@@ -167,6 +167,7 @@ def refuse_faults(faults: Mapping[str, list[str]]) -> None:
 
 
 def _some(paths: list[str]) -> str:
+    """The first four paths for a sentence, and how many more there are."""
     more = f" and {len(paths) - 4} more" if len(paths) > 4 else ""
     return ", ".join(dict.fromkeys(paths[:4])) + more
 

@@ -78,13 +78,13 @@ def is_library(file: str) -> bool:
     path = os.path.realpath(file)
     if path.startswith(_library_folders()) or file.startswith("<frozen "):
         return True
-    # Without a virtual environment, what is installed lies among Python's own files.
+    # Without a virtual environment, what is installed is among Python's own files.
     return path.startswith(_PYTHON) and path[len(_PYTHON) :].split(os.sep)[0] not in _INSTALLED
 
 
 @cache
 def _room(file: str) -> str:
-    """The room of jaxpar that a file lies in; "" for a file that is not jaxpar's."""
+    """The room of jaxpar that a file is in; "" for a file that is not jaxpar's."""
     path = os.path.realpath(file)
     return path[len(_JAXPAR) :].split(os.sep)[0] if path.startswith(_JAXPAR) else ""
 

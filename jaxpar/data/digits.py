@@ -29,7 +29,7 @@ def dataset(seed: int = 0) -> Dataset:
         }
 
     def draw(step: int, size: int, seed: int, rows: np.ndarray) -> Batch:
-        # Epochs follow one another without a seam: a batch may hold the end of one and the start
+        # Epochs follow one another without a gap: a batch may hold the end of one and the start
         # of the next, so no image is dropped when the size does not divide the split.
         place = step * size + rows
         epochs, index = place // len(train), place % len(train)

@@ -101,6 +101,7 @@ class _Forward:
         return self.held
 
     def _read(self, step: int) -> Batch:
+        """The next batch, from a fresh iterator when one ends; DataError when there is none."""
         for batch in self.walk:
             return batch
         if callable(self.source):
@@ -116,6 +117,7 @@ class _Forward:
         )
 
     def _start_over(self) -> None:
+        """Take a fresh iterator from the source; DataError if it is the one that has ended."""
         before, self.walk = self.walk, _iterator(self.source)
         if self.walk is before:
             raise DataError(

@@ -1,4 +1,4 @@
-"""The Hardware record: what kind of devices a step is compiled for, and how XLA is told of them."""
+"""The Hardware record: what kind of devices a step is compiled for, and XLA's options."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -79,6 +79,7 @@ def collectives(module: Module) -> tuple[Collective, ...]:
 def _collective(
     module: Module, computation: Computation, i: Instruction, runs: Times, starts: bool
 ) -> Collective:
+    """The record of one collective instruction that runs `runs` times."""
     kind = i.opcode.removesuffix("-start").replace("send", "collective-permute")
     groups, pairs = (), ()
     if kind != "collective-permute":
@@ -96,7 +97,7 @@ def _collective(
         name=i.name, kind=kind, groups=groups, pairs=pairs,
         bytes_each=payload * (max(map(len, groups)) if kind == "all-gather" else 1),
         executions=runs.times, exact=runs.exact,
-        # `is_sync` is the scheduler's word that nothing lies between this start and its done.
+        # `is_sync` is the scheduler's word that nothing is between this start and its done.
         is_async=starts and '"is_sync":true' not in i.attributes,
         op_name=source.op_name, frames=source.frames, borrowed=source is not i,
         operands=i.operands, computation=computation.name,
@@ -121,6 +122,7 @@ def _source(module: Module, computation: Computation, i: Instruction) -> Instruc
 
 
 def _groups(module: Module, i: Instruction, kind: str) -> tuple[tuple[int, ...], ...]:
+    """The groups of partitions that a collective runs in; ValueError if they cannot be read."""
     match = _GROUPS.search(i.attributes)
     if match is None:
         raise ValueError(f"{i.name}: no replica_groups that we can read: {i.attributes[:200]!r}")
@@ -155,10 +157,12 @@ def parse_groups(text: str, partitions: int) -> tuple[tuple[int, ...], ...]:
 
 
 def _integers(text: str) -> list[int]:
+    """The non-negative integers in a text, in order."""
     return [int(n) for n in re.findall(r"\d+", text)]
 
 
 def _iota(match: re.Match) -> np.ndarray:
+    """Partitions in the order of an iota tile assignment, `[2,4]<=[4,2]T(1,0)`, flat."""
     dims = _integers(match[2])
     order = _integers(match[3]) if match[3] else None
     return np.arange(prod(dims)).reshape(dims).transpose(order).ravel()
@@ -230,7 +234,7 @@ def _varies(collective: Collective, axis_sizes: Mapping[str, int]) -> np.ndarray
     longest, highest = max(map(len, groups)), max(map(max, groups))
     if highest >= prod(sizes):
         raise ValueError(
-            f"{collective.name} speaks of partition {highest}, but the mesh {dict(axis_sizes)} "
+            f"{collective.name} names partition {highest}, but the mesh {dict(axis_sizes)} "
             f"has {prod(sizes)} devices; give the mesh the program was compiled for"
         )
     padded = np.array([group + group[:1] * (longest - len(group)) for group in groups])

@@ -101,6 +101,7 @@ def _behind(module: Module, where: Computation, name: str) -> tuple[Instruction,
 
 
 def _constants(where: Computation, names: tuple[str, ...]) -> list[int]:
+    """The values of those named instructions that are integer constants."""
     found = [where.by_name[name] for name in names]
     literals = [i.arguments for i in found if i.opcode == "constant"]
     return [int(literal) for literal in literals if literal.lstrip("-").isdigit()]

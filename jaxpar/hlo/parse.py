@@ -137,6 +137,7 @@ def _tables(text: str) -> dict[str, dict[int, str | dict[str, int]]]:
 
 
 def _instruction(match: re.Match, tables: dict, frames: dict) -> Instruction:
+    """The Instruction of a matched line; `frames` is filled with the stack frames that are read."""
     root, name, shape, opcode, rest = match.groups()
     end = rest.find(")")
     while rest.count("(", 0, end) > rest.count(")", 0, end):  # operands printed with tuple types
@@ -159,6 +160,7 @@ def _instruction(match: re.Match, tables: dict, frames: dict) -> Instruction:
 
 @lru_cache(maxsize=4096)
 def _shapes(text: str) -> tuple[Shape, ...]:
+    """The arrays of an HLO type, a tuple's in order, as (dtype, sizes)."""
     return tuple(
         (dtype, tuple(int(n.strip(" <=")) for n in dims.split(",")) if dims else ())
         for dtype, dims in _SHAPE.findall(text)
@@ -166,6 +168,7 @@ def _shapes(text: str) -> tuple[Shape, ...]:
 
 
 def _frames(frame_id: int, tables: dict) -> tuple[Frame, ...]:
+    """The user's traceback with this id, innermost frame first; empty for an unknown id."""
     found = []
     while frame_id in tables.get("StackFrames", {}):
         frame = tables["StackFrames"][frame_id]
@@ -178,7 +181,7 @@ def _frames(frame_id: int, tables: dict) -> tuple[Frame, ...]:
 
 
 def bytes_of(shape: Shape) -> int:
-    """Return the bytes of one array; types under 8 bits are packed, as they are on the wire.
+    """Return the bytes of one array; types under 8 bits are packed, as they are when sent.
 
     >>> bytes_of(("bf16", (4, 2))), bytes_of(("s4", (3,))), bytes_of(("pred", ()))
     (16, 2, 1)

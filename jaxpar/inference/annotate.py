@@ -1,4 +1,4 @@
-"""A loss that names nothing, with names in it: every product says what the dims of its parts are.
+"""Annotating a loss that names nothing: every product gets names for the dims of its arrays.
 
 What a matrix makes is named, as a model whose author knew of jaxpar would have named it; what reads
 or writes the residual is announced as entering or leaving a part of a block. So a model that nobody
@@ -24,7 +24,7 @@ from jaxpar.jaxprs.spell import spell
 def annotated(
     closed: ClosedJaxpr, trace: Trace, names: Mapping[int, str], residual: frozenset[str]
 ) -> ClosedJaxpr:
-    """The same loss, naming what it makes.
+    """The same loss as a ClosedJaxpr, its products annotated with names of dims.
 
     Args:
         closed: the loss.
@@ -48,6 +48,7 @@ class _Annotator(Interpreter):
         self.classes, self.names, self.residual = trace.classes, names, residual
 
     def leaf(self, eqn, operands, here):
+        """An operation's results; products and lookups of weights have their arrays named."""
         scope, rule = here.beside, rule_of(eqn)
         is_product = rule.kind == "product" and rule.is_piecewise
         if is_product:

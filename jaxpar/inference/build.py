@@ -23,7 +23,7 @@ def remade(module: Any, plain: PlainLoss, rngs: nnx.Rngs) -> nnx.Module:
 
     Args:
         module: an NNX module, which keeps its values; a Linen module; or a factory of either.
-        plain: its loss, which says what is held in pieces.
+        plain: its loss, which says what is stored in pieces.
         rngs: what a factory draws from.
 
     Raises:
@@ -37,6 +37,7 @@ def remade(module: Any, plain: PlainLoss, rngs: nnx.Rngs) -> nnx.Module:
 
 
 def _made(module: Any, plain: PlainLoss, rngs: nnx.Rngs) -> nnx.Module:
+    """The nnx.Module of a module or of a factory of one; RequestError for anything else."""
     made, called, example = module, plain.called, plain.example
     if not isinstance(module, nnx.Module | linen.Module):
         made = _call_factory(called, module, rngs)
@@ -70,6 +71,7 @@ def _keep_arrays(module: nnx.Module) -> None:
 
 
 def _call_factory(called: str, factory: Any, rngs: nnx.Rngs) -> Any:
+    """What a factory returns, given `rngs` if it takes them; RequestError if it needs more."""
     if not callable(factory):
         raise RequestError(
             f"model '{called}': expected a Flax module or a factory of one, and got "
@@ -90,7 +92,7 @@ def _call_factory(called: str, factory: Any, rngs: nnx.Rngs) -> Any:
 
 
 def _parameters(factory: Any) -> Mapping[str, Parameter]:
-    """What a factory can still be given."""
+    """The names of the arguments that a factory takes."""
     if isinstance(factory, partial):
         left = [*_parameters(factory.func).values()][len(factory.args) :]
         return {p.name: p for p in left if p.name not in factory.keywords}

@@ -96,5 +96,6 @@ def read_example(called: str, batch: Any) -> Example:
 
 
 def _path(keys: tuple[Any, ...]) -> str:
+    """JAX's keys of a leaf as one path, `a/0/b`; `batch` for the whole tree."""
     parts = [str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in keys]
     return "/".join(parts) or "batch"

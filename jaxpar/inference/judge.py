@@ -1,10 +1,10 @@
 """The judge: which role each class of dims has, from how the loss uses it.
 
-Tensor parallelism pairs matrices: a width that one matrix makes and another contracts away may lie
-over devices, for the price of one sum of what the second makes and, backward, one of what the first
+Tensor parallelism pairs matrices: a width that one matrix makes and another contracts away may
+be sharded, for the price of one sum of what the second makes and, backward, one of what the first
 read (Shoeybi et al. 2019). For each class that price is added up from the trace, against the
 multiply-adds that it divides; the best bargains are taken first, and a class that shares an array
-with one that was taken stays whole. So residual widths stay whole where inner ones are wider, with
+with one that was taken stays replicated. So residual widths do where inner ones are wider, with
 no word about what a block is.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 from jaxpar.jaxprs.record import Trace, Use
 
 SMALL = 0.25
-"""Share of the textbook's sums that a split may say besides, such as a softmax's statistics."""
+"""Share of the textbook's sums that a split may add, such as a softmax's statistics."""
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Account:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Accounts and roles by class, and why a class that looked splittable stays whole."""
+    """Accounts and roles by class, and why a class that looked shardable stays replicated."""
 
     accounts: Mapping[int, Account]
     roles: Mapping[int, str]
@@ -111,7 +111,7 @@ def judge(trace: Trace, weights: Mapping[str, Any], fields: Mapping[str, Any]) -
         _reckon(use, resolve, account, read)
     batch = _firsts(trace, fields, resolve)
     layers = {n for dim in trace.stacked for n in resolve(dim)}
-    # What the batch brings is whole on every device that has the row.
+    # What the batch brings is on every device that has the row.
     brought = {n for name in fields for dim in trace.arguments[name] for n in resolve(dim)}
     roles, kept = _split(accounts, batch | layers | brought, trace, resolve)
     for node, found in accounts.items():
@@ -171,6 +171,7 @@ def _reckon(use: Use, resolve, account, read: set) -> None:
 
 
 def _contraction(use, about, inside, result, account, read) -> None:
+    """Add one contraction to the accounts of the classes that it keeps and sums."""
     weights = [o.is_weight for o in use.operands[:2]]
     convolved = use.primitive.startswith("conv")
     if not any(weights):

@@ -14,7 +14,7 @@ class FromLinen(nnx.bridge.ToNNX):
     """A Linen module that is called like an NNX one."""
 
     def __call__(self, *args: Any, mutable: Any = None, **kwargs: Any) -> Any:
-        """Apply the module; its state changes in place."""
+        """The Linen module's result; its state changes in place."""
         if mutable is None and not self._pytree__state.initializing:
             mutable = self.changing()
         return super().__call__(*args, mutable=mutable, **kwargs)

@@ -73,6 +73,7 @@ class PlainLoss:
         return _weighed(value, rows), {n: _weighed(v, rows) for n, v in scalars.items()}
 
     def _no_number(self, what: str) -> RequestError:
+        """The error for a loss that returned `what` and not a scalar."""
         return RequestError(
             f"model '{self.called}': its loss returned {what}, and a loss is one number: return "
             "its mean over the batch, as a scalar or as (scalar, metrics)"
@@ -80,10 +81,12 @@ class PlainLoss:
 
 
 def _is_scalar(value: Any) -> bool:
+    """Whether a value is one number."""
     return isinstance(value, jax.Array | float | int | np.generic) and jnp.shape(value) == ()
 
 
 def _weighed(value: Any, rows: int) -> Mean:
+    """A mean over `rows` rows as a Mean that weighs as many."""
     value = jnp.asarray(value)
     if not jnp.issubdtype(value.dtype, jnp.floating):
         value = value.astype(jnp.float32)
@@ -94,7 +97,7 @@ class WideLoss:
     """A plain loss in float64, whatever it casts to; for float64 arguments."""
 
     def __init__(self, plain: PlainLoss):
-        """Of the loss as it is written."""
+        """From the loss as the user wrote it."""
         self.plain = plain
 
     def __call__(self, module: nnx.Module, batch: Mapping[str, Any], *, key: Any = None):
@@ -116,6 +119,7 @@ class WideLoss:
         return loss, metrics
 
     def _dtype(self, path: str, x: Any) -> Any:
+        """The dtype in which the user's loss has the array at `path`."""
         return self.plain.dtypes.get(path, x.dtype)
 
 

@@ -121,7 +121,7 @@ def model(
 
 
 def in_parts(traced: TracedLoss, cuts: Mapping[str, Cut]) -> TracedLoss:
-    """A traced loss as one of weights in pieces."""
+    """The traced loss with these weights as arguments in pieces."""
     closed, arguments = held(traced.closed, traced.arguments, cuts)
     state = [piece for path in traced.state for piece in pieces_of(path, cuts)]
     weights = [piece for path in traced.weights for piece in pieces_of(path, cuts)]
@@ -170,7 +170,7 @@ def _checked(called: str, dims: Mapping[str, Any], arguments: Mapping[str, Any])
 
 
 def _named(bare, plain, example, parts, traced, dims, roles, loss) -> Model:
-    """The model with what its trace says of it."""
+    """The model with names, roles, units and notes from its trace."""
     arguments = {path: a for path, a in traced.arguments.items() if path != KEY}
     fields = {path: leaf for path, leaf in arguments.items() if path.startswith(FIELD)}
     weights = {path: arguments[path] for path in traced.weights}
@@ -205,6 +205,7 @@ def _named(bare, plain, example, parts, traced, dims, roles, loss) -> Model:
 
 
 def _notes(trace, loss, cuts) -> tuple[str, ...]:
+    """What a person should know of how a plain model was read, a sentence each."""
     notes = []
     if loss is _mean_square:
         notes.append(
@@ -213,19 +214,19 @@ def _notes(trace, loss, cuts) -> tuple[str, ...]:
     if trace.unknown:
         notes.append(
             f"no rule relates the dims of {', '.join(sorted(trace.unknown))}: they were taken for "
-            "unrelated, and stay whole"
+            "unrelated, and stay replicated"
         )
     if cuts:
         alike = dict.fromkeys(re.sub(r"\b\d+\b", "*", path) for path in cuts)
         notes.append(
-            f"held in pieces, as the loss cuts what it makes: {', '.join(alike)}; so each piece "
-            "can lie over devices by the same heads or columns"
+            f"stored in pieces, as the loss splits what it makes: {', '.join(alike)}; so each "
+            "piece can be sharded by the same heads or columns"
         )
     return tuple(notes)
 
 
 def _mean_square(module: Any, batch: Any) -> jax.Array:
-    """What stands for the loss of a model that owns none."""
+    """The mean square of what a module returns: the loss of a model without one."""
     if isinstance(batch, dict):
         made = module(**batch)
     elif isinstance(batch, tuple | list):
@@ -238,5 +239,6 @@ def _mean_square(module: Any, batch: Any) -> jax.Array:
 
 
 def _name_of(module: Any) -> str:
+    """The name that a module's class or a factory has, in lower case."""
     named = isinstance(getattr(module, "__name__", None), str)
     return (module.__name__ if named else type(module).__name__).strip("<>").lower()

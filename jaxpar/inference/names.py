@@ -23,7 +23,7 @@ class NamedDim:
     Attributes:
         name, role, size: what it is called, what it does, how large it is.
         places: where it appears, as "path[dim]".
-        whole_because: why a class that looked like one to split stays whole, or "".
+        whole_because: why a class that looked like one to shard stays replicated, or "".
     """
 
     name: str
@@ -41,7 +41,7 @@ class Names:
         dims: the classes, in order of their names' first places.
         of: path -> a name for each dim of that argument; factors of one dim are joined by `*`.
         roles: name -> role, for every name in `of`.
-        units: name -> how many pieces such a dim can be cut into at most.
+        units: name -> how many shards such a dim can have at most.
         by_class: class -> name.
     """
 
@@ -187,6 +187,7 @@ def _apart(bases: Mapping[int, str], judgement: Judgement, said: Mapping[int, st
 
 
 def _reason(judgement: Judgement, node: int) -> str:
+    """Why a class of dims stays replicated, with the line that needs it so; "" if it does not."""
     kept = judgement.kept.get(node)
     if kept is None:
         return ""

@@ -1,7 +1,7 @@
-"""Weights held as the pieces that the loss cuts their products into.
+"""Weights stored as the pieces that the loss cuts their products into.
 
 One matrix for queries, keys and values, or for a gate and what it gates, is stored as one matrix
-for each, so that all of them can lie over devices by the same heads or columns. While the module is
+for each, so that all of them can be sharded by the same heads or columns. While the module is
 called it has the whole one, as it was written.
 """
 
@@ -29,7 +29,7 @@ _SPLIT = frozenset({"inner", "heads", "experts", "vocabulary"})
 
 @dataclass(frozen=True)
 class Cut:
-    """Along which dim a weight is held in pieces, and their sizes."""
+    """The dim along which a weight is stored in pieces, and their sizes."""
 
     dim: int
     sizes: tuple[int, ...]
@@ -54,7 +54,7 @@ def worth_cutting(
     fields: Mapping[str, Any],
     never: Collection[str] = (),
 ) -> dict[str, Cut]:
-    """Path -> cut, of every weight that can lie over devices in pieces and could not in one.
+    """Path -> cut, of every weight that can be sharded in pieces and could not in one.
 
     Args:
         closed: the loss's ClosedJaxpr.
@@ -145,7 +145,7 @@ def whole(module: nnx.Module, cuts: Mapping[str, Cut]) -> Iterator[None]:
 
 
 def _at(module: Any, keys: Sequence[Any]) -> Any:
-    """What a module holds under Flax's keys of a path."""
+    """The node of a module under Flax's keys of a path."""
     node = module
     for key in keys:
         node = getattr(node, key) if isinstance(key, str) and hasattr(node, key) else node[key]
@@ -153,7 +153,7 @@ def _at(module: Any, keys: Sequence[Any]) -> Any:
 
 
 def _exchange(module: nnx.Module, pairs: Sequence[tuple[Any, Any]]) -> None:
-    """Put nodes in the places of others, wherever these are shared."""
+    """Replace each (old, new) node in place, wherever a module refers to the old one."""
     news = {id(old): new for old, new in pairs}
     for _, holder in list(nnx.iter_graph(module)) if news else ():
         if isinstance(holder, dict):

@@ -1,6 +1,6 @@
 """A model's loss, called by Python once for each number of rows, and a jaxpr from then on.
 
-What the model says while it is traced is in the jaxpr, as primitives (`jaxpar.core.annotations`) or
+The model's annotations are in the jaxpr, as primitives (`jaxpar.core.annotations`) or
 as the paths of its arguments. Whoever lays out, differentiates, types or compiles reads that.
 """
 
@@ -25,7 +25,7 @@ KEY = "random/key"
 """The path of the key that drives dropout."""
 
 _HOOKS = {"through": hooks.layers, "attend": hooks.attend}
-"""What a loss is given for the hooks that it takes: they say so in the jaxpr."""
+"""What a loss is given for the hooks that it takes: each is a primitive in the jaxpr."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _known(value: Any) -> Any:
 
 
 def _trace(model: Model, parts: Parts, train: bool) -> TracedLoss:
-    """Call the loss, on shapes alone."""
+    """The loss as a jaxpr, by calling it on shapes alone."""
     batch = {n: jax.ShapeDtypeStruct(f.shape, f.dtype) for n, f in model.batch.items()}
     chosen = {name: hook for name, hook in _HOOKS.items() if name in model.hooks}
 
@@ -160,6 +160,7 @@ def weights_of(parts: Parts) -> list[str]:
 
 
 def _abstract(tree: Any) -> Any:
+    """A tree of arrays as a tree of jax.ShapeDtypeStruct."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 

@@ -93,5 +93,6 @@ class Classes:
         return not left and not right
 
     def _join(self, a: Node, b: Node) -> None:
+        """Make two nodes one class."""
         # The older node stands for both, so that what a class is called by does not move.
         self._parent[max(a, b)] = min(a, b)

@@ -15,7 +15,7 @@ from jaxpar.jaxprs.record import Facts
 
 
 def call(walk, eqn, index, scope, times, where):
-    """A jit, a remat, a function with its own derivative: what is inside, once."""
+    """Relate dims through a jit, a remat or a function with its own derivative."""
     jaxpr = held_by(eqn)
     operands = [walk.dims(scope, a) for a in eqn.invars]
     facts = [walk.fact(a) for a in eqn.invars]
@@ -25,7 +25,7 @@ def call(walk, eqn, index, scope, times, where):
 
 
 def scan(walk, eqn, index, scope, times, where):
-    """A loop: what is carried has the same dims before and after, what is scanned loses one."""
+    """Relate the dims of a scan: a carry keeps its dims, a scanned array loses its first."""
     p = eqn.params
     consts, carries = scan_parts(p)
     held = carries - consts
@@ -50,7 +50,7 @@ def scan(walk, eqn, index, scope, times, where):
 
 
 def while_loop(walk, eqn, index, scope, times, where):
-    """A loop that ends when a condition fails."""
+    """Relate the dims of a while loop's carry before and after a turn."""
     p = eqn.params
     first, second = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
     dims = [walk.dims(scope, a) for a in eqn.invars]
@@ -82,7 +82,7 @@ def while_loop(walk, eqn, index, scope, times, where):
 
 
 def cond(walk, eqn, index, scope, times, where):
-    """Branches, which make the same things."""
+    """Relate the dims of the results of a conditional's branches."""
     _, *rest = eqn.invars
     dims = [walk.dims(scope, a) for a in rest]
     facts = [walk.fact(a) for a in rest]
@@ -99,7 +99,7 @@ def cond(walk, eqn, index, scope, times, where):
 
 
 def shard_map(walk, eqn, index, scope, times, where):
-    """A region on shards: a dim that it does not cut is the same inside as outside."""
+    """Relate dims through a shard_map: those that it does not shard are the same inside."""
     p = eqn.params
     jaxpr = p["jaxpr"]
     inside = []
@@ -125,7 +125,7 @@ def shard_map(walk, eqn, index, scope, times, where):
 
 
 def layers(walk, eqn, index, scope, times, where):
-    """The hook `through`: a loop over a stack of layers."""
+    """Relate the dims of a `layers` primitive: as of a scan over the stacks."""
     p = eqn.params
     consts, end = p["consts"], p["consts"] + p["stacked"]
     dims = [walk.dims(scope, a) for a in eqn.invars]

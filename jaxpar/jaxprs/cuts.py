@@ -38,7 +38,7 @@ class Cuts:
     inner: dict[int, list[Cuts]] = field(default_factory=dict)
 
     def ask(self, atom: Any, cuts: Mapping[int, Points]) -> None:
-        """Note that a variable is cut."""
+        """Add cuts to a variable's: dim -> where."""
         if isinstance(atom, Literal) or not cuts:
             return
         held = self.of.setdefault(atom, {})
@@ -46,12 +46,12 @@ class Cuts:
             held[dim] = held.get(dim, frozenset()) | points
 
     def at(self, atom: Any) -> Mapping[int, Points]:
-        """Where a variable is cut."""
+        """Dim of a variable -> the places where it is cut."""
         return {} if isinstance(atom, Literal) else self.of.get(atom, {})
 
 
 def find_cuts(jaxpr: Any, results: Mapping[int, Mapping[int, Points]] | None = None) -> Cuts:
-    """Follow every cut back through a jaxpr.
+    """The cuts of a jaxpr's variables, given those of its results.
 
     Args:
         jaxpr: open.
@@ -82,7 +82,7 @@ def _made_by(eqn) -> dict[int, Points]:
         return {p["axis"]: frozenset(accumulate(map(int, p["sizes"][:-1])))}
     shape: Any = eqn.invars[0].aval.shape if eqn.invars else ()
     if name == "unstack":
-        return {p["axis"]: frozenset(range(1, shape[p["axis"]]))}
+        return {p["axis"]: frozenset(range(1, int(shape[p["axis"]])))}
     if name == "slice" and all(s == 1 for s in p["strides"] or ()):
         ends = zip(p["start_indices"], p["limit_indices"], shape, strict=True)
         cut = {d: frozenset({start, end}) - {0, n} for d, (start, end, n) in enumerate(ends)}
@@ -124,6 +124,7 @@ def carried(points: Points, one: tuple[int, ...], other: tuple[int, ...], fac) -
 
 
 def _inside(cuts: Cuts, eqn, index: int, called, asked) -> None:
+    """Find the cuts in a jaxpr that an equation calls, and ask its operands for them."""
     jaxpr = getattr(called, "jaxpr", called)
     inner = find_cuts(jaxpr, asked)
     cuts.inner[index] = [inner]

@@ -47,29 +47,35 @@ def evaluate_wide(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> lis
 
 
 class _Wide(Interpreter):
-    """Evaluates with every float as wide as there is."""
+    """Evaluates a jaxpr in float64."""
 
     def constant(self, value):
+        """A constant in float64."""
         return _widened(value)
 
     def literal(self, atom):
+        """A literal in float64."""
         # JAX keeps a literal as a number that knows its dtype, and will not take another.
         aval: Any = atom.aval
         return _widened(np.asarray(atom.val, aval.dtype))
 
     def equation(self, eqn, operands, here):
+        """An equation's results in float64."""
         return list(map(_widened, super().equation(eqn, operands, here)))
 
     def custom(self, eqn, operands, here):
+        """The function itself, in float64, unless it reads the bits of its operands."""
         if rule_of(eqn).looks_at_bits:
             return _as_written(eqn, operands)
         return self.call(eqn, operands, here)
 
     def remat(self, eqn, operands, here):
+        """The function itself, without rematerialisation."""
         # Nothing is saved by it where it is judged, and its policy may know dtypes.
         return self.call(eqn, operands, here)
 
     def leaf(self, eqn, operands, here: Here):
+        """An operation's results, its dtypes widened; where it reads bits, as it was written."""
         name = eqn.primitive.name
         pairs = zip(operands, eqn.invars, strict=True)
         if name == "reduce_precision":
@@ -99,15 +105,18 @@ def _is_wider(x, atom) -> bool:
 
 
 def _widened(x):
+    """An array in the wide dtype of its kind; keys and integers as they are."""
     dtype = _wide_dtype(jnp.result_type(x)) if not _is_key(x) else None
     return x if dtype is None or dtype == jnp.result_type(x) else jnp.asarray(x, dtype)
 
 
 def _is_key(x) -> bool:
+    """Whether a value is a typed random key, or of another extended dtype."""
     return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.extended)
 
 
 def _wide_dtype(dtype):
+    """float64 for floats, complex128 for complex numbers, else the dtype itself."""
     if dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended):
         return dtype
     if jnp.issubdtype(dtype, jnp.floating):

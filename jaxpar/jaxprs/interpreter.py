@@ -26,7 +26,7 @@ from jaxpar.jaxprs.rules import rule_of
 
 @dataclass(frozen=True)
 class Here:
-    """Where an equation is met.
+    """Where an equation is evaluated.
 
     Attributes:
         beside: what the subclass has beside the jaxpr that the equation stands in, or None.
@@ -39,7 +39,7 @@ class Here:
     memo: dict[Any, Any] = field(default_factory=dict)
 
     def within(self, index: int = 0) -> Any:
-        """What is beside the jaxpr of that number in the equation."""
+        """What the subclass has beside the `index`-th jaxpr of the equation; None for nothing."""
         return self.inner[index] if len(self.inner) > index else None
 
 
@@ -47,22 +47,22 @@ class Interpreter:
     """Evaluates every equation as it is; a subclass says what else is to be done."""
 
     through: Callable[..., Any] = staticmethod(hooks.layers)
-    """What becomes of a stack of layers; said again in the new jaxpr unless a subclass differs."""
+    """How a stack of layers is run; it is a `layers` primitive again unless a subclass differs."""
 
     def __init__(self):
         """Start outside any equation."""
         self.trail: list[Any] = []
 
     @property
-    def said(self) -> Any:
-        """What is known of where it was asked for; of the call, where a cached jit has no lines."""
+    def source_info(self) -> Any:
+        """JAX's source info of the equation; of the call around it, where a cached jit has none."""
         known = (eqn.source_info for eqn in reversed(self.trail))
         return next((info for info in known if line_of(info)), self.trail[-1].source_info)
 
     @property
     def source(self) -> str:
         """The line of the user's code that asked for the equation, or ""."""
-        return line_of(self.said) if self.trail else ""
+        return line_of(self.source_info) if self.trail else ""
 
     def run(self, jaxpr: Any, consts, args, beside: Any = None) -> list:
         """The results of an open jaxpr, given one value for each constant and argument."""
@@ -76,7 +76,7 @@ class Interpreter:
         for index, eqn in self.wanted(jaxpr):
             self.trail.append(eqn)
             stack = current_name_stack() + eqn.source_info.name_stack
-            with user_context(self.said.traceback, name_stack=stack):
+            with user_context(self.source_info.traceback, name_stack=stack):
                 operands = [read(atom) for atom in eqn.invars]
                 here = Here(beside, self.inner(beside, index), memo)
                 results = self.equation(eqn, operands, here)
@@ -90,11 +90,11 @@ class Interpreter:
         return self.run(jaxpr, consts, list(args), beside)
 
     def constant(self, value: Any) -> Any:
-        """What stands for a constant of a jaxpr."""
+        """The value that a jaxpr's constant is evaluated with."""
         return value
 
     def literal(self, atom: Literal) -> Any:
-        """What stands for a number that is written in an equation."""
+        """The value that a literal of an equation is evaluated with."""
         return atom.val
 
     def wanted(self, jaxpr: Any) -> Iterable[tuple[int, Any]]:
@@ -102,7 +102,7 @@ class Interpreter:
         return enumerate(jaxpr.eqns)
 
     def inner(self, beside: Any, index: int) -> Sequence[Any]:
-        """What is beside the jaxprs in the equation of that index."""
+        """What the subclass has beside each jaxpr in the equation of that index, in order."""
         return () if beside is None else beside.inner.get(index, ())
 
     def equation(self, eqn: Any, operands, here: Here) -> list:
@@ -112,24 +112,24 @@ class Interpreter:
         return evaluate(eqn, operands, here)
 
     def leaf(self, eqn: Any, operands, here: Here) -> list:
-        """The results of an equation that is not looked into."""
+        """The results of an equation that holds no jaxpr, or whose jaxpr is not evaluated."""
         del here
         return as_it_is(eqn, operands)
 
     def call(self, eqn: Any, operands, here: Here) -> list:
-        """The results of what is called, in place."""
+        """The results of the jaxpr that is called, inlined."""
         return self.run_held(held_by(eqn), operands, here.within())
 
     def custom(self, eqn: Any, operands, here: Here) -> list:
-        """A function with a derivative rule of its own is a leaf."""
+        """The results of a function with its own derivative rule: a leaf."""
         return self.leaf(eqn, operands, here)
 
     def shards(self, eqn: Any, operands, here: Here) -> list:
-        """A region on shards is a leaf."""
+        """The results of a shard_map: a leaf."""
         return self.leaf(eqn, operands, here)
 
     def remat(self, eqn: Any, operands, here: Here) -> list:
-        """The same remat around what is inside."""
+        """The results, by the same remat of the evaluated jaxpr."""
         p = eqn.params
 
         def body(*args):
@@ -138,7 +138,7 @@ class Interpreter:
         return jax.checkpoint(body, prevent_cse=p["prevent_cse"], policy=p["policy"])(*operands)
 
     def scan(self, eqn: Any, operands, here: Here) -> list:
-        """The same loop around what is inside."""
+        """The results, by the same scan of the evaluated body."""
         consts, end = scan_parts(eqn.params)
         count, held = end - consts, eqn.params["jaxpr"]
         jaxpr, inner = open_jaxpr(held)[0], here.within()
@@ -155,26 +155,26 @@ class Interpreter:
         return [*last, *self.put_together(made)]
 
     def carried(self, values: list, variables, beside: Any) -> list:
-        """What a turn hands on, as the next turn takes it; also what the first turn takes."""
+        """A loop's carry as the next turn takes it, given as a turn, or the start, leaves it."""
         del variables, beside
         return values
 
     def scanned(self, stacks: list) -> list:
-        """What a loop takes apart, as the loop may take it."""
+        """The stacks that a loop scans over, as the new loop scans over them."""
         return stacks
 
     def slices(self, slices: list, variables, beside: Any) -> list:
-        """What one turn takes of it, as the body uses it."""
+        """One turn's slices of these stacks, as the body uses them."""
         del variables, beside
         return slices
 
     def stacked(self, values: list, variables, beside: Any) -> list:
-        """What a turn makes for the stacks, as the loop may put it together."""
+        """One turn's results that a loop stacks, as the new loop stacks them."""
         del variables, beside
         return values
 
     def put_together(self, stacks: list) -> list:
-        """The stacks that a loop has made, as what comes after uses them."""
+        """The stacked results of a loop, as later equations use them."""
         return stacks
 
     def loop_body(self, eqn: Any, body: Callable, operands) -> Callable:
@@ -183,7 +183,7 @@ class Interpreter:
         return body
 
     def while_loop(self, eqn: Any, operands, here: Here) -> list:
-        """The same loop around its condition and its body."""
+        """The results, by the same while loop of the evaluated condition and body."""
         p = eqn.params
         first, second = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
         variables = open_jaxpr(p["body_jaxpr"])[0].invars[p["body_nconsts"] :]
@@ -200,7 +200,7 @@ class Interpreter:
         return list(jax.lax.while_loop(condition, body, init))
 
     def cond(self, eqn: Any, operands, here: Here) -> list:
-        """The same choice between what is inside."""
+        """The results, by the same conditional of the evaluated branches."""
         index, *rest = operands
 
         def branch(number, held):
@@ -210,7 +210,7 @@ class Interpreter:
         return list(jax.lax.switch(index, branches, *rest))
 
     def layers(self, eqn: Any, operands, here: Here) -> list:
-        """The stack of layers, run `through` the hook that this interpreter has for it."""
+        """The results of a stack of layers, run by this interpreter's `through`."""
         p = eqn.params
         stacked = p["consts"] + p["stacked"]
         fixed, stacks = operands[: p["consts"]], operands[p["consts"] : stacked]

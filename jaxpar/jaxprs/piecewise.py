@@ -120,23 +120,29 @@ class _InPieces(Interpreter):
     """Evaluates with some values as `Pieces`; beside each jaxpr are its `Cuts`."""
 
     def cond(self, eqn, operands, here):
+        """A conditional's results, from whole operands."""
         return as_it_is(eqn, [whole(x) for x in operands])
 
     while_loop = cond
 
     def carried(self, values, variables, beside):
+        """A loop's carry, whole."""
         return [whole(x) for x in values]
 
     def scanned(self, stacks):
+        """What a loop reads slice by slice; pieces along the scanned dim are joined."""
         return [whole(x) if isinstance(x, Pieces) and x.dim == 0 else x for x in stacks]
 
     def slices(self, slices, variables, beside):
+        """One turn's slices: pieces are one dim further to the front."""
         return [_moved(x, -1) for x in slices]
 
     def put_together(self, stacks):
+        """A loop's stacked results: pieces are one dim further to the back."""
         return [_moved(x, 1) for x in stacks]
 
     def leaf(self, eqn, operands, here):
+        """An operation's results, in pieces where its operands are and its rule allows it."""
         if ends := _parted(eqn, here.beside):
             at = eqn.params["dimension"]
             joined = Pieces(tuple(whole(x) for x in operands), at)

@@ -31,7 +31,7 @@ class Scope:
 
 @dataclass(frozen=True)
 class Facts:
-    """Where an array came from.
+    """What an array was made from.
 
     Attributes:
         weight: something learned went into it.
@@ -59,12 +59,12 @@ class Facts:
 
     @classmethod
     def mixed(cls, facts: Sequence[Facts]) -> Facts:
-        """Of what may have been made from all of these."""
+        """The facts of an array that may have been made from all of these."""
         return cls(any(f.weight for f in facts), any(f.other for f in facts))
 
     @classmethod
     def made_from(cls, facts: Sequence[Facts], eqn: Any) -> Facts:
-        """Of what an equation makes."""
+        """The facts of what an equation makes."""
         made = cls.mixed(facts)
         if eqn.primitive.name == "iota":
             return cls(count=eqn.params["shape"][eqn.params["dimension"]])
@@ -93,7 +93,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Use:
-    """One equation, seen as something that is done with dims.
+    """One thing that an equation does with classes of dims.
 
     Attributes:
         kind: "contract", "reduce", "lookup" (by ids of the batch), "place" (by other numbers),
@@ -119,7 +119,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Trace:
-    """A loss walked through.
+    """What a walk through a loss has found.
 
     Attributes:
         classes: the union-find that every `Dim` here is written in.

@@ -23,7 +23,7 @@ from jaxpar.jaxprs.rules import factors, is_known, rule_of
 
 
 def relate(closed: Any, arguments: Mapping[str, Any], weights: Sequence[str]) -> Trace:
-    """Walk a loss and find which of its dims are the same.
+    """Which dims of a loss are the same, and what is done with them.
 
     Args:
         closed: the loss's ClosedJaxpr.
@@ -60,7 +60,7 @@ def relate(closed: Any, arguments: Mapping[str, Any], weights: Sequence[str]) ->
 
 
 class Walk:
-    """What one walk carries along."""
+    """The state of one walk through a jaxpr."""
 
     def __init__(self):
         """Start with nothing seen."""
@@ -79,7 +79,7 @@ class Walk:
         return scope.dims[atom]
 
     def fact(self, atom: Any) -> Facts:
-        """What is known of where it came from."""
+        """What an atom was made from."""
         return Facts() if isinstance(atom, Literal) else self.facts.get(atom, Facts())
 
     def body(self, jaxpr: Any, consts: Sequence[Any], scope: Scope, *, times: int, outer) -> None:
@@ -117,7 +117,7 @@ class Walk:
         return [(self.dims(child, v), self.fact(v)) for v in jaxpr.outvars]
 
     def join(self, one: Sequence[Dim], other: Sequence[Dim]) -> None:
-        """Two arrays of one shape have the same dims."""
+        """Make the dims of two arrays of one shape the same."""
         for a, b in zip(one, other, strict=True):
             self.classes.unify(a, b)
 
@@ -144,6 +144,7 @@ class Walk:
         self._bound(eqn, fac)
 
     def _note(self, eqn, fac, node, reads, scope, times, where) -> None:
+        """Append to `uses` what an equation does with the classes of its factors."""
         name = eqn.primitive.name
         first = eqn.outvars[0]
         made = Operand(tuple(scope.dims[first]), _bytes(first.aval), False, False)
@@ -197,6 +198,7 @@ class Walk:
                     self._below(one.field, other.count)
 
     def _below(self, field: str, size: int) -> None:
+        """Lower the bound on the integers in a batch field to `size`."""
         self.below[field] = min(size, self.below.get(field, size))
 
 
@@ -206,12 +208,14 @@ def _is_float(aval) -> bool:
 
 
 def _is_integer(aval) -> bool:
+    """Whether a variable holds integers."""
     return not jnp.issubdtype(aval.dtype, jax.dtypes.extended) and np.issubdtype(
         aval.dtype, np.integer
     )
 
 
 def _bytes(aval) -> int:
+    """Bytes of a variable's array; eight an element for a random key."""
     dtype = aval.dtype
     size = 8 if jnp.issubdtype(dtype, jax.dtypes.extended) else np.dtype(dtype).itemsize
     return prod(aval.shape) * size

@@ -4,20 +4,20 @@ from jaxpar.core.errors import LayoutError, unknown
 from jaxpar.core.mesh import MeshShape, axes_of
 from jaxpar.layout.stages import runs_in_stages
 from jaxpar.models.record import Model, role_of
-from jaxpar.strategies.record import APART, Strategy
+from jaxpar.strategies.record import REPLICA, Strategy
 
 
 def _check_replicas(strategy: Strategy, mesh: MeshShape) -> None:
     """Refuse to average over one replica: it would be another strategy by a wrong name."""
-    if strategy.averaging and mesh.size(APART) == 1:
+    if strategy.averaging and mesh.size(REPLICA) == 1:
         raise LayoutError(
-            f"strategy '{strategy.name}' trains a copy at each place along mesh axis '{APART}', "
-            f"and mesh {mesh} has one place: use {APART}=2 or more"
+            f"strategy '{strategy.name}' trains a replica at each place along mesh axis "
+            f"'{REPLICA}', and mesh {mesh} has one place: use {REPLICA}=2 or more"
         )
 
 
 def _check_roles(model: Model, groups) -> None:
-    """Refuse a role given to a dim that no array has: a misspelt name would split nothing."""
+    """Refuse a role given to a dim that no array has: a misspelt name would shard nothing."""
     dims = {dim for arrays in groups for a in arrays.values() for dim in a.dims}
     dims |= {dim for f in model.batch.values() for dim in f.dims}
     dims |= {factor for dim in dims for factor in dim.split("*")}
@@ -32,12 +32,12 @@ def _check_needs(model: Model, strategy: Strategy, groups) -> None:
     if missing := sorted(strategy.needs - roles):
         raise LayoutError(
             f"model '{model.name}' has no dim in role '{missing[0]}', which strategy "
-            f"'{strategy.name}' splits: choose a model with {missing[0]}, or another strategy"
+            f"'{strategy.name}' shards: choose a model with {missing[0]}, or another strategy"
         )
 
 
 def _check_help(model: Model, strategy: Strategy, mesh: MeshShape, groups, batch) -> None:
-    """Refuse a strategy that splits nothing at all of a model that nobody annotated."""
+    """Refuse a strategy that shards nothing at all of a model that nobody annotated."""
     asked = [axis for axis in strategy.axes if mesh.size(axis) > 1]
     if not (model.units and asked) or runs_in_stages(strategy, mesh):
         return
@@ -46,7 +46,7 @@ def _check_help(model: Model, strategy: Strategy, mesh: MeshShape, groups, batch
         return
     wanted = sorted({role for axis in asked for role in strategy.roles_on(axis)})
     why = [
-        f"'{d.name}' ({d.size}) stays whole because {d.whole_because}"
+        f"'{d.name}' ({d.size}) stays replicated because {d.whole_because}"
         for d in model.named
         if d.whole_because
     ]
@@ -57,18 +57,18 @@ def _check_help(model: Model, strategy: Strategy, mesh: MeshShape, groups, batch
     ]
     reasons = "; ".join((*why, *indivisible)) or "no two of its matrices make a width and use it up"
     raise LayoutError(
-        f"strategy '{strategy.name}' can split nothing of model '{model.name}' over mesh axis "
+        f"strategy '{strategy.name}' can shard nothing of model '{model.name}' over mesh axis "
         f"'{asked[0]}': {reasons}: use {asked[0]}=1, or a strategy such as data or fsdp"
     )
 
 
 def _check_between(model: Model, strategy: Strategy) -> None:
-    """Refuse to split between the parts of a block what the model has not got."""
+    """Refuse to shard between the parts of a block what the model has not got."""
     there = {role_of(model, dim) for f in model.batch.values() for dim in f.dims}
     for role in strategy.between:
         if role not in there:
             raise LayoutError(
                 f"model '{model.name}' has no dim in role '{role}' in its batch, which strategy "
-                f"'{strategy.name}' splits between the parts of a block: choose a strategy that "
+                f"'{strategy.name}' shards between the parts of a block: choose a strategy that "
                 "does not, such as tensor"
             )

@@ -15,7 +15,7 @@ def dims_of(
 ) -> tuple[str, ...]:
     """The name of each dim of a variable, as the model says or from Flax's metadata.
 
-    A statistic without names lies like the parameter beside it that has its shape.
+    A statistic without names has those of the parameter beside it that has its shape.
     """
     shape = value_of(variable).shape
     names = model.dims.get(path) or names_in_metadata(variable)

@@ -1,7 +1,7 @@
-"""Layout: where every dim of every array of a model lies on a mesh. Pure; needs no device.
+"""Layout: how every array of a model is sharded on a mesh. Pure; needs no device.
 
 Raises LayoutError when a size does not divide or one axis is asked to split two dims of an array.
-An array stays whole on several devices only where a table says so or it is smaller than the
+An array stays replicated only where a table says so or it is smaller than the
 strategy's stated threshold, and `notes` says which.
 """
 
@@ -23,11 +23,11 @@ from jaxpar.layout.checks import (
 from jaxpar.layout.dims import _layer_counts, dims_of
 from jaxpar.layout.notes import notes_of
 from jaxpar.layout.record import Array, Layout
-from jaxpar.layout.specs import _by_role, _cut_further
+from jaxpar.layout.specs import _by_role, _shard_further
 from jaxpar.layout.stages import check_stages, runs_in_stages
 from jaxpar.models.modules import value_of
 from jaxpar.models.record import Model
-from jaxpar.strategies.record import CUTS, Strategy
+from jaxpar.strategies.record import SHARDABLE, Strategy
 
 
 def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
@@ -35,13 +35,13 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
 
     Raises:
         LayoutError: naming every dim that does not divide, with both sizes and the nearest that
-            work; or a strategy that trains replicas apart on a mesh that holds one.
+            work; or a strategy of several replicas on a mesh that holds one.
     """
     _check_replicas(strategy, mesh)
     module = module_of(model)
     check_stages(model, strategy, mesh, _layer_counts(model, module))
     faults: dict[str, list[str]] = {}
-    kept_whole: list[str] = []
+    kept_replicated: list[str] = []
     indivisible: list[str] = []
     groups = []
     for variables in (module.parameters, module.state):
@@ -49,28 +49,28 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
         for path, variable in variables.items():
             value = value_of(variable)
             dims = dims_of(model, path, variable, module.parameters)
-            computed = _by_role(model, strategy, mesh, dims, shape=value.shape)
-            cut = computed
+            used = _by_role(model, strategy, mesh, dims, shape=value.shape)
+            stored = used
             if variables is module.parameters or isinstance(variable, nnx.Param):
-                cut, fault, whole = _cut_further(
-                    model, strategy, mesh, path, value.shape, dims, computed
+                stored, fault, whole = _shard_further(
+                    model, strategy, mesh, path, value.shape, dims, used
                 )
                 if model.units and fault:
                     indivisible.append(path)
                 else:
                     faults.setdefault(path, []).extend(fault)
-                kept_whole += whole
-            faults.setdefault(path, []).extend(check_spec(value.shape, dims, computed, mesh))
-            lies = {what: cut if what in strategy.cuts else computed for what in CUTS}
+                kept_replicated += whole
+            faults.setdefault(path, []).extend(check_spec(value.shape, dims, used, mesh))
+            specs = {what: stored if what in strategy.sharded else used for what in SHARDABLE}
             arrays[path] = Array(
                 path,
                 value.shape,
                 value.dtype,
                 dims,
-                stored=lies["parameters"],
-                computed=computed,
-                gradient=lies["gradients"],
-                moment=lies["moments"],
+                stored=specs["parameters"],
+                used=used,
+                gradient=specs["gradients"],
+                optimizer_state=specs["optimizer_state"],
             )
         groups.append(MappingProxyType(arrays))
     batch = {}
@@ -94,14 +94,14 @@ def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
         if runs_in_stages(strategy, mesh) and not exchange.staged:
             raise LayoutError(
                 f"model '{model.name}' under strategy '{strategy.name}': exchange "
-                f"'{exchange.name}' passes pieces on by permutes, which all devices of a mesh make "
+                f"'{exchange.name}' passes shards on by permutes, which all devices of a mesh make "
                 "together, and the stages of a pipeline work at different times: use "
                 "--set exchange=ulysses, or pipe=1"
             )
         refuse_unfit(exchange, model, calls_in(traced_loss(model).closed))
-    specs = [*batch.values(), *(a.moment for arrays in groups for a in arrays.values())]
+    specs = [*batch.values(), *(a.optimizer_state for arrays in groups for a in arrays.values())]
     arrays = {**groups[0], **groups[1]}
-    notes = notes_of(model, strategy, mesh, arrays, kept_whole, indivisible, specs)
+    notes = notes_of(model, strategy, mesh, arrays, kept_replicated, indivisible, specs)
     notes += () if exchange is None else exchange.notes
     parameters, state = groups
     return Layout(model, strategy, mesh, parameters, state, MappingProxyType(batch), notes, module)

@@ -21,7 +21,7 @@ def notes_of(
     strategy: Strategy,
     mesh: MeshShape,
     parameters: Mapping[str, Any],
-    kept_whole: Sequence[str],
+    kept_replicated: Sequence[str],
     indivisible: Sequence[str],
     specs: Iterable[PartitionSpec],
 ) -> tuple[str, ...]:
@@ -30,7 +30,7 @@ def notes_of(
     Args:
         model, strategy, mesh: what was laid out.
         parameters: path -> `jaxpar.layout.Array`.
-        kept_whole: paths of arrays too small to be sharded by `strategy.store`.
+        kept_replicated: paths of arrays too small to be sharded by `strategy.store`.
         indivisible: paths of arrays of which no dim divides.
         specs: of everything that was laid out.
     """
@@ -41,19 +41,19 @@ def notes_of(
             f"{' x '.join(f'{axis}={mesh.size(axis)}' for axis in strategy.store)} devices that "
             f"strategy '{strategy.name}' would shard them over"
         )
-    if kept_whole:
-        share = sum(parameters[p].whole_bytes for p in kept_whole) / max(
+    if kept_replicated:
+        share = sum(parameters[p].whole_bytes for p in kept_replicated) / max(
             1, sum(a.whole_bytes for a in parameters.values())
         )
         notes.append(
-            f"{len(kept_whole)} arrays of fewer than {strategy.whole_below:,} elements stay "
+            f"{len(kept_replicated)} arrays of fewer than {strategy.whole_below:,} elements stay "
             f"replicated over {' x '.join(strategy.store)} ({share:.2%} of the parameter bytes): "
-            f"{', '.join(kept_whole)}"
+            f"{', '.join(kept_replicated)}"
         )
-    lying = {axis for spec in specs for entry in spec for axis in axes_of(entry)}
-    lying |= {STAGES} if runs_in_stages(strategy, mesh) else set()
+    sharding = {axis for spec in specs for entry in spec for axis in axes_of(entry)}
+    sharding |= {STAGES} if runs_in_stages(strategy, mesh) else set()
     for axis, size in mesh.sizes:
-        if size > 1 and axis in strategy.axes and axis not in lying:
+        if size > 1 and axis in strategy.axes and axis not in sharding:
             notes.append(
                 f"nothing of this model is sharded over mesh axis '{axis}', so its {size} devices "
                 f"do the same work: strategy '{strategy.name}' found no dim in a role that it "
@@ -79,8 +79,8 @@ def _whole_dims(model, strategy, mesh, parameters) -> list[str]:
                 f"dim '{dim}' stays replicated: strategy '{strategy.name}' would shard it over "
                 f"{' x '.join(axes)}, and {ways} does not divide {units}"
             )
-    cut = {axis for axes in strategy.compute.values() for axis in axes if mesh.size(axis) > 1}
-    if cut & {a for role in ("inner", "heads") for a in strategy.compute.get(role, ())}:
+    sharding = {axis for axes in strategy.compute.values() for axis in axes if mesh.size(axis) > 1}
+    if sharding & {a for role in ("inner", "heads") for a in strategy.compute.get(role, ())}:
         notes += [
             f"dim '{n.name}' ({n.size}) stays replicated: {n.whole_because}"
             for n in model.named
@@ -90,12 +90,13 @@ def _whole_dims(model, strategy, mesh, parameters) -> list[str]:
 
 
 def _some(paths: Sequence[str]) -> str:
+    """The first six paths for a sentence, and how many more there are."""
     more = f" and {len(paths) - 6} more" if len(paths) > 6 else ""
     return ", ".join(paths[:6]) + more
 
 
 def _stage_notes(model, strategy, mesh, parameters) -> list[str]:
-    """Where a pipeline puts what is not in its layers, and what it fills up."""
+    """What a pipeline replicates, and which layers it pads, a sentence each."""
     if not runs_in_stages(strategy, mesh):
         return []
     stacks = {p for p, a in parameters.items() if role_of(model, a.dims[0]) == "layers"}

@@ -1,4 +1,4 @@
-"""The Layout record: where every dim of every array of a model lies on a mesh."""
+"""The Layout record: how every array of a model is sharded on a mesh."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,15 +22,15 @@ from jaxpar.strategies.record import Strategy
 
 @dataclass(frozen=True)
 class Array:
-    """One array of the model, and how it is cut.
+    """One array of the model, and how it is sharded.
 
     Attributes:
         path: where it sits in the module, such as `blocks/qkv`.
         shape, dtype, dims: its sizes, element type, and a name for each dim.
-        stored: how it lies between uses.
-        computed: how it lies in use; differs from `stored` where the strategy gathers weights.
-        gradient: how its gradient lies once it is summed.
-        moment: how the optimizer's moments of it lie.
+        stored: how it is sharded between uses.
+        used: how it is sharded in use; differs from `stored` where the strategy gathers weights.
+        gradient: how its gradient is sharded once it is summed.
+        optimizer_state: how the optimizer's state of it is sharded, such as Adam's moments.
     """
 
     path: str
@@ -38,9 +38,9 @@ class Array:
     dtype: Any
     dims: tuple[str, ...]
     stored: PartitionSpec
-    computed: PartitionSpec
+    used: PartitionSpec
     gradient: PartitionSpec
-    moment: PartitionSpec
+    optimizer_state: PartitionSpec
 
     @property
     def size(self) -> int:
@@ -49,8 +49,8 @@ class Array:
 
     @property
     def specs(self) -> tuple[PartitionSpec, ...]:
-        """All the ways in which it lies."""
-        return (self.stored, self.computed, self.gradient, self.moment)
+        """Its four PartitionSpecs: stored, in use, of its gradient, of its optimizer state."""
+        return (self.stored, self.used, self.gradient, self.optimizer_state)
 
     @property
     def whole_bytes(self) -> int:
@@ -85,12 +85,12 @@ class Layout:
 
     @property
     def row_axes(self) -> tuple[str, ...]:
-        """Over which mesh axes the rows of a batch lie."""
+        """The mesh axes over which the rows of a batch are sharded."""
         return axes_of(next(iter(self.batch.values()))[0])
 
     @property
     def row_shares(self) -> int:
-        """Into how many shares the rows of a batch are cut."""
+        """How many shards the rows of a batch have."""
         return prod(self.mesh.size(axis) for axis in self.row_axes)
 
     def with_rows(self, rows: int) -> "Layout":
@@ -100,7 +100,7 @@ class Layout:
         return replace(self, model=self.model.with_batch_size(rows))
 
     def order_of(self, path: str) -> tuple[int, ...] | None:
-        """Which layer lies at each place of a stored stack; None for their own order."""
+        """The layer at each place of a stored stack, by its number; None for their own order."""
         array = self.parameters[path]
         if not array.dims or role_of(self.model, array.dims[0]) != "layers":
             return None
@@ -108,7 +108,7 @@ class Layout:
 
     @property
     def parameter_bytes(self) -> int:
-        """Bytes of all parameters, whole."""
+        """Bytes of all parameters, each counted once."""
         return sum(a.whole_bytes for a in self.parameters.values())
 
     @property
@@ -118,11 +118,11 @@ class Layout:
 
     @property
     def exchange(self) -> Exchange | None:
-        """How attention sees a split sequence, or None where it sees it whole."""
+        """How attention sees a sharded sequence; None where none is sharded."""
         return exchange_of(self.model, self.strategy, self.mesh)
 
     def place_of(self, dims: tuple[str, ...], *, between: bool = False) -> PartitionSpec:
-        """How an activation with these dims lies: in use, or `between` the parts of a block.
+        """How an activation with these dims is sharded: in use, or `between` the parts of a block.
 
         An axis that several of the dims want goes to the first of them.
         """

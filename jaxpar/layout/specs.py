@@ -19,7 +19,7 @@ def _by_role(
     between: bool = False,
     shape: tuple[int, ...] | None = None,
 ) -> PartitionSpec:
-    """How an array with these dims lies in use, or, with `between`, between parts of a block."""
+    """How an array with these dims is sharded in use, or `between` the parts of a block."""
     table = {**strategy.compute, **strategy.between} if between else strategy.compute
     roles = [role_of(model, dim) for dim in dims]
     if shape is not None:
@@ -32,20 +32,20 @@ def _by_role(
     wanted = (tuple(axis for axis in table.get(role, ()) if mesh.size(axis) > 1) for role in roles)
     return PartitionSpec(
         *(
-            entry_of(axes if _can_be_cut(model, mesh, dim, axes) else ())
+            entry_of(axes if _can_be_sharded(model, mesh, dim, axes) else ())
             for dim, axes in zip(dims, wanted, strict=True)
         )
     )
 
 
-def _can_be_cut(model: Model, mesh: MeshShape, dim: str, axes: tuple[str, ...]) -> bool:
-    """Whether a dim that may stay whole has as many pieces as these axes have devices."""
+def _can_be_sharded(model: Model, mesh: MeshShape, dim: str, axes: tuple[str, ...]) -> bool:
+    """Whether a dim has as many units as these axes have devices; one without units always has."""
     return model.units.get(dim, 0) % prod(mesh.size(axis) for axis in axes) == 0
 
 
-def _cut_further(model, strategy, mesh, path, shape, dims, computed):
-    """Cut a weight over the axes of `strategy.store`; returns (spec, faults, paths kept whole)."""
-    spec, faults, whole = list(computed), [], []
+def _shard_further(model, strategy, mesh, path, shape, dims, used):
+    """Shard a weight over the axes of `strategy.store`: (spec, faults, paths kept replicated)."""
+    spec, faults, whole = list(used), [], []
     roles = [role_of(model, dim) for dim in dims]
     for axis, preference in strategy.store.items():
         ways = mesh.size(axis)
@@ -58,23 +58,23 @@ def _cut_further(model, strategy, mesh, path, shape, dims, computed):
         ):
             whole.append(path)
             continue
-        # A dim that is still whole comes first, then the order of roles, then the largest: fewer,
-        # longer pieces. A dim that is cut already is cut again where no other divides.
+        # An unsharded dim comes first, then the order of roles, then the largest: fewer, longer
+        # runs. A dim that is sharded already is sharded again where no other divides.
         candidates = sorted(
             (i for i in range(len(dims)) if roles[i] in preference),
             key=lambda i: (spec[i] is not None, preference.index(roles[i]), -shape[i]),
         )
-        cuts = {i: PartitionSpec((*axes_of(spec[i]), axis)) for i in candidates}
-        fitting = [i for i in candidates if shape[i] % shards(cuts[i], mesh) == 0]
+        further = {i: PartitionSpec((*axes_of(spec[i]), axis)) for i in candidates}
+        fitting = [i for i in candidates if shape[i] % shards(further[i], mesh) == 0]
         if fitting:
-            spec[fitting[0]] = cuts[fitting[0]][0]
+            spec[fitting[0]] = further[fitting[0]][0]
             continue
         largest = max(candidates, key=lambda i: shape[i], default=None)
         if largest is None:
             faults.append(
-                f"none of its dims {', '.join(dims)} is one that strategy '{strategy.name}' cuts "
+                f"none of its dims {', '.join(dims)} is one that strategy '{strategy.name}' shards "
                 f"over mesh axis '{axis}': use {axis}=1"
             )
         else:
-            faults += check_spec((shape[largest],), (dims[largest],), cuts[largest], mesh)
+            faults += check_spec((shape[largest],), (dims[largest],), further[largest], mesh)
     return PartitionSpec(*spec), faults, whole

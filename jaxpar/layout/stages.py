@@ -1,4 +1,4 @@
-"""Whether a model's layers can be cut into the stages asked for, and in which order they then lie.
+"""Whether a model's layers can be split into the stages asked for, and their order in storage.
 
 Pure; asked when a model is laid out and when its step is made. Raises LayoutError with the nearest
 counts that work.
@@ -15,7 +15,7 @@ from jaxpar.schedules.record import Schedule
 from jaxpar.strategies.record import Stages, Strategy
 
 AXIS = "pipe"
-"""The mesh axis along which stages stand."""
+"""The mesh axis along which stages are placed."""
 
 
 def runs_in_stages(strategy: Strategy, mesh: MeshShape) -> bool:
@@ -41,14 +41,14 @@ def schedule_for(strategy: Strategy, mesh: MeshShape, microbatches: int) -> Sche
 
 
 def check_stages(model: Model, strategy: Strategy, mesh: MeshShape, counts: Sequence[int]) -> None:
-    """Refuse a model whose layers cannot be cut into stages; `counts` are its stacks' layers."""
+    """Refuse a model whose layers cannot be split into stages; `counts` are its stacks' layers."""
     if not runs_in_stages(strategy, mesh):
         return
     schedule_for(strategy, mesh, microbatches=mesh.size(AXIS))  # an unknown schedule, or its chunks
     if "through" not in model.hooks or not counts:
         raise LayoutError(
             f"model '{model.name}' has no stack of equal layers that it runs by `through`, and "
-            f"strategy '{strategy.name}' cuts one into stages: use pipe=1, or a strategy without "
+            f"strategy '{strategy.name}' splits one into stages: use pipe=1, or a strategy without "
             "stages"
         )
     stages, chunks = mesh.size(AXIS), chunks_of(stages_of(strategy))
@@ -69,19 +69,19 @@ def check_stages(model: Model, strategy: Strategy, mesh: MeshShape, counts: Sequ
                 f"model '{model.name}' has {layers} layers, which {each} along mesh axis '{AXIS}' "
                 f"do not share evenly: use pipe={' or '.join(map(str, sorted(near)))}, or "
                 f"layers={layers // pieces * pieces} or {-(-layers // pieces) * pieces}, or "
-                "--set pad=true, which fills up with layers that do nothing"
+                "--set pad=true, which pads with layers that do nothing"
             )
 
 
 def is_padded(strategy: Strategy, mesh: MeshShape, layers: int) -> bool:
-    """Whether a stack of so many layers is filled up; it is then whole on every stage."""
+    """Whether a stack of so many layers is padded; it is then replicated on every stage."""
     return runs_in_stages(strategy, mesh) and bool(
         layers % (mesh.size(AXIS) * chunks_of(stages_of(strategy)))
     )
 
 
 def layer_order(strategy: Strategy, mesh: MeshShape, layers: int) -> tuple[int, ...] | None:
-    """Which layer lies at each place of a stored stack; None when they lie in their own order.
+    """The layer at each place of a stored stack, by its number; None for their own order.
 
     With several chunks a stage, each stage's layers are not neighbours in the network; they are
     stored so that they are neighbours in the array, or every step would begin by moving weights.

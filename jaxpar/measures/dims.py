@@ -1,4 +1,4 @@
-"""The dims of a layout by class: what each is called and does, its size, and where it lies."""
+"""The dims of a layout by class: what each is called and does, its size, and how it is sharded."""
 
 from jaxpar.core.mesh import axes_of
 from jaxpar.layout.record import Layout

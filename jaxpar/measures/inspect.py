@@ -18,7 +18,7 @@ from jaxpar.program.record import Program
 from jaxpar.schedules.record import Schedule
 from jaxpar.step.modes.record import Island
 from jaxpar.step.pipeline.timetable import timetable
-from jaxpar.strategies.record import APART
+from jaxpar.strategies.record import REPLICA
 
 
 @dataclass(frozen=True)
@@ -153,8 +153,8 @@ def _table(schedule: Schedule) -> dict:
         "chunks": schedule.chunks,
         "microbatches": schedule.microbatches,
         "ticks": schedule.ticks,
-        "idle_share": schedule.idle_share,
-        "peak_live": schedule.peak_live,
+        "bubble_fraction": schedule.bubble_fraction,
+        "peak_in_flight": schedule.peak_in_flight,
         "messages": schedule.messages,
         "permutes": timetable(schedule).permutes,
         "table": schedule.picture().splitlines(),
@@ -168,7 +168,7 @@ def traffic_faults(layout: Layout, rows: tuple[TrafficRow, ...]) -> tuple[str, .
     for axis in mesh.axes:
         if mesh.size(axis) == 1:
             continue
-        said = {row.kind for row in rows if axis in row.axes}
+        found = {row.kind for row in rows if axis in row.axes}
         for row in rows:
             if axis in row.axes and row.kind in strategy.never.get(axis, ()):
                 where = f", from {row.sources[0]}" if row.sources else ""
@@ -184,7 +184,7 @@ def traffic_faults(layout: Layout, rows: tuple[TrafficRow, ...]) -> tuple[str, .
                     f"needs it{mixing}"
                 )
         for kind in sorted(strategy.must.get(axis, ())):
-            if kind not in said and _uses(layout, axis, kind):
+            if kind not in found and _uses(layout, axis, kind):
                 faults.append(
                     f"missing collective: strategy '{strategy.name}' must cause {kind} over axis "
                     f"'{axis}', and the program does none: the arrays it should move are not "
@@ -198,11 +198,11 @@ def _between_synchronisations(layout: Layout, rows: tuple[TrafficRow, ...]) -> t
     if layout.strategy.averaging is None:
         return ()
     return tuple(
-        f"unexpected collective: strategy '{layout.strategy.name}' has none over axis '{APART}' "
+        f"unexpected collective: strategy '{layout.strategy.name}' has none over axis '{REPLICA}' "
         f"until replicas synchronise, and an update does {row.count} {row.kind} per step, "
         f"{row.bytes:,} bytes per device: something of one replica is used by another"
         for row in rows
-        if APART in row.axes
+        if REPLICA in row.axes
     )
 
 
@@ -215,11 +215,14 @@ def _uses(layout: Layout, axis: str, kind: str) -> bool:
     if kind in ("all-reduce", "all-to-all", "collective-permute"):
         specs += list(layout.batch.values())
     if kind == "all-gather":
-        specs = [a.moment for a in layout.parameters.values() if a.moment != a.computed]
+        specs = [
+            a.optimizer_state for a in layout.parameters.values() if a.optimizer_state != a.used
+        ]
     return any(axis in axes_of(entry) for spec in specs for entry in spec)
 
 
 def _memory(program: Program) -> dict[str, int]:
+    """XLA's own totals for one device in bytes, by name; empty where a backend gives none."""
     stats = program.update.memory_analysis()
     if stats is None:
         return {}
@@ -238,7 +241,7 @@ def _memory(program: Program) -> dict[str, int]:
 
 
 def _taken(program: Program, make: Make) -> dict[str, Any]:
-    """What an experiment gets of a program: its inspection."""
+    """The record of a program's inspection."""
     del make
     return inspect(program).record()
 

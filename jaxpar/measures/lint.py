@@ -89,6 +89,7 @@ def _shardings(program: Program) -> list[Finding]:
 
 
 def _indivisible(program: Program) -> list[Finding]:
+    """A finding for every dim that should be sharded and does not divide."""
     return [
         Finding(
             "indivisible",
@@ -103,10 +104,12 @@ def _indivisible(program: Program) -> list[Finding]:
 
 
 def _ways(program: Program, axes: tuple[str, ...]) -> int:
+    """How many shards these axes make of a dim."""
     return prod(program.step.layout.mesh.size(axis) for axis in axes)
 
 
 def _rematerialized(program: Program) -> list[Finding]:
+    """A finding for every array that XLA's partitioner replicates to reshard it."""
     findings = []
     for warning in program.made.warnings:
         operation = warning.op_name.rpartition("/")[2] or "the step"
@@ -172,10 +175,12 @@ def _created(program: Program) -> list[Finding]:
 
 
 def _device_bytes(leaf: Any, sharding: NamedSharding) -> int:
+    """Bytes of a leaf on each device under a sharding."""
     return prod(sharding.shard_shape(leaf.shape)) * itemsize(leaf.dtype)
 
 
 def _name(path: tuple[Any, ...]) -> str:
+    """JAX's keys of a leaf as one path, `a/0/b`."""
     keys = [str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path]
     return "/".join(keys)
 
@@ -189,7 +194,7 @@ def _spec(sharding: Any) -> str:
 
 
 def _taken(program: Program, make: Make) -> dict[str, Any]:
-    """What an experiment gets of a program: its findings."""
+    """The record of a program's findings."""
     del make
     findings = lint(program)
     return {"ok": not findings, "findings": [asdict(finding) for finding in findings]}

@@ -31,7 +31,7 @@ class StateMemory:
 
     @property
     def total_bytes(self) -> int:
-        """All three."""
+        """Bytes of parameters, gradients and optimizer state together."""
         return self.parameter_bytes + self.gradient_bytes + self.optimizer_state_bytes
 
     def record(self) -> dict:

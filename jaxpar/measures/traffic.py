@@ -51,6 +51,7 @@ def traffic(text: str, axis_sizes: Mapping[str, int]) -> tuple[TrafficRow, ...]:
 
 
 def _row(kind: str, axes: tuple[str, ...], whole: bool, members: list[Collective]) -> TrafficRow:
+    """One row for all collectives of one kind over the same axes."""
     sources: Counter[str] = Counter()
     for one in members:
         sources[_source(one)] += round(one.executions * one.bytes_each)
@@ -66,6 +67,7 @@ def _row(kind: str, axes: tuple[str, ...], whole: bool, members: list[Collective
 
 
 def _source(one: Collective) -> str:
+    """Where a collective is from: the weight it gathers, else the user's line, else XLA's name."""
     if weight := _WEIGHT.search(one.op_name):
         return f"weight {weight[1].replace('.', '/')}"
     files = [frame.file for frame in one.frames]

@@ -60,7 +60,7 @@ def value_of(leaf: Any) -> jax.Array:
 
 
 def refill(module: nnx.Module, parts: Parts, values: Mapping[str, Any]) -> None:
-    """Give the state of a module other values, by path, in place.
+    """Set the state of a module to these values by path, in place.
 
     Args:
         module: as it was taken apart.
@@ -101,12 +101,15 @@ def names_in_metadata(leaf: Any) -> tuple[str | None, ...] | None:
 
 
 def _by_path(state: nnx.State) -> Mapping[str, nnx.Variable]:
+    """Flax's variables by path."""
     return MappingProxyType({_path(keys): variable for keys, variable in nnx.to_flat_state(state)})
 
 
 def _path(keys: tuple[Any, ...]) -> str:
+    """Flax's keys of a variable as one path, `blocks/0/kernel`."""
     return "/".join("/".join(map(str, k)) if isinstance(k, tuple) else str(k) for k in keys)
 
 
 def _holding(variable: Any, value: Any) -> Any:
+    """A Flax variable of the same kind and metadata that holds `value`."""
     return jax.tree.unflatten(jax.tree.structure(variable), [value])

@@ -63,6 +63,7 @@ class Block(transformer.Block):
     config: MoE
 
     def _make_feed_forward(self, out: float, rngs: nnx.Rngs) -> None:
+        """Create the router and the experts' two stacks of matrices; `out` scales the second."""
         c, sides = self.config, 2 if self.config.gated else 1
         normal, param = nnx.initializers.normal, transformer.param
         # Every device scores all experts for its own tokens: not the dim of the experts themselves.
@@ -90,7 +91,7 @@ class Block(transformer.Block):
         routes = jax.vmap(partial(route, active=c.active, places=places))(probability_BSE)
         found = jax.vmap(partial(statistics, places=places))(probability_BSE, routes)
         sent = jax.vmap(partial(dispatched, size=c.experts * places))(x_BSD, routes.place)
-        # Named rows first the tokens lie where they came from, experts first where these are: what
+        # Named rows first the tokens are where they came from, experts first where these are: what
         # is between is the way there, and the way back.
         sent_BEPD = hooks.named(sent.reshape(-1, c.experts, places, c.width), _ROWS_FIRST)
         here_EBPD = hooks.named(jnp.swapaxes(sent_BEPD, 0, 1), _EXPERTS_FIRST)
@@ -100,6 +101,7 @@ class Block(transformer.Block):
         return jax.vmap(combined)(back_BEPD.reshape(sent.shape), routes), found
 
     def _experts(self, x_EBPD):
+        """Each expert's feed-forward part on its own places: (E, B, P, D) to the same shape."""
         h_EBPCF = jnp.einsum("ebpd,edcf->ebpcf", x_EBPD, self.up[...].astype(x_EBPD.dtype))
         y_EBPF = ACTIVATIONS[self.config.activation](h_EBPCF[..., 0, :])
         if self.config.gated:

@@ -94,8 +94,8 @@ class Model:
         remake: `remake(config) -> Model`, so that one field can be changed from outside.
         trainable: Flax filter of the variables that are learned.
         dims: path of a variable -> a name for each of its dims, where Flax's metadata has none.
-        units: dim -> into how many pieces it can be cut at most; such a dim stays whole, and the
-            layout says so, where a mesh asks for a number that does not divide that.
+        units: dim -> into how many shards it can be split at most; such a dim is replicated, and
+            the layout says so, where a mesh asks for a number that does not divide that.
         named: what was found out about a model that nobody annotated, a record a class of dims.
         example: field name -> values of an example batch, or None where only shapes are known.
         notes: what a person should know of how the model was read, a sentence each.

@@ -75,7 +75,7 @@ def write(text: bytes, to: int) -> None:
 
 
 def forward(end: bytes, others: frozenset[bytes]) -> None:
-    """Pass standard input on to standard error until its end, as told above."""
+    """Pass standard input on to standard error until its end, as described above."""
     write(READY, to=1)
     kept, unfinished = b"", b""
     while data := os.read(0, MOST):

@@ -91,7 +91,7 @@ class Program:
 
     @cached_property
     def average(self) -> Any:
-        """The compiled averaging of copies that train apart: State -> State, the given one used up.
+        """The compiled synchronisation of replicas: State -> State, the given one used up.
 
         None where none do.
         """
@@ -112,21 +112,21 @@ class Program:
 
     @property
     def state_shardings(self) -> State:
-        """Where every array of the state lies."""
+        """The sharding of every array of the state."""
         return _on(self.mesh, self.step.state_specs)
 
     @property
     def gradient_shardings(self) -> dict[str, NamedSharding]:
-        """Where every gradient lies once it is summed."""
+        """The sharding of every gradient once it is summed."""
         return _on(self.mesh, self.step.gradient_specs)
 
     @property
     def batch_shardings(self) -> dict[str, NamedSharding]:
-        """Where every field of a batch lies."""
+        """The sharding of every field of a batch."""
         return _on(self.mesh, dict(self.step.layout.batch))
 
     def init(self, seed: int = 0) -> State:
-        """A fresh state, created where it will lie: no array is ever whole on one device."""
+        """A fresh state, created sharded: no device ever has more of an array than its shard."""
         return self._create(np.uint32(seed))
 
     @property
@@ -136,6 +136,8 @@ class Program:
 
     @cached_property
     def _create(self) -> Any:
+        """The compiled `seed -> State`, sharded as it is made."""
+
         def create(seed):
             return self.step.init(jax.random.key(seed))
 
@@ -148,7 +150,7 @@ class Program:
         shardings = (self.state_shardings, self.batch_shardings)
         evaluate = jax.jit(self.step.evaluate, in_shardings=shardings)
         lowered = evaluate.lower(self.step.state, self.step.batch)
-        # What XLA has to say of this it has said of the update.
+        # XLA's warnings about this are those about the update.
         return compile_quietly(lowered.compile)
 
     @cached_property
@@ -209,7 +211,7 @@ class Program:
         }
 
     def _compiled(self, lowered) -> Any:
-        """Compile what training runs."""
+        """The compiled form of a lowered function, as training runs it."""
         quick = QUICK if self.hardware.kind == "simulated" and not self.for_speed else {}
         with uncached() if self.hardware.kind == "described" else nullcontext():
             return lowered.compile({**self.hardware.compiler_options, **quick} or None)

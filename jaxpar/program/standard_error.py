@@ -53,7 +53,7 @@ def warnings_kept() -> Iterator[list[str]]:
 
 @dataclass(frozen=True)
 class _Forwarder:
-    """The process that passes on.
+    """The process that passes lines on to standard error.
 
     Attributes:
         process: it.

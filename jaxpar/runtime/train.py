@@ -147,7 +147,7 @@ def train(
         for step in range(done, training.steps):
             rows = data.batch(step, size=size, seed=training.seed, rows=program.local_rows)
             now, metrics = program.update(now, program.place(rows))
-            if _meets(program, step + 1, training.steps):
+            if _synchronises(program, step + 1, training.steps):
                 now = program.average(now)
             if waiting:
                 last = _told(waiting)
@@ -197,7 +197,7 @@ def evaluate(program: Program, state: State, data: Dataset) -> dict[str, float]:
             sums[0] += float(mean.total)
             sums[1] += float(mean.weight)
     means = {name: total / weight for name, (total, weight) in totals.items()}
-    # A loss with more in it than the next token's tells that one apart.
+    # A loss with other terms reports the next token's by that name.
     return means | bits(means.get("next_token", means["loss"]), data)
 
 
@@ -216,8 +216,8 @@ def set_fields(record: Any, changes: dict[str, Any]) -> tuple[Any, dict[str, Any
     return type(record)(**{**asdict(record), **taken}), rest
 
 
-def _meets(program: Program, done: int, steps: int) -> bool:
-    """Whether copies that train apart meet after so many updates: every few, and after the last."""
+def _synchronises(program: Program, done: int, steps: int) -> bool:
+    """Whether replicas synchronise after so many updates: every few, and after the last."""
     averaging = program.step.layout.strategy.averaging
     if averaging is None:
         return False
@@ -225,28 +225,31 @@ def _meets(program: Program, done: int, steps: int) -> bool:
 
 
 def _units_in_a_row(data: Dataset) -> int:
+    """How many tokens or examples one row of `data` has."""
     shape, _ = data.fields["weight"]
     return math.prod(shape)
 
 
 def _told(waiting: tuple[int, Any]) -> dict[str, float]:
-    """The metrics of a step; of copies that train apart the mean, so that none has to ask."""
+    """The metrics of a step; of replicas of local SGD the mean over those of this process."""
     here = jax.device_get({name: _held_here(metric) for name, metric in waiting[1].items()})
     return {name: float(np.mean(value)) for name, value in here.items()}
 
 
 def _held_here(metric: jax.Array) -> Any:
-    """A metric, or those pieces that this process holds of one a copy."""
+    """A metric, or the shards of it on this process, where each replica has its own."""
     if metric.is_fully_replicated or metric.is_fully_addressable:
         return metric
     return [shard.data for shard in metric.addressable_shards]
 
 
 def _as_test(means: dict[str, float]) -> dict[str, float]:
+    """The same figures, named `test_...`."""
     return {f"test_{name}": value for name, value in means.items()}
 
 
 def _writer(path: Path | None) -> Callable[[dict], None]:
+    """A function that appends a row as a JSON line to a new file; nothing without a path."""
     if path is None or jax.process_index() != 0:
         return lambda row: None
     path.parent.mkdir(parents=True, exist_ok=True)

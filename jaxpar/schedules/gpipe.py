@@ -7,7 +7,7 @@ from jaxpar.schedules.record import Schedule, Work, check_counts, one_chunk
 
 
 def schedule(stages: int, microbatches: int, chunks: int = 1) -> Schedule:
-    """Return GPipe: 2 (M + K - 1) ticks, idle (K - 1) / (M + K - 1), M activations live."""
+    """Return GPipe: 2 (M + K - 1) ticks, bubble fraction (K - 1) / (M + K - 1), M in flight."""
     check_counts("gpipe", stages, microbatches, chunks)
     one_chunk("gpipe", chunks)
     half = microbatches + stages - 1

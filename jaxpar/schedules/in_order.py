@@ -7,7 +7,7 @@ from jaxpar.schedules.record import Schedule, Work, check_counts, one_chunk
 
 
 def schedule(stages: int, microbatches: int, chunks: int = 1) -> Schedule:
-    """Return the schedule without overlap: 2 M K ticks, an idle share of (K - 1) / K."""
+    """Return the schedule without overlap: 2 M K ticks, a bubble fraction of (K - 1) / K."""
     check_counts("in_order", stages, microbatches, chunks)
     one_chunk("in_order", chunks)
     table = []

@@ -9,7 +9,7 @@ from jaxpar.schedules.record import Schedule, Work, as_soon_as_possible, check_c
 
 
 def schedule(stages: int, microbatches: int, chunks: int = 2) -> Schedule:
-    """Return interleaved 1F1B: idle (K - 1) / (V M + K - 1), in ticks a V-th as long.
+    """Return interleaved 1F1B: bubble (K - 1) / (V M + K - 1), in ticks a V-th as long.
 
     Raises:
         LayoutError: when the microbatches are no multiple of the stages: they go round in groups.

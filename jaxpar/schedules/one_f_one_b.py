@@ -1,14 +1,14 @@
 """Each stage takes forward and backward passes in turn, so that few microbatches are in flight.
 
-1F1B (PipeDream-Flush, Narayanan et al. 2021): as idle as GPipe, and stage p holds min(M, K - p)
-activations where GPipe holds M.
+1F1B (PipeDream-Flush, Narayanan et al. 2021): the bubble of GPipe, and on stage p only
+min(M, K - p) microbatches in flight where GPipe has M.
 """
 
 from jaxpar.schedules.record import Schedule, Work, check_counts, one_chunk
 
 
 def schedule(stages: int, microbatches: int, chunks: int = 1) -> Schedule:
-    """Return 1F1B: 2 (M + K - 1) ticks, idle (K - 1) / (M + K - 1), at most K activations live.
+    """Return 1F1B: 2 (M + K - 1) ticks, bubble (K - 1) / (M + K - 1), at most K in flight.
 
     Stage p does the forward pass of microbatch m in tick p + 2 m and its backward pass in tick
     2 K - 1 - p + 2 m. Neighbours so do the one and the other at any time, and each exchange between

@@ -1,8 +1,8 @@
 """The Schedule record: a table of what every stage does at every tick, and what follows from it.
 
-Pure numbers, known before anything is compiled: idle share, live activations, messages. A tick is
-one forward or one backward pass of one microbatch through one chunk of layers; a backward pass may
-take longer, but stages wait only for the neighbour that they exchange with.
+Pure numbers, known before anything is compiled: bubble fraction, microbatches in flight,
+messages. A tick is one forward or one backward pass of one microbatch through one chunk of layers;
+a backward pass may take longer, but stages wait only for the neighbour that they exchange with.
 """
 
 from collections import Counter
@@ -38,7 +38,7 @@ class Schedule:
 
     Attributes:
         name: as typed on the command line.
-        stages, chunks, microbatches: K stages of V chunks each, and M microbatches. The layers lie
+        stages, chunks, microbatches: K stages of V chunks each, and M microbatches. The layers are
             in K x V pieces, and piece i is chunk i // K of stage i % K.
         table: `table[tick][stage]`, None where the stage is idle.
         phases: where ticks change their kind, each compiled as a loop of its own: first ticks.
@@ -58,12 +58,12 @@ class Schedule:
 
     @property
     def pieces(self) -> int:
-        """Into how many pieces the layers are cut."""
+        """How many pieces the layers are in."""
         return self.stages * self.chunks
 
     @property
-    def idle_share(self) -> float:
-        """The share of all stages' ticks in which there is nothing to do: the bubble."""
+    def bubble_fraction(self) -> float:
+        """The share of all stages' ticks in which there is nothing to do."""
         return sum(work is None for row in self.table for work in row) / (self.ticks * self.stages)
 
     @cached_property
@@ -90,8 +90,8 @@ class Schedule:
         """Which piece of the layers a stage's work goes through."""
         return work.chunk * self.stages + stage
 
-    def live(self, stage: int) -> int:
-        """Most forward passes whose backward pass is still to come, at any time, on one stage."""
+    def in_flight(self, stage: int) -> int:
+        """The most microbatches at once that `stage` has done forward and not yet backward."""
         now = most = 0
         for row in self.table:
             if (work := row[stage]) is not None:
@@ -100,9 +100,9 @@ class Schedule:
         return most
 
     @property
-    def peak_live(self) -> int:
-        """The same on the stage that holds most; each is one microbatch through one chunk."""
-        return max(self.live(stage) for stage in range(self.stages))
+    def peak_in_flight(self) -> int:
+        """`in_flight` of the stage that has most; each is one microbatch through one chunk."""
+        return max(self.in_flight(stage) for stage in range(self.stages))
 
     def sends(self) -> Iterator[tuple[int, int, int]]:
         """Every message as (tick after whose work it goes, from stage, to stage)."""
@@ -195,6 +195,7 @@ def as_soon_as_possible(
 
 
 def _needs(work: Work, piece: int, last: int) -> list[tuple[bool, int, int]]:
+    """The (forward, microbatch, piece) that have to be done before this work."""
     if work.forward:
         return [(True, work.microbatch, piece - 1)] if piece > 0 else []
     after = [(False, work.microbatch, piece + 1)] if piece < last else []

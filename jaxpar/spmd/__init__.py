@@ -4,9 +4,9 @@
 its type check on, the default) the plan takes local shards and returns local results. Differentiate
 the plan itself there: the gradient of each shard is complete, and must not be summed again.
 
-What it promises: the numbers of the function on one device (random ones too), and a list of the
+What it gives: the numbers of the function on one device (random ones too), and a list of the
 collectives it places, each with its reason. What it refuses (`ManualError`): specs that do not fit.
-A primitive that nobody taught it is done on whole arrays, and the gathers are listed.
+A primitive without a rule is done on replicated arrays, and the gathers are listed.
 """
 
 from jaxpar.spmd.plan import Plan, trace

@@ -21,18 +21,18 @@ class Carry:
         ]
 
     def arrays(self, frame, values):
-        """Bring values to the placement and type agreed upon, and return their local arrays."""
+        """The local arrays of values, brought to the placement and type agreed upon."""
         return [
             frame.vary(frame.place(v, dims), axes | axes_of(dims)).array
             for v, dims, axes in zip(values, self.dims, self.axes, strict=True)
         ]
 
     def wrap(self, arrays):
-        """Make values of arrays that are placed as agreed."""
+        """Local arrays as Values in the placement agreed upon."""
         return [Value(array, dims) for array, dims in zip(arrays, self.dims, strict=True)]
 
     def join(self, frame, results):
-        """Take over what a turn split further or made vary; return whether anything changed."""
+        """Add what a turn shards further or makes vary; returns whether anything changed."""
         before = (self.dims, self.axes)
         placed = [frame.place(v, dims) for v, dims in zip(results, self.dims, strict=True)]
         self.axes = [a | varying(v.array) for a, v in zip(self.axes, placed, strict=True)]
@@ -41,6 +41,7 @@ class Carry:
 
 
 def _finer(have, got):
+    """`have` with those dims sharded further that `got` shards further, no axis used twice."""
     result = list(have)
     for d, (old, new) in enumerate(zip(have, got, strict=True)):
         others = axes_of((*result[:d], *result[d + 1 :]))

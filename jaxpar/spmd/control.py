@@ -1,8 +1,8 @@
 """Equations that hold other functions: calls are walked through, loops find a placement that lasts.
 
-A loop's carry keeps its placement and its type from turn to turn: where it starts unsplit and the
-body makes it split, it is sliced before the loop. A body that gathers stored weights does not keep
-them for the backward pass, which gathers again (the textbook's sharded data parallelism).
+A loop's carry keeps its placement and its type from turn to turn: where it starts replicated and
+the body makes it split, it is sliced before the loop. A body that gathers stored weights does not
+keep them for the backward pass, which gathers again (the textbook's sharded data parallelism).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from jaxpar.jaxprs.policy import keep_all_but_cheap
 from jaxpar.jaxprs.rules import rule_named
 from jaxpar.spmd.carry import Carry
 from jaxpar.spmd.frame import Frame
-from jaxpar.spmd.value import Deferred, Value, unsplit
+from jaxpar.spmd.value import Deferred, Value, replicated
 
 
 def _but_gathers(policy):
-    """Let a remat's own policy decide, but never for a gathered weight."""
+    """A remat's policy, except that it never saves a gathered weight."""
     if policy is None:
         return None  # saves nothing at all
 
@@ -34,19 +34,19 @@ def _but_gathers(policy):
 
 
 def regather(fn, *, looped: bool):
-    """Wrap a body so that the weights it gathered are gathered again in the backward pass."""
+    """`fn`, rematerialised so that its gathered weights are gathered again in backward."""
     # Outside a loop XLA would find the second gather equal to the first and keep its result.
     return jax.checkpoint(fn, policy=keep_all_but_cheap, prevent_cse=not looped)
 
 
 def call(frame, eqn, operands, live):
-    """Walk through an inner jit in place."""
+    """The results of an inner jit, inlined."""
     jaxpr, consts = open_jaxpr(held_by(eqn))
     return frame.walk(jaxpr, consts, operands, live)
 
 
 def remat(frame, eqn, operands, live):
-    """Make the same remat around the walked body."""
+    """The results, by the same remat of the walked body."""
     jaxpr, consts = open_jaxpr(eqn.params["jaxpr"])
     entries = []
 
@@ -65,7 +65,7 @@ def remat(frame, eqn, operands, live):
 
 
 def _lift(frame, child, roots):
-    """Make before the loop the movements that every turn made to the loop's constants.
+    """The movements of a loop's constants that every turn makes, made once before the loop.
 
     A recurrent weight is then cast once, and its gradient summed over devices once, after all
     turns have added to it. Stored weights stay: they are gathered in the body.
@@ -84,7 +84,7 @@ def _lift(frame, child, roots):
 
 
 def scan(frame, eqn, operands, live):
-    """Scan over local slices; the carry's placement lasts, weights are gathered turn by turn."""
+    """The results, by the same scan over local slices; weights are gathered turn by turn."""
     p, run = eqn.params, frame.state
     inner = p["jaxpr"]
     first, second = scan_parts(p)
@@ -132,7 +132,7 @@ def scan(frame, eqn, operands, live):
 
 
 def _whole_front(frame, value):
-    """Bring the scanned dim of a stack to be whole, leaving stored weights in their pieces."""
+    """A stack whose scanned dim is not sharded; a weight stored otherwise stays sharded."""
     if isinstance(value, Value) and value.use is not None:
         if not value.dims[0] and not value.use[0]:
             return value
@@ -142,7 +142,7 @@ def _whole_front(frame, value):
 
 
 def while_loop(frame, eqn, operands, live):
-    """Loop while a condition that every device sees alike holds."""
+    """The results, by the same while loop; its condition is equal on all devices."""
     p, run = eqn.params, frame.state
     first, second = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
     cond_consts, body_consts, init = operands[:first], operands[first:second], operands[second:]
@@ -179,10 +179,10 @@ def while_loop(frame, eqn, operands, live):
 
 
 def cond(frame, eqn, operands, live):
-    """Branch; all branches end in one placement and type."""
+    """The results, by the same conditional; branches end in one placement and type."""
     index, *rest = operands
     run = frame.state
-    outcome = Carry([Value(np.zeros(()), unsplit(v.aval.ndim)) for v in eqn.outvars])
+    outcome = Carry([Value(np.zeros(()), replicated(v.aval.ndim)) for v in eqn.outvars])
     entries: dict[int, list] = {}
     gathering = False
 

@@ -16,7 +16,7 @@ from jax.extend.core import Literal
 from jaxpar.jaxprs.alone import alone
 from jaxpar.spmd.carry import Carry
 from jaxpar.spmd.frame import Frame
-from jaxpar.spmd.value import Value, axes_of, literal, unsplit, varying
+from jaxpar.spmd.value import Value, axes_of, literal, replicated, varying
 
 
 class _Alone:
@@ -32,6 +32,8 @@ class _Alone:
         self.tangents = [self.abstract[i] for i in self.smooth]
 
     def _of_smooth(self, args):
+        """The function of its differentiable arguments: (differentiable results, all results)."""
+
         def function(*moving):
             full = list(args)
             for i, x in zip(self.smooth, moving, strict=True):
@@ -93,28 +95,28 @@ class _Call:
             if not isinstance(v, Literal)
         }
         self.args = [held[v] for v in self.alone.vars]
-        self.outcome = Carry([Value(np.zeros(()), unsplit(v.aval.ndim)) for v in eqn.outvars])
+        self.outcome = Carry([Value(np.zeros(()), replicated(v.aval.ndim)) for v in eqn.outvars])
 
     def wrap(self, arrays, like=None):
-        """Give local arrays the placement of the operands they stand for."""
+        """Local arrays as Values, placed as the operands that they replace."""
         like = self.args if like is None else like
         return [Value(array, v.dims) for array, v in zip(arrays, like, strict=True)]
 
     def walk(self, closed, values):
-        """Walk a rule; nothing is differentiated through it, so no result of it is live."""
+        """The frame and results of a rule on shards; none of its results has a gradient."""
         child = Frame(self.run)
         silent = [False] * len(closed.jaxpr.outvars)
         return child, child.walk(closed.jaxpr, closed.consts, values, silent)
 
     def primal(self, arrays):
-        """Walk the function itself."""
+        """The results of the function itself, on shards."""
         alone, values = self.alone, dict(zip(self.alone.vars, self.wrap(arrays), strict=True))
         closed = alone.inner
         operands = [literal(v) if isinstance(v, Literal) else values[v] for v in alone.eqn.invars]
         return self.walk(closed, operands)
 
     def settle(self, *walks):
-        """Join what several ways of computing the results say, until they agree."""
+        """Join the placements of several ways of computing the results, until they agree."""
         arrays = [v.array for v in self.args]
         log = []
 
@@ -132,12 +134,13 @@ class _Call:
         self.run.keep(log)
 
     def plain(self, *arrays):
-        """Compute the function on local arrays."""
+        """The function's local results from local arrays."""
         with self.run.aside():
             return self.outcome.arrays(*self.primal(arrays))
 
 
 def _inline(frame, eqn, operands):
+    """The results of the custom function's own body."""
     # A rule may call its own function (relu's does); where nothing is differentiated the function
     # itself is enough.
     closed = eqn.params["call_jaxpr"]
@@ -145,7 +148,7 @@ def _inline(frame, eqn, operands):
 
 
 def custom_jvp(frame, eqn, operands, live):
-    """Make the same function on shards, with the same forward rule."""
+    """The results of a custom_jvp on shards, with the same forward rule."""
     if not any(live):
         return _inline(frame, eqn, operands)
     call = _Call(frame, eqn, operands)
@@ -185,7 +188,7 @@ def custom_jvp(frame, eqn, operands, live):
 
 
 def custom_vjp(frame, eqn, operands, live):
-    """Make the same function on shards, with the same backward rule."""
+    """The results of a custom_vjp on shards, with the same backward rule."""
     if not any(live):
         return _inline(frame, eqn, operands)
     call = _Call(frame, eqn, operands)
@@ -223,6 +226,7 @@ def custom_vjp(frame, eqn, operands, live):
 
 
 def _whole_cotangent(array, dims, axes):
+    """A result's cotangent as a Value, summed over axes along which devices hold parts of it."""
     # A result that is equal on devices, but typed as varying, comes back with each device's part.
     parts = tuple(sorted(axes - axes_of(dims)))
     return Value(lax.psum(array, parts) if parts else array, dims)
@@ -236,21 +240,23 @@ def _own_share(frame, value, operand):
     if extra := tuple(sorted(held - wanted)):
         array = lax.pmean(array, extra)  # equal on these devices, which the type did not know
     if copies := tuple(sorted(wanted - axes_of(operand.dims))):
-        # JAX adds up what the copies of an operand return, so each returns its share.
+        # JAX adds up what the replicas of an operand return, so each returns its share.
         array = array / frame.state.count(copies)
     return frame.vary(Value(array, operand.dims), wanted).array
 
 
 def _smooth(var) -> bool:
+    """Whether a variable has a gradient by its dtype."""
     return jnp.issubdtype(var.aval.dtype, jnp.inexact)
 
 
 def _no_tangent(array):
+    """The zero that JAX asks for as the gradient of integers."""
     return np.zeros(np.shape(array), jax.dtypes.float0)
 
 
 def custom(frame, eqn, operands, live):
-    """Make the same function on shards, with the same rule."""
+    """The results of a function with its own derivative, on shards, by the same rule."""
     is_forward = "jvp_jaxpr_fun" in eqn.params or "jvp" in eqn.primitive.name
     return (custom_jvp if is_forward else custom_vjp)(frame, eqn, operands, live)
 

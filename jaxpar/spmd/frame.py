@@ -39,7 +39,7 @@ class Frame(Interpreter):
     """A body in which values move between placements; `memo` may bring movements made outside."""
 
     def __init__(self, run, memo=None):
-        """Start a body with nothing moved yet."""
+        """Begin a body; `run` is the walk's shared state."""
         super().__init__()
         self.state, self.trail = run, run.trail
         self.target: Placement | None = None
@@ -51,6 +51,7 @@ class Frame(Interpreter):
         """The stored weight that a gathered one was made of, by the latter's id."""
 
     def _once(self, value, movement: str, argument, make):
+        """`make()`, or what it returned when this value was moved in this way before."""
         key = (id(value), movement, argument)
         if key not in self.memo:
             # The value is kept beside its result: an id is only good while its object lives.
@@ -65,8 +66,8 @@ class Frame(Interpreter):
 
         def make():
             if piece := self.pieces.get(id(value)):
-                # Cast in pieces and gathered anew (the first gather is dead code then), so that
-                # what the transpose sums over these axes is a scattered piece, not the whole.
+                # Cast sharded and gathered anew (the first gather is dead code then), so that
+                # what the transpose sums over these axes is a scattered shard, not all of it.
                 with self.state.aside():
                     return self.used(self.vary(piece, missing))
             cast = lax.pcast(value.array, missing, to="varying")
@@ -93,11 +94,11 @@ class Frame(Interpreter):
         return whole
 
     def settle(self, value) -> Value:
-        """Make a value real, in the placement it has by itself."""
+        """A value as a Value, in the placement that it has by itself."""
         return self.place(value, value.use if getattr(value, "use", None) else value.dims)
 
     def place(self, value: Any, dims: Placement) -> Any:
-        """Move a value to a placement: gather what is split too much, slice what is not enough.
+        """A value in placement `dims`: gathered where it is sharded more, sliced where it is less.
 
         An axis that goes from one dim to another is neither: that is an all-to-all.
         """
@@ -109,6 +110,7 @@ class Frame(Interpreter):
         return self._once(value, "place", dims, lambda: self._move(value, dims))
 
     def _move(self, value: Any, dims: Placement, *, stored: bool = False) -> Value:
+        """A value in another placement, by gathers and slices; `stored` for a weight."""
         # All gathers first: they free the axes that a slice may need.
         value = value if stored else self._exchanged(value, dims)
         now = list(value.dims)
@@ -125,9 +127,9 @@ class Frame(Interpreter):
                 now[d] = have[:same]
                 over = " and ".join(f"'{axis}'" for axis in excess)
                 reason = (
-                    f"a weight stored in pieces over {over} is gathered for use"
+                    f"a weight stored sharded over {over} is gathered for use"
                     if stored
-                    else f"{self.state.primitive} needs dim {d} whole, and it is split over {over}"
+                    else f"{self.state.primitive} needs all of dim {d}, sharded over {over}"
                 )
                 self.state.note("all-gather", excess, reason, array)
         result = Value(array, tuple(now)) if now != list(value.dims) else value
@@ -138,7 +140,7 @@ class Frame(Interpreter):
         return result
 
     def _exchanged(self, value: Value, dims: Placement) -> Value:
-        """Where axes only go from one dim to another, the devices hand each other pieces."""
+        """The value after all-to-alls, for axes that only go from one dim to another."""
         array, now = value.array, list(value.dims)
         for d, want in enumerate(dims):
             moving = now[d][len(want) :] if now[d][: len(want)] == want else ()
@@ -149,11 +151,12 @@ class Frame(Interpreter):
             array = lax.all_to_all(array, moving, split_axis=e, concat_axis=d, tiled=True)
             now[d], now[e] = want, dims[e]
             over = " and ".join(f"'{axis}'" for axis in moving)
-            reason = f"{self.state.primitive} wants {over} to split dim {e} instead of dim {d}"
+            reason = f"{self.state.primitive} needs dim {e} sharded over {over}, and dim {d} is"
             self.state.note("all-to-all", moving, reason, array)
         return Value(array, tuple(now)) if now != list(value.dims) else value
 
     def _slice(self, value: Value, d: int, axes, dims: Placement) -> Value:
+        """A value with its dim `d` sharded over more axes, each device keeping its own shard."""
         array = self.vary(value, axes).array
         count = self.state.count(axes)
         if array.shape[d] % count:
@@ -162,6 +165,7 @@ class Frame(Interpreter):
         return Value(lax.dynamic_slice_in_dim(array, lax.axis_index(axes) * size, size, d), dims)
 
     def _make(self, value: Deferred, dims: Placement) -> Value:
+        """A deferred value made on shards of placement `dims`."""
         shape = local_shape(value.shape, dims, self.state.sizes)
         if value.source is None:
             along = value.along
@@ -181,7 +185,7 @@ class Frame(Interpreter):
         return Value(lax.broadcast_in_dim(source.array, shape, value.where), dims)
 
     def global_shape(self, value) -> tuple[int, ...]:
-        """The shape of the whole array of which a value is this device's piece."""
+        """The shape of the whole array of which a value is this device's shard."""
         if isinstance(value, Deferred):
             return value.shape
         return tuple(
@@ -194,7 +198,7 @@ class Frame(Interpreter):
         return self.run(jaxpr, consts, args, Beside(set_of_live(jaxpr, live), targets(jaxpr)))
 
     def constant(self, value):
-        """A constant, which every device holds whole."""
+        """A constant, which is replicated."""
         return constant(value)
 
     def literal(self, atom):
@@ -207,7 +211,7 @@ class Frame(Interpreter):
         return (numbered for numbered, is_needed in needed if is_needed)
 
     def inner(self, beside, index):
-        """Nothing is known of an inner jaxpr before it is walked."""
+        """Nothing: inner jaxprs are walked by rules, each with a frame of its own."""
         return ()
 
     def equation(self, eqn, operands, here):
@@ -282,4 +286,5 @@ def set_of_live(jaxpr, live=None) -> set:
 
 
 def _has_gradient(var) -> bool:
+    """Whether a variable has a gradient by its dtype."""
     return jax.numpy.issubdtype(var.aval.dtype, jax.numpy.inexact)

@@ -1,4 +1,4 @@
-"""Lookup in a table that may be split along the looked-up dim (an embedding, a row of logits).
+"""Lookup in a table that may be sharded along the looked-up dim (an embedding, logits).
 
 Each device looks up what it holds and puts zero elsewhere; the sum over devices is the row. Indices
 outside the whole table do what the lookup's own mode says.
@@ -19,7 +19,7 @@ from jaxpar.spmd.value import Value
 
 
 def gather(frame, eqn, operands, live):
-    """Look up in a table that may be split along the looked-up dim.
+    """The results of a gather from a table that may be sharded along the looked-up dim.
 
     Each device looks up what it holds, puts zero elsewhere, and the sum over devices is the row.
     """
@@ -79,6 +79,7 @@ def gather(frame, eqn, operands, live):
 
 
 def _fill_value(given, dtype):
+    """What a gather returns out of bounds: the value given, else JAX's default for the dtype."""
     if given is not None:
         return jnp.asarray(given, dtype)
     if jnp.issubdtype(dtype, jnp.inexact):

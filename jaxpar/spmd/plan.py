@@ -42,7 +42,7 @@ class _Program:
 
 @dataclass(frozen=True)
 class Plan:
-    """A function on shards, and what it will say on the wire.
+    """A function on shards, and the collectives that it will make.
 
     Call it inside `jax.shard_map(..., in_specs=plan.in_specs, out_specs=plan.out_specs)` with local
     shards in the function's own argument trees.
@@ -51,7 +51,7 @@ class Plan:
         in_specs: the stored spec of every argument leaf, in the arguments' trees.
         out_specs: the spec of every result leaf, in the result's tree.
         out_shapes: the results at their global shapes.
-        collectives: what the forward pass sends, in order.
+        collectives: those of the forward pass, in order.
     """
 
     in_specs: Any
@@ -94,7 +94,7 @@ def trace(
     axis_sizes: Mapping[str, int],
     use_specs=None,
     out_specs=None,
-    unknown: tuple[str, ...] = (),
+    ignored: tuple[str, ...] = (),
     place=None,
 ) -> Plan:
     """Plan `fn(*args)` on a mesh: `specs` say how each argument leaf is stored.
@@ -104,12 +104,13 @@ def trace(
         args: a tuple of arguments, arrays or their `ShapeDtypeStruct`s, at global shapes.
         specs: a PartitionSpec for each leaf, or a tree prefix of them.
         axis_sizes: size of each mesh axis.
-        use_specs: where weights are stored in more pieces than they are computed with: the spec
-            for use, leaf by leaf. They are gathered where first used, inside the innermost body.
-        out_specs: where the results must lie; left out, they lie where they fall.
-        unknown: axes of the mesh along which the arguments may differ and nothing is to be done.
+        use_specs: where weights are stored in more shards than they are used in: the spec for
+            use, leaf by leaf. They are gathered where first used, inside the innermost body.
+        out_specs: how the results must be sharded; left out, as they are computed.
+        ignored: mesh axes over which nothing is sharded or summed here; arguments may differ along
+            them.
         place: (names, shape) -> how an array that `fn` names is sharded, `used` in a part of a
-            block and `between` the parts; None to leave such an array where it falls.
+            block and `between` the parts; None to leave such an array as it is computed.
 
     Raises:
         ManualError: a spec that does not fit its argument or the mesh.
@@ -117,12 +118,12 @@ def trace(
     >>> plan = trace(lambda w, x: x @ w, (jnp.ones((4, 6)), jnp.ones((8, 4))),
     ...              specs=(P("model"), P("data")), axis_sizes={"data": 4, "model": 2})
     >>> plan.out_specs, plan.collectives[0].reason
-    (P('data', None), "dot_general contracts a dim that is split over 'model'")
+    (P('data', None), "dot_general contracts a dim that is sharded over 'model'")
     """
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
     leaves, in_tree = jax.tree.flatten(args)
     shapes_flat, out_tree = jax.tree.flatten(shapes)
-    sizes = {a: size for a, size in axis_sizes.items() if size > 1 and a not in unknown}
+    sizes = {a: size for a, size in axis_sizes.items() if size > 1 and a not in ignored}
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(args)]
     names = [jax.tree_util.keystr(path) for path in paths]
     whose = tuple(
@@ -172,6 +173,7 @@ def trace(
 
 
 def _walk(frame, program, arrays):
+    """This device's results of a program, from this device's shards of its arguments."""
     args = [
         Value(array, dims) if use == dims else Value(array, dims, use, name)
         for array, dims, use, name in zip(
@@ -184,18 +186,18 @@ def _walk(frame, program, arrays):
 
 
 def _finish(frame, value, dims):
-    """Bring a result to its placement, and its type to what the placement says."""
+    """A result as a Value in placement `dims` (as computed if None), equal along all other axes."""
     if dims is not None:
         value = frame.place(value, dims)
     elif getattr(value, "use", None) is None:
         value = frame.settle(value)
-    # Along an axis that this walk does not know, the caller's arguments differ, and results may.
+    # Along an ignored axis the caller's arguments may differ, and so may results.
     extra = varying(value.array) & frame.state.sizes.keys() - axes_of(value.dims)
     extra = tuple(sorted(extra))
     if not extra:
         return Value(value.array, value.dims)
-    # Equal on all devices along these axes, but JAX cannot know; the mean says so, and hands each
-    # device its share of the gradient.
+    # Equal on all devices along these axes, but JAX cannot know; the mean makes it known, and gives
+    # each device its share of the gradient.
     array = value.array
     if jnp.issubdtype(array.dtype, jnp.inexact):
         result = lax.pmean(array, extra)
@@ -203,7 +205,7 @@ def _finish(frame, value, dims):
         result = lax.pmax(array.astype(np.int32) if array.dtype == bool else array, extra)
         result = result.astype(array.dtype)
     frame.state.note(
-        "all-reduce", extra, "a result is equal on devices that computed it apart", result
+        "all-reduce", extra, "a result is equal on devices that computed it separately", result
     )
     return Value(result, value.dims)
 
@@ -224,6 +226,7 @@ def _broadcast(prefix, like):
 
 
 def _placement(spec, shape, axis_sizes, name):
+    """A PartitionSpec as a placement; ManualError if it does not fit the shape or the mesh."""
     entries = [] if spec is None else list(spec)
     if len(entries) > len(shape):
         raise ManualError(f"{name}: spec {spec} has more entries than the {len(shape)} dims of it")
@@ -242,14 +245,15 @@ def _placement(spec, shape, axis_sizes, name):
         if size % count:
             raise ManualError(
                 f"{name}: dim {d} has size {size}, and spec {spec} splits it over {count} devices, "
-                f"which does not divide {size}; leave the dim whole or change its size"
+                f"which does not divide {size}; leave the dim replicated or change its size"
             )
         dims.append(axes)
     used = [axis for axes in dims for axis in axes]
     if len(used) != len(set(used)):
-        raise ManualError(f"{name}: spec {spec} uses an axis twice; an axis cuts one dim")
+        raise ManualError(f"{name}: spec {spec} uses an axis twice; an axis shards one dim")
     return tuple(dims)
 
 
 def _spec(dims) -> P:
+    """A placement as a PartitionSpec."""
     return P(*(None if not axes else axes[0] if len(axes) == 1 else axes for axes in dims))

@@ -1,7 +1,7 @@
 """First-order equations on shards: agree on a split, move the operands there, compute, combine.
 
 One rule serves nearly every primitive, through the table of factors; the exceptions here are what
-need not be made yet (broadcast, iota) and weights that stay in their pieces a little longer.
+need not be made yet (broadcast, iota) and weights that stay sharded a little longer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxpar.spmd.value import Deferred, Placement, Value, local_shape, placement
 
 
 def apply(frame, eqn, operands, live):
-    """Run any first-order equation by its factors."""
+    """The results of a first-order equation on shards, by its rule's factors."""
     fac = factors(eqn)
     if (kept := _keep_stored(frame, eqn, fac, operands)) is not None:
         return kept
@@ -33,7 +33,7 @@ def apply(frame, eqn, operands, live):
 
 
 def compute(frame, eqn, fac, operands, live):
-    """Run an equation with the factors given."""
+    """The results of an equation on shards, with the factors given."""
     operands = [frame.used(v) for v in operands]
     split = agree(frame, fac, operands)
     arrays = meet(frame, fac, operands, split)
@@ -44,7 +44,7 @@ def compute(frame, eqn, fac, operands, live):
 
 
 def meet(frame, fac, operands, split):
-    """Move the operands to a split; return local arrays, all of which vary along the same axes."""
+    """The operands' local arrays, sharded as `split` says and varying along the same axes."""
     placed = [
         frame.place(v, placement(fac_dims, split))
         for v, fac_dims in zip(operands, fac.operands, strict=True)
@@ -59,8 +59,8 @@ def placement(dims, split) -> Placement:
 
 
 def spread(dims, held: Placement, fac: Factors, sizes) -> tuple[dict, bool]:
-    """Say how a placement cuts the factors of each dim; and whether all of it could be said."""
-    cut: dict[int, tuple[str, ...]] = {}
+    """Factor -> the axes that a placement of these dims shards it over; and whether that is all."""
+    sharded: dict[int, tuple[str, ...]] = {}
     complete = True
     for fs, axes in zip(dims, held, strict=True):
         left = list(axes)
@@ -68,18 +68,18 @@ def spread(dims, held: Placement, fac: Factors, sizes) -> tuple[dict, bool]:
             size = fac.sizes[f]
             while left and size > 1 and size % sizes[left[0]] == 0:
                 size //= sizes[left[0]]
-                cut[f] = (*cut.get(f, ()), left.pop(0))
+                sharded[f] = (*sharded.get(f, ()), left.pop(0))
             if size != 1:
                 break
         complete = complete and not left
-    return cut, complete
+    return sharded, complete
 
 
 def agree(frame, fac: Factors, operands) -> dict[int, tuple[str, ...]]:
-    """Choose the axes that each factor of an equation is split over.
+    """Factor of an equation -> the axes that it is sharded over.
 
-    The largest operand speaks first, since moving it would cost most; an axis goes to one factor
-    only; a factor that must be whole gets none.
+    The largest operand comes first, since moving it would cost most; an axis goes to one factor
+    only; a factor that must be replicated gets none.
     """
     sizes = frame.state.sizes
 
@@ -89,8 +89,8 @@ def agree(frame, fac: Factors, operands) -> dict[int, tuple[str, ...]]:
 
     split: dict[int, tuple[str, ...]] = {}
     for i in sorted(range(len(operands)), key=weight):
-        cut, _ = spread(fac.operands[i], operands[i].dims, fac, sizes)
-        for f, axes in cut.items():
+        sharded, _ = spread(fac.operands[i], operands[i].dims, fac, sizes)
+        for f, axes in sharded.items():
             have = split.get(f, ())
             taken = {a for g, other in split.items() if g != f for a in other}
             if f in fac.whole or axes[: len(have)] != have:
@@ -102,8 +102,8 @@ def agree(frame, fac: Factors, operands) -> dict[int, tuple[str, ...]]:
                 free.append(axis)
             if len(free) > len(have):
                 split[f] = tuple(free)
-    # [B, S] merged into B*S: S can stay split only where B is split to the last row, as a piece
-    # is one contiguous stretch.
+    # [B, S] merged into B*S: S can stay split only where B is split to the last row, as a shard
+    # is one contiguous run.
     for fs in (fs for dims in (*fac.operands, *fac.results) for fs in dims):
         contiguous = True
         for f in fs:
@@ -114,7 +114,7 @@ def agree(frame, fac: Factors, operands) -> dict[int, tuple[str, ...]]:
 
 
 def local_params(frame, eqn, fac, split, arrays):
-    """An equation's parameters, their sizes those of one device's piece."""
+    """An equation's parameters, their sizes those of one device's shard."""
     params, rule = dict(eqn.params), rule_of(eqn)
     for key in ("sharding", "out_sharding"):
         if key in params:
@@ -127,7 +127,7 @@ def local_params(frame, eqn, fac, split, arrays):
 
 
 def combine(frame, eqn, fac, split, results, live):
-    """Reduce local results over the axes of contracted dims, and place them."""
+    """Local results as Values, reduced over the axes of contracted dims."""
     kinds = {kind for f, kind in fac.reduced if split.get(f)}
     axes = tuple(axis for f, _ in fac.reduced for axis in split.get(f, ()))
     values = []
@@ -146,9 +146,10 @@ def combine(frame, eqn, fac, split, results, live):
 
 
 def _reason(eqn, axes) -> str:
+    """Why an equation needs a collective over these axes, for the list of collectives."""
     over = " and ".join(f"'{axis}'" for axis in axes)
     what = "contracts" if rule_of(eqn).kind in ("product", "lookup") else "reduces"
-    return f"{eqn.primitive.name} {what} a dim that is split over {over}"
+    return f"{eqn.primitive.name} {what} a dim that is sharded over {over}"
 
 
 def _scattered(frame, eqn, axes, array, placed):
@@ -170,6 +171,7 @@ def _scattered(frame, eqn, axes, array, placed):
 
 
 def _reduce(frame, eqn, kind, axes, array, alive):
+    """An array's reduction over devices along `axes`; `alive` if it has a gradient."""
     reason = _reason(eqn, axes)
     if kind == "sum":
         result = lax.psum(array, axes)
@@ -189,7 +191,7 @@ def _reduce(frame, eqn, kind, axes, array, alive):
 
 
 def _keep_stored(frame, eqn, fac, operands):
-    """Run a cut or a narrowing cast on the pieces of a stored weight, if they survive it."""
+    """A slice or a narrowing cast, done on a stored weight's shards; None where that cannot be."""
     if not rule_of(eqn).keeps_stored or isinstance(operands[0], Deferred):
         return None
     weight, *rest = operands
@@ -199,22 +201,22 @@ def _keep_stored(frame, eqn, fac, operands):
         return None  # a wider copy would travel as more bytes than the weight itself
     after = []
     for held in (weight.use, weight.dims):
-        cut, complete = spread(fac.operands[0], held, fac, frame.state.sizes)
-        if not complete or any(f in fac.whole for f in cut):
+        sharded, complete = spread(fac.operands[0], held, fac, frame.state.sizes)
+        if not complete or any(f in fac.whole for f in sharded):
             return None
         agreed = agree(frame, fac, [Value(weight.array, held), *rest])
-        if agreed != cut:
+        if agreed != sharded:
             return None
-        after.append(placement(fac.results[0], cut))
+        after.append(placement(fac.results[0], sharded))
     axes = varying(weight.array).union(*(varying(v.array) for v in rest))
     arrays = [frame.vary(v, axes).array for v in operands]
-    params = local_params(frame, eqn, fac, cut, arrays)
+    params = local_params(frame, eqn, fac, sharded, arrays)
     use, dims = after
     return [Value(eqn.primitive.bind(*arrays, **params), dims, use, weight.whose)]
 
 
 def broadcast(frame, eqn, operands, live):
-    """Put a broadcast off until it is known which piece is needed."""
+    """A Deferred broadcast: made when it is known which shard is needed."""
     source = operands[0]
     shape, where = eqn.params["shape"], tuple(eqn.params["broadcast_dimensions"])
     if isinstance(source, Deferred) and source.source is not None:
@@ -230,21 +232,21 @@ def broadcast(frame, eqn, operands, live):
 
 
 def iota(frame, eqn, operands, live):
-    """Put an iota off, likewise."""
+    """A Deferred iota."""
     shape = tuple(eqn.params["shape"])
     dtype, along = np.dtype(eqn.params["dtype"]), eqn.params["dimension"]
     return [Deferred(None, shape, ((),) * len(shape), (), dtype, along)]
 
 
 def identity(frame, eqn, operands, live):
-    """Drop an equation that only advises the partitioner."""
+    """The operands: an equation that only advises the partitioner is dropped."""
     return operands
 
 
-def pinned(frame, eqn, operands, live):
-    """Put a value where a pin wants it, if the pin speaks of the axes that are walked over.
+def constrained(frame, eqn, operands, live):
+    """Move a value to a sharding constraint's placement, if that is on this mesh.
 
-    A pin on another mesh is a user's advice to XLA about devices that are not these: it is dropped.
+    A constraint on another mesh is a user's advice to XLA about other devices: it is dropped.
     """
     sharding = eqn.params["sharding"]
     if not isinstance(sharding, NamedSharding):
@@ -258,7 +260,7 @@ def pinned(frame, eqn, operands, live):
 
 
 def named(frame, eqn, operands, live):
-    """Put an array that the function names where its layout wants it.
+    """Move an array that the function names to the placement that its layout gives it.
 
     What enters a part of a block stays as it is between the parts until something reads it: the
     gather is then that reader's, and the transpose of it a reduce-scatter.
@@ -281,6 +283,6 @@ RULES = {
     NAMED: named,
     "broadcast_in_dim": broadcast,
     "iota": iota,
-    "sharding_constraint": pinned,
+    "sharding_constraint": constrained,
     **dict.fromkeys(("reshard", "mesh_cast", "device_put"), identity),
 }

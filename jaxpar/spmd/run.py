@@ -54,7 +54,7 @@ class Run:
         sizes: of the mesh axes that are walked over.
         rules: primitive, or kind of primitive -> how it is run on shards.
         place: (names, shape) -> how an array that the function names is sharded, `used` and
-            `between`; None to leave such an array where it falls.
+            `between`; None to leave such an array as it is computed.
         log: the collectives placed so far.
         trail: the equations that are being run, outermost first.
         custom: by equation, what is known of functions with derivative rules of their own.
@@ -85,13 +85,13 @@ class Run:
         return ""
 
     def note(self, kind: str, axes, reason: str, array, times: int = 1) -> None:
-        """Write a collective down; `array` is what it leaves on each device, or its type."""
+        """Add a collective to the log; `array` is what it leaves on each device, or its type."""
         size = prod(array.shape) * array.dtype.itemsize
         entry = Collective(kind, tuple(axes), self.primitive, reason, self.source, size, times)
         self.log.append(entry)
 
     def refuse(self, why: str) -> ManualError:
-        """Make the error for the equation being walked."""
+        """The error for the equation being walked, with its line."""
         at = f" ({self.source})" if self.source else ""
         return ManualError(f"{self.primitive}{at}: {why}; use mode 'auto' for this function")
 
@@ -123,7 +123,7 @@ class Run:
             del self.trail[depth:]
 
     def keep(self, entries, *, times: int = 1, looped: bool = False) -> None:
-        """Take over a list written aside, as the body of a loop of this many turns."""
+        """Add a list that was written aside, as of a loop's body of this many turns."""
         self.log += [
             replace(entry, times=entry.times * times, looped=entry.looped or looped)
             for entry in entries

@@ -1,6 +1,6 @@
 """A shard_map inside the function: its body runs on the shards that are there, as it stands.
 
-What it says on the wire is its author's; it is read off the body and listed with the rest.
+Its collectives are its author's; they are read off the body and listed with the rest.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def shard_map(frame, eqn, operands, live):
     body = p["jaxpr"]
     results = _run(run, body, arrays, live)
     for kind, axes, aval, times in _collectives(body):
-        run.note(kind, axes, "the function itself says so under shard_map", aval, times)
+        run.note(kind, axes, "the function itself asks for it under shard_map", aval, times)
     return [
         Value(array, _placement(spec, var.aval.ndim, run.sizes))
         for array, spec, var in zip(results, p["out_specs"], eqn.outvars, strict=True)
@@ -52,6 +52,7 @@ def _run(run, body, arrays, live):
 
 
 def _placement(spec, rank: int, sizes):
+    """The placement that a shard_map's spec gives an array of this rank, of axes in `sizes`."""
     entries = [*spec, *[None] * (rank - len(spec))]
     return tuple(tuple(a for a in entry_axes(entry) if a in sizes) for entry in entries)
 

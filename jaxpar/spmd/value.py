@@ -1,6 +1,6 @@
-"""A local array with the knowledge of which dims are split over which mesh axes.
+"""A local array with the knowledge of which dims are sharded over which mesh axes.
 
-A `Value` is held; a `Deferred` is not made yet, so that whoever needs it gets only its own piece.
+A `Value` is there; a `Deferred` is not made yet, so that each use makes only its own shard.
 Both are pytrees, so that they pass through `jax.checkpoint` and custom derivative rules.
 """
 
@@ -18,7 +18,7 @@ from jaxpar.core.jax_compat import varying_axes
 from jaxpar.core.mesh import axes_of as entry_axes
 
 Placement = tuple[tuple[str, ...], ...]
-"""For every dim the mesh axes it is split over, major to minor."""
+"""For every dim the mesh axes it is sharded over, major to minor."""
 
 _STATIC = {"static": True}
 
@@ -27,7 +27,7 @@ _STATIC = {"static": True}
 @dataclass(frozen=True, eq=False)
 class Value:
     """A local array placed as `dims`; `use`, when not None, is the placement it is gathered to
-    before it is computed with (a weight stored in pieces). `whose` is the path of that weight; None
+    before it is computed with (a weight stored sharded). `whose` is the path of that weight; None
     for an activation that arrives sharded, whose gather is kept for backward.
     """
 
@@ -42,8 +42,8 @@ class Value:
 class Deferred:
     """A broadcast of `source`, or with no source an iota along dim `along`, of global `shape`.
 
-    Made late, because a bias broadcast to the global batch and then sliced would send the whole
-    batch over the wire in the backward pass, where the bias alone is enough.
+    Made late, because a bias broadcast to the global batch and then sliced would sum the whole
+    batch over devices in the backward pass, where the bias alone is enough.
     """
 
     source: Value | None
@@ -64,8 +64,8 @@ def placement_of(spec, rank: int) -> Placement:
     return tuple(entry_axes(entry) for entry in (*spec, *[None] * (rank - len(spec))))
 
 
-def unsplit(rank: int) -> Placement:
-    """The placement of an array of this rank that every device holds whole."""
+def replicated(rank: int) -> Placement:
+    """The placement of a replicated array of this rank."""
     return ((),) * rank
 
 
@@ -75,7 +75,7 @@ def axes_of(dims: Placement) -> frozenset[str]:
 
 
 def local_shape(shape: Sequence[int], dims: Placement, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape of one device's piece; every dim has to divide."""
+    """The shape of one device's shard; every dim has to divide."""
     return tuple(
         size // prod(sizes[axis] for axis in axes) for size, axes in zip(shape, dims, strict=True)
     )
@@ -83,9 +83,9 @@ def local_shape(shape: Sequence[int], dims: Placement, sizes: Mapping[str, int])
 
 def literal(atom: Any) -> Value:
     """A number that is written in an equation, which every device holds whole."""
-    return Value(np.asarray(atom.val, atom.aval.dtype), unsplit(0))
+    return Value(np.asarray(atom.val, atom.aval.dtype), replicated(0))
 
 
 def constant(array) -> Value:
-    """A value that every device holds whole."""
-    return Value(array, unsplit(np.ndim(array)))
+    """A replicated value."""
+    return Value(array, replicated(np.ndim(array)))

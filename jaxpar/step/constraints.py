@@ -1,4 +1,4 @@
-"""Sharding constraints: what XLA's partitioner is told, while it decides about everything else."""
+"""Sharding constraints: what XLA's partitioner is given, while it decides about everything else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def per_shard(
 ) -> jax.Array:
     """`function` of the operands, each device on the shards that it holds.
 
-    Only for a function of whose operands and result no sharded dim is summed or needed whole.
+    Only for a function of whose operands and result no sharded dim is summed or needed all at once.
 
     Args:
         layout: on whose mesh.
@@ -40,7 +40,7 @@ def per_shard(
     axes = {axis for spec in specs for entry in spec for axis in axes_of(entry)}
 
     def here(*shards):
-        # What every device has alike is used with what differs: its gradient is summed.
+        # What is replicated is used with what differs: its gradient is summed.
         missing = [tuple(sorted(axes - varying(x))) for x in shards]
         pairs = zip(shards, missing, strict=True)
         return function(*(jax.lax.pcast(x, m, to="varying") if m else x for x, m in pairs))
@@ -59,12 +59,12 @@ def sharded_as(layout: Layout, what: str, values: Mapping[str, Any]) -> dict[str
 
     Args:
         layout: how they are sharded.
-        what: "stored", "gradient" or "moment", an attribute of the layout's arrays.
+        what: "stored", "gradient" or "optimizer_state", an attribute of the layout's arrays.
         values: path -> array.
     """
     return {
         path: constrained(layout, value, getattr(array, what))
-        if array.stored != array.moment or array.stored != array.gradient
+        if array.stored != array.optimizer_state or array.stored != array.gradient
         else value
         for path, value in values.items()
         for array in [layout.parameters[path]]
@@ -81,8 +81,8 @@ def landing_as(layout: Layout, what: str, totals: Mapping[str, Any]) -> dict[str
     loop, and the finer sharding reaches into it.
     """
     whole = {
-        path: constrained(layout, value, array.computed)
-        if array.computed == array.stored != getattr(array, what) and array.dims[:1] != ("layers",)
+        path: constrained(layout, value, array.used)
+        if array.used == array.stored != getattr(array, what) and array.dims[:1] != ("layers",)
         else value
         for path, value in totals.items()
         for array in [layout.parameters[path]]
@@ -90,12 +90,12 @@ def landing_as(layout: Layout, what: str, totals: Mapping[str, Any]) -> dict[str
     return sharded_as(layout, what, whole)
 
 
-def cut_further(array: Array, lands: str) -> list[tuple[int, str]]:
-    """The dims, and the axes over them, along which a gradient lands cut and its weight is not.
+def sharded_further(array: Array, lands: str) -> list[tuple[int, str]]:
+    """The dims, and the axes over them, along which a gradient is sharded and its weight is not.
 
     Args:
         array: the weight.
-        lands: "gradient" or "moment", an attribute of it.
+        lands: "gradient" or "optimizer_state", an attribute of it.
     """
     pairs = zip(getattr(array, lands), array.stored, strict=True)
     return [

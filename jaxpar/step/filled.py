@@ -1,6 +1,6 @@
-"""A traced loss with its hooks filled in: layers one after another, attention whole or exchanged.
+"""A traced loss with its hooks filled in: layers one after another, attention plain or exchanged.
 
-What a mode does with the arrays that the loss names, its own interpreter says.
+What becomes of the arrays that the loss names is up to a mode's own interpreter.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Filled(Interpreter):
     through = staticmethod(hooks.in_order)
 
     def __init__(self, exchange: Exchange | None):
-        """With attention exchanged between devices, or whole for None."""
+        """With attention exchanged between devices, or plain for None."""
         super().__init__()
         self.exchange = exchange
 
     def leaf(self, eqn, operands, here: Here):
-        """The results of an equation that is not looked into."""
+        """An operation's results; hooks and annotations are replaced by what they stand for."""
         name = eqn.primitive.name
         if name == ATTEND:
             attend = self.exchange or hooks.attention
@@ -44,19 +44,19 @@ class Filled(Interpreter):
         return super().leaf(eqn, operands, here)
 
     def ordered(self, x: jax.Array, axis: int) -> jax.Array:
-        """Rows in the order in which the exchange has dealt them to devices."""
+        """`x`, its dim `axis` in the order in which the exchange deals positions to devices."""
         if self.exchange is None or self.exchange.positions is None:
             return x
         return jnp.take(x, self.exchange.positions(x.shape[axis]), axis=axis)
 
     def named(self, x: jax.Array, names: tuple[str, ...], says: str) -> jax.Array:
-        """An array that the loss names."""
+        """An array that the loss names, as it is."""
         del names, says
         return x
 
 
-class Said(Filled):
-    """Evaluates with hooks filled in, still saying what the loss names."""
+class Annotated(Filled):
+    """Evaluates with hooks filled in, the loss's names still in the trace."""
 
     def named(self, x, names, says):
         """An array that the loss names, named again."""

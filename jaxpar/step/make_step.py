@@ -1,6 +1,6 @@
 """A training step as a pure function: loss, gradient, update; nothing compiled, no device touched.
 
-How the loss becomes gradients is a mode's to say; all modes compute the same numbers from the same
+How the loss becomes gradients is up to a mode; all modes compute the same numbers from the same
 traced loss.
 """
 
@@ -44,7 +44,7 @@ def make_step(
         layout: from `lay_out`.
         optimizer: any optax transformation; `USUAL` when None.
         mode: "auto", "explicit" or "manual"; layers in stages are differentiated by "pipeline".
-        microbatches: into how many parts the batch is cut; their gradients are summed (gradient
+        microbatches: into how many parts the batch is split; their gradients are summed (gradient
             accumulation), weighted as the whole batch would be.
         loss_scale: a power of two to differentiate the loss times that, for compute in float16;
             the gradients are those of the loss itself. 0 is none.
@@ -93,15 +93,17 @@ def _make_plain(layout: Layout, *, optimizer, mode, microbatches, factor) -> Ste
 
     def apply(state: State, gradients, model_state) -> State:
         # Each device updates the shards whose optimizer state it holds; weights are then gathered.
-        shards, gradients = (sharded_as(layout, "moment", t) for t in (state.parameters, gradients))
+        shards, gradients = (
+            sharded_as(layout, "optimizer_state", t) for t in (state.parameters, gradients)
+        )
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, shards)
-        parameters = sharded_as(layout, "moment", _added(shards, updates))
+        parameters = sharded_as(layout, "optimizer_state", _added(shards, updates))
         parameters = sharded_as(layout, "stored", parameters)
         return State(state.step + 1, parameters, model_state, optimizer_state, state.key)
 
     # A sum that need not be kept goes at once to where the optimizer state is. Microbatches add up
     # as the layout keeps gradients.
-    lands = "moment" if microbatches == 1 else "gradient"
+    lands = "optimizer_state" if microbatches == 1 else "gradient"
 
     def probe(state: State, batch):
         gradients, model_state, metrics = means(lands, state, batch)
@@ -139,15 +141,15 @@ def _added(parameters: Any, updates: Any) -> Any:
 def _check_microbatches(layout: Layout, microbatches: int) -> None:
     """Refuse a number of microbatches that the rows do not divide into."""
     if microbatches < 1:
-        raise RequestError(f"microbatches={microbatches}: a batch is cut into at least 1 part")
+        raise RequestError(f"microbatches={microbatches}: a batch is split into at least 1 part")
     rows, shares = layout.model.batch_size, layout.row_shares
     if rows % (microbatches * shares):
         step = microbatches * shares
         near = [n for n in (rows // step * step, (rows // step + 1) * step) if n]
         each = f" for {shares} shares on devices" if shares > 1 else ""
         raise LayoutError(
-            f"a batch of {rows} rows cannot be cut into {microbatches} microbatches{each}: {step} "
-            f"does not divide {rows}; use a batch of {' or '.join(map(str, near))}"
+            f"a batch of {rows} rows cannot be split into {microbatches} microbatches{each}: "
+            f"{step} does not divide {rows}; use a batch of {' or '.join(map(str, near))}"
         )
 
 

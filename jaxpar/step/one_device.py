@@ -1,4 +1,4 @@
-"""A model's loss on one device: the person's own function, called by Python and told nothing.
+"""A model's loss on one device: the person's own function, called by Python as it is.
 
 This is what layouts are compared with, so it goes through no jaxpr of ours.
 """

@@ -50,7 +50,7 @@ class Sharded:
     between: PartitionSpec
 
     def after(self, says: str) -> PartitionSpec:
-        """How it is sharded after `named` said USED, ENTERING or LEAVING of it."""
+        """How it is sharded after an annotation USED, ENTERING or LEAVING."""
         return self.used if says in (USED, ENTERING) else self.between
 
 
@@ -85,7 +85,7 @@ def sharded(layout: Layout, names: Names, shape: tuple[int, ...]) -> Sharded:
 
 
 def placement(layout: Layout, traced: TracedLoss) -> Placement:
-    """Place everything that a traced loss names."""
+    """The placement of everything that a traced loss names."""
     specs: dict[tuple[Names, tuple[int, ...]], Sharded] = {}
     unmet: list[Unmet] = []
     for eqn, _ in equations(traced.closed):
@@ -108,15 +108,18 @@ def _named_in(eqn: Any):
 
 
 def _ways(layout: Layout, entry: Any) -> int:
+    """How many shards an entry of a PartitionSpec makes."""
     return prod(layout.mesh.size(axis) for axis in axes_of(entry))
 
 
 def _legal(layout: Layout, spec: PartitionSpec, shape: tuple[int, ...]) -> PartitionSpec:
+    """`spec` without the entries that do not divide their dim."""
     pairs = zip(shape, spec, strict=True)
     return PartitionSpec(*(None if n % _ways(layout, entry) else entry for n, entry in pairs))
 
 
 def _unmet(layout: Layout, spec: PartitionSpec, shape: tuple[int, ...], eqn: Any) -> list[Unmet]:
+    """An `Unmet` for every entry that does not divide its dim."""
     source = line_of(eqn.source_info)
     return [
         Unmet(shape, dim, axes_of(entry), source)

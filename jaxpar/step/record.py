@@ -29,7 +29,8 @@ class State:
         model_state: path -> array, changed by the forward pass (BatchNorm statistics).
         optimizer: optax's own state.
         key: the random key that every step's dropout key is folded from.
-        outer: where copies that train apart last met and their momentum; else empty.
+        outer: of replicas of local SGD, the parameters at their last synchronisation and the outer
+            momentum; else empty.
     """
 
     step: Any
@@ -48,19 +49,19 @@ class Step:
         layout, optimizer, mode, microbatches: what it was made from.
         init: key -> State.
         probe: (State, batch) -> (State, metrics, gradients by path): the update, and the gradients
-            that it was made from. Metrics are scalars by name, or one a copy where copies train
-            apart; `skipped` counts the updates so far that an `optax.apply_if_finite` left out.
+            that it was made from. Metrics are scalars by name, or one for each replica of local
+            SGD; `skipped` counts the updates so far that an `optax.apply_if_finite` left out.
         gradients: (State, batch) -> (gradients by path, new model_state, metrics).
         apply: (State, gradients, model_state) -> State.
         evaluate: (State, batch) -> {name: Mean} without dropout or running statistics' change.
         state: abstract State, of jax.ShapeDtypeStruct.
-        state_specs: State of PartitionSpec, how each array lies between steps.
+        state_specs: State of PartitionSpec, how each array is sharded between steps.
         gradient_specs: path -> PartitionSpec, how summed gradients are sharded.
         probe_specs: the same of the gradients in `probe`.
         batch: field name -> jax.ShapeDtypeStruct.
         asked: the loss that is differentiated, traced when it is first asked for.
         differentiated: what the mode made of it.
-        average: State -> State, bringing together copies that train apart; else None.
+        average: State -> State, synchronising replicas of local SGD; else None.
     """
 
     layout: Layout
@@ -121,6 +122,6 @@ class TracedUpdate:
     seconds: float
 
     def __call__(self, state: State, batch: dict[str, Any]) -> tuple[State, dict[str, Any]]:
-        """The new state and the metrics."""
+        """(new state, metrics) of one update."""
         results = jaxpr_as_fun(self.closed)(*jax.tree.leaves((state, batch)))
         return jax.tree.unflatten(self.tree, results)

@@ -24,7 +24,9 @@ def state_specs(layout: Layout, state: State) -> State:
             return PartitionSpec()
         return {
             path: jax.tree.map(
-                lambda m, a=arrays[path]: a.moment if m.shape == a.shape else PartitionSpec(),
+                lambda m, a=arrays[path]: (
+                    a.optimizer_state if m.shape == a.shape else PartitionSpec()
+                ),
                 entry,
             )
             for path, entry in node.items()
@@ -42,5 +44,5 @@ def state_specs(layout: Layout, state: State) -> State:
 
 
 def _mirrors(node: Any, parameters: Any) -> bool:
-    """Whether a piece of optimizer state holds one entry a parameter."""
+    """Whether a node of optimizer state has one entry a parameter."""
     return isinstance(node, dict) and node.keys() == parameters.keys()

@@ -1,1 +1,1 @@
-"""Strategies: which roles go to which mesh axis, and what that says on the wire. One file each."""
+"""Strategies: which roles go to which mesh axis, and which collectives follow. One file each."""

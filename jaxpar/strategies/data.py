@@ -1,7 +1,7 @@
 """The batch sharded over devices, weights replicated, gradients summed by all-reduce.
 
-On the wire, once a step: one all-reduce of every gradient over `data`, so as many bytes as the
-parameters have, and a few scalars (the loss and its weight). With microbatches XLA sums the
+Collectives, once a step: one all-reduce of every gradient over `data`, so as many bytes as the
+parameters have, and of a few scalars (the loss and its weight). With microbatches XLA sums the
 gradients of each as it comes, so as often as there are microbatches.
 """
 

@@ -1,10 +1,10 @@
 """Replicas that synchronise seldom, by an outer Nesterov step along their average change.
 
 DiLoCo (Douillard et al. 2023): `local_sgd` whose averaging takes not the average itself but a step
-of SGD with Nesterov momentum from where the copies last met, against the average of how far they
-went. Rate 0.7 and momentum 0.9 are the paper's; it averages every 500 updates of some ten thousand,
-which is more than most runs here last, so that `every` is 50. AdamW's moments stay each copy's own,
-as there. On the wire what `local_sgd` says.
+of SGD with Nesterov momentum from their last synchronisation, along their average change since.
+Rate 0.7 and momentum 0.9 are the paper's; it averages every 500 updates of some ten thousand, which
+is more than most runs here last, so that `every` is 50. AdamW's moments stay each replica's own, as
+there. The collectives are those of `local_sgd`.
 """
 
 from dataclasses import replace

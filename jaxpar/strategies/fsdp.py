@@ -1,16 +1,16 @@
 """Data parallelism with weights, gradients and optimizer state sharded, all-gathered for use.
 
-ZeRO-3 (Rajbhandari et al. 2020). On the wire, a step: every cut weight all-gathered over `data`
-once forward and, for stacked layers, once more backward (weights outside the stack are kept), and
-its gradient reduce-scattered (on CPU devices XLA spells that all-reduce and slice). Arrays of
-fewer than 16,384 elements (64 KiB in float32) stay whole: a gather that small costs its latency,
-not its bytes; the layout lists them.
+ZeRO-3 (Rajbhandari et al. 2020). Collectives per step: every sharded weight all-gathered over
+`data` once forward and, for stacked layers, once more backward (weights outside the stack are
+kept), and its gradient reduce-scattered (on CPU devices XLA spells that all-reduce and slice).
+Arrays of fewer than 16,384 elements (64 KiB in float32) stay replicated: a gather that small costs
+its latency, not its bytes; the layout lists them.
 """
 
 from jaxpar.strategies.record import ALL_GATHER, ALL_TO_ALL, PERMUTE, Strategy
 
 PREFERENCE = ("residual", "inner", "vocabulary", "heads", "feature")
-"""Which dim of a weight is cut: the one that tensor parallelism leaves alone comes first."""
+"""Which dim of a weight is sharded: the one that tensor parallelism leaves alone comes first."""
 
 
 def strategy(whole_below: int = 16_384) -> Strategy:

@@ -1,7 +1,7 @@
 """Data and tensor parallelism at once: the batch over `data`, the matrices over `model`.
 
-On the wire: what `data` says, over `data`, on weights already cut by the model axis; and what
-`tensor` says, over `model`, on a batch already cut by the data axis.
+Collectives: over `data` those of `data`, of weights already sharded over `model`; and over `model`
+those of `tensor`, on a batch already sharded over `data`.
 """
 
 from jaxpar.strategies import data, tensor

@@ -1,16 +1,16 @@
 """Replicas that train by themselves and average their parameters now and then.
 
-Local SGD (Stich 2019), with any optimizer inside. Each copy takes its own share of every batch, its
-own denominator, dropout masks and moments; what is inside a copy is another strategy's to split
-(local_sgd+fsdp). After every `every`-th update, and at the end of training, parameters and running
-statistics are averaged, each copy counting the same whatever the weight of its rows, and the copies
-go on from the average. Moments stay each copy's own.
+Local SGD (Stich 2019), with any optimizer inside. Each replica takes its own share of every batch,
+its own denominator, dropout masks and optimizer state; another strategy may shard what is inside a
+replica (local_sgd+fsdp). After every `every`-th update, and at the end of training, parameters and
+running statistics are averaged, each replica counting the same whatever the weight of its rows, and
+replicas go on from the average. Optimizer state stays each replica's own.
 
-On the wire over `replica`: nothing in an update; one all-reduce of the parameters, in the pieces
-in which they are kept, an averaging.
+Collectives over `replica`: none in an update; in a synchronisation one all-reduce of the
+parameters, each device its own shards.
 """
 
-from jaxpar.strategies.record import ALL_REDUCE, APART, KINDS, Averaging, Strategy
+from jaxpar.strategies.record import ALL_REDUCE, KINDS, REPLICA, Averaging, Strategy
 
 
 def strategy(every: int = 8, outer_rate: float = 1.0, outer_momentum: float = 0.0) -> Strategy:
@@ -23,8 +23,8 @@ def strategy(every: int = 8, outer_rate: float = 1.0, outer_momentum: float = 0.
     """
     return Strategy(
         name="local_sgd",
-        compute={"batch": APART},
+        compute={"batch": REPLICA},
         averaging=Averaging(every, outer_rate, outer_momentum),
-        must={APART: frozenset({ALL_REDUCE})},
-        never={APART: KINDS - {ALL_REDUCE}},
+        must={REPLICA: frozenset({ALL_REDUCE})},
+        never={REPLICA: KINDS - {ALL_REDUCE}},
     )

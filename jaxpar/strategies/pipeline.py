@@ -1,11 +1,11 @@
 """Layers in stages on different devices, which pass microbatches from one to the next.
 
-GPipe (Huang et al. 2019) and its kin. Layers lie over `pipe`; embedding and head are on every
-stage, and used on the first and the last. On the wire, a step: one permute of a microbatch's
-activation between neighbours after every tick of the schedule, and one all-reduce over `pipe` of
-the gradients of what is on every stage. `schedule` is gpipe, one_f_one_b, interleaved or in_order;
-`chunks` pieces of the layers lie on each stage (interleaved); `pad` fills a layer count that does
-not divide with layers that do nothing.
+GPipe (Huang et al. 2019) and its kin. Layers are sharded over `pipe`; embedding and head are
+replicated, and used on the first stage and the last. Collectives per step: one permute of a
+microbatch's activation between neighbours after every tick of the schedule, and one all-reduce over
+`pipe` of the gradients of what is replicated. `schedule` is gpipe, one_f_one_b, interleaved or
+in_order; each stage has `chunks` pieces of the layers (interleaved); `pad` fills a layer count that
+does not divide with layers that do nothing.
 """
 
 from jaxpar.strategies.record import ALL_REDUCE, KINDS, PERMUTE, Stages, Strategy

@@ -1,7 +1,7 @@
 """The Strategy record, and how two strategies become a hybrid.
 
-A strategy is a pair of tables from roles to mesh axes: where a dim lies while it is computed with,
-and how stored weights are cut further between uses. (Two mappings, one for compute and one for
+A strategy is a pair of tables from roles to mesh axes: over which axes a dim is sharded in use, and
+how stored weights are sharded further between uses. (Two mappings, one for compute and one for
 storage, is Haliax's definition of FSDP, and the shortest correct one.) It also states which
 collectives it must and must never cause on each axis, so that a law can hold the compiled program
 to it.
@@ -26,8 +26,8 @@ KINDS = frozenset({ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, ALL_TO_ALL, PERMUTE})
 """XLA's collective kinds, spelled as XLA spells them."""
 
 
-CUTS = ("parameters", "gradients", "moments")
-"""What of a weight can be kept in pieces between uses (Rajbhandari et al. 2020)."""
+SHARDABLE = ("parameters", "gradients", "optimizer_state")
+"""What of a weight can be stored sharded between uses (Rajbhandari et al. 2020)."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Stages:
     pad: bool = False
 
 
-APART = "replica"
-"""The mesh axis along which replicas that average train apart."""
+REPLICA = "replica"
+"""The mesh axis along which replicas are placed."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Averaging:
 
 @dataclass(frozen=True)
 class Strategy:
-    """How a network is split, said in roles and mesh axes.
+    """How a network is sharded, as tables from roles to mesh axes.
 
     Attributes:
         name: as typed on the command line.
@@ -87,15 +87,16 @@ class Strategy:
             while they are in use.
         between: role -> mesh axes, for the residual between the parts of a block, where these say
             more than `compute` does.
-        store: mesh axis -> roles in order of preference. What `cuts` names of each weight is cut
-            over that axis along the first of its dims in this order that divides.
-        cuts: of `CUTS`, what `store` cuts: parameters (gathered for use), gradients, moments.
+        store: mesh axis -> roles in order of preference. What `sharded` names of each weight is
+            sharded over that axis along the first of its dims in this order that divides.
+        sharded: of `SHARDABLE`, what `store` shards: parameters (gathered for use), gradients,
+            optimizer state.
         needs: roles without which a model gains nothing from this strategy, and is refused.
-        whole_below: arrays with fewer elements than this are not cut by `store`; the layout says
-            which.
+        whole_below: arrays with fewer elements than this are not sharded by `store`; the layout
+            says which.
         attend: catalogue name of the exchange by which attention sees a split sequence, or None.
         stages: how layers are run as stages, or None for one after another.
-        averaging: how replicas that train apart come together, or None when they never part.
+        averaging: how replicas of local SGD synchronise; None for other strategies.
         must: mesh axis -> collective kinds the compiled step has to contain when the axis is larger
             than 1 and the model has a dim that the strategy splits over it.
         never: mesh axis -> collective kinds the compiled step may not contain.
@@ -105,7 +106,7 @@ class Strategy:
     compute: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     between: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     store: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    cuts: frozenset[str] = frozenset(CUTS)
+    sharded: frozenset[str] = frozenset(SHARDABLE)
     needs: frozenset[str] = frozenset()
     whole_below: int = 0
     attend: str | None = None
@@ -128,6 +129,7 @@ class Strategy:
 
     @property
     def _tables(self) -> tuple[tuple[str, ...], ...]:
+        """The axes of every entry of `compute` and of `between`."""
         return tuple(map(axes_of, (*self.compute.values(), *self.between.values())))
 
     @property
@@ -137,16 +139,17 @@ class Strategy:
         return tuple(axis for axis in AXES if axis in used)
 
     def roles_on(self, axis: str) -> frozenset[str]:
-        """The roles of dims that lie over `axis` while they are computed with."""
+        """The roles of dims that are sharded over `axis` in use."""
         return frozenset(role for role, axes in self.compute.items() if axis in axes)
 
 
 def combine(*strategies: Strategy, name: str | None = None) -> Strategy:
-    """Both (or all) at once: the union of their tables. Rows may be split over several axes.
+    """Both (or all) at once: the union of their tables. Rows may be sharded over several.
 
     Raises:
         LayoutError: when two of them want one axis for different things, or differ in what can be
-            decided once only (a schedule, an exchange, what is cut, how replicas average).
+            decided once only (a schedule, an exchange, what is stored sharded, how replicas
+            average).
     """
     first, *others = strategies
     for other in others:
@@ -155,6 +158,7 @@ def combine(*strategies: Strategy, name: str | None = None) -> Strategy:
 
 
 def _pair(a: Strategy, b: Strategy) -> Strategy:
+    """The strategy `a+b`; LayoutError when they contradict."""
     _refuse_contradictions(a, b)
     axes = set(a.must) | set(b.must) | set(a.never) | set(b.never)
     must = {axis: _on(a.must, axis) | _on(b.must, axis) for axis in axes}
@@ -172,7 +176,7 @@ def _pair(a: Strategy, b: Strategy) -> Strategy:
             + tuple(r for r in b.store.get(axis, ()) if r not in a.store.get(axis, ()))
             for axis in [*a.store, *(axis for axis in b.store if axis not in a.store)]
         },
-        cuts=a.cuts if a.store else b.cuts,
+        sharded=a.sharded if a.store else b.sharded,
         needs=a.needs | b.needs,
         whole_below=max(a.whole_below, b.whole_below),
         attend=a.attend or b.attend,
@@ -184,12 +188,13 @@ def _pair(a: Strategy, b: Strategy) -> Strategy:
 
 
 def _refuse_contradictions(a: Strategy, b: Strategy) -> None:
+    """Raise LayoutError with both names when `a` and `b` cannot be one strategy."""
     both = f"strategies '{a.name}' and '{b.name}' cannot be combined: "
     for role in sorted(a.compute.keys() & b.compute.keys()):
         if role != "batch" and a.compute[role] != b.compute[role]:
             raise LayoutError(
                 f"{both}'{a.name}' splits role '{role}' over axis '{' x '.join(a.compute[role])}' "
-                f"and '{b.name}' over '{' x '.join(b.compute[role])}'; a dim lies on one axis, so "
+                f"and '{b.name}' over '{' x '.join(b.compute[role])}'; a dim has one place, so "
                 "choose one of the two"
             )
     for axis in AXES:
@@ -202,19 +207,20 @@ def _refuse_contradictions(a: Strategy, b: Strategy) -> None:
             )
     if (a.stages or b.stages) and (a.averaging or b.averaging):
         raise LayoutError(
-            f"{both}copies that train apart are each mapped over devices, and so are the stages of "
-            "a pipeline; one map at a time, so choose one of the two"
+            f"{both}replicas that average are each mapped over devices, and so are the stages of a "
+            "pipeline; one map at a time, so choose one of the two"
         )
-    if a.store and b.store and a.cuts != b.cuts:
+    if a.store and b.store and a.sharded != b.sharded:
         raise LayoutError(
-            f"{both}'{a.name}' keeps {_listed(a.cuts)} in pieces and '{b.name}' {_listed(b.cuts)}; "
-            "choose one of the two"
+            f"{both}'{a.name}' stores {_listed(a.sharded)} sharded and '{b.name}' "
+            f"{_listed(b.sharded)}; choose one of the two"
         )
     for one, other in ((a, b), (b, a)):
-        if one.averaging and not other.averaging and APART in other.axes:
+        if one.averaging and not other.averaging and REPLICA in other.axes:
             raise LayoutError(
-                f"{both}'{one.name}' trains a copy apart at each place along mesh axis '{APART}', "
-                f"and '{other.name}' works on one over the same axis; choose one of the two"
+                f"{both}'{one.name}' trains a replica at each place along mesh axis "
+                f"'{REPLICA}', and '{other.name}' shards one model over the same axis; choose one "
+                "of the two"
             )
     for what, noun in (
         ("attend", "how attention sees a split sequence"),
@@ -227,11 +233,13 @@ def _refuse_contradictions(a: Strategy, b: Strategy) -> None:
 
 
 def _listed(words: Iterable[str]) -> str:
-    *most, last = sorted(words)
+    """Words in alphabetical order for a sentence: "a, b and c"; underscores become spaces."""
+    *most, last = sorted(word.replace("_", " ") for word in words)
     return f"{', '.join(most)} and {last}" if most else last
 
 
 def _union(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+    """Role -> the axes that either table gives it, in the order of `AXES`."""
     return {
         role: tuple(axis for axis in AXES if axis in (*a.get(role, ()), *b.get(role, ())))
         for role in [*a, *(role for role in b if role not in a)]
@@ -239,6 +247,7 @@ def _union(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _on(table: Mapping[str, frozenset[str]], axis: str) -> frozenset[str]:
+    """The collective kinds that a table `must` or `never` has for `axis`."""
     return table.get(axis, frozenset())
 
 

@@ -1,10 +1,10 @@
 """Tensor parallelism with the residual between the parts of a block sharded along the sequence.
 
-Korthikanti et al. 2022. Norms, dropout and additions work on a piece of the sequence, and what is
-kept of them for backward is a piece. On the wire each all-reduce of tensor parallelism becomes a
+Korthikanti et al. 2022. Norms, dropout and additions work on a shard of the sequence, and what is
+kept of them for backward is sharded. Each all-reduce of tensor parallelism becomes a
 reduce-scatter and an all-gather, each counted with as many bytes, and they move together what it
-moved alone (XLA for CPUs spells the former all-reduce and slice). The norms' scales, whole
-everywhere, gain an all-reduce of their gradients: a vector of the width each.
+moved alone (XLA for CPUs spells the former all-reduce and slice). The norms' scales,
+replicated, gain an all-reduce of their gradients: a vector of the width each.
 """
 
 from dataclasses import replace

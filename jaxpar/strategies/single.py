@@ -1,6 +1,6 @@
 """Everything replicated on every device: the reference that all other strategies are held to.
 
-Splits nothing and says nothing on the wire. On more than one device each does the same work.
+Shards nothing and has no collectives. On more than one device each does the same work.
 """
 
 from jaxpar.core.mesh import AXES
@@ -8,5 +8,5 @@ from jaxpar.strategies.record import KINDS, Strategy
 
 
 def strategy() -> Strategy:
-    """Return the strategy that splits nothing."""
+    """Return the strategy that shards nothing."""
     return Strategy(name="single", never={axis: KINDS for axis in AXES})

@@ -1,10 +1,10 @@
 """Data parallelism with the optimizer state sharded over the same devices; weights replicated.
 
-ZeRO stage 1 (Rajbhandari et al. 2020). On the wire, a step: every gradient reduce-scattered over
-`data`, so that each device updates its piece of the weights, and the new weights all-gathered: as
-many bytes as the all-reduce of plain data parallelism. Gradients of microbatches add up whole: an
-all-reduce of each, and the gather once. Arrays of fewer than 16,384 elements stay whole; the layout
-lists them.
+ZeRO stage 1 (Rajbhandari et al. 2020). Collectives per step: every gradient reduce-scattered over
+`data`, so that each device updates its shard of the weights, and the new weights all-gathered: as
+many bytes as the all-reduce of plain data parallelism. Gradients of microbatches add up replicated:
+an all-reduce of each, and the gather once. Arrays of fewer than 16,384 elements stay replicated;
+the layout lists them.
 """
 
 from jaxpar.strategies.fsdp import PREFERENCE
@@ -12,12 +12,12 @@ from jaxpar.strategies.record import ALL_GATHER, ALL_TO_ALL, PERMUTE, Strategy
 
 
 def strategy(whole_below: int = 16_384) -> Strategy:
-    """Return data parallelism with cut moments over the data axis."""
+    """Return data parallelism with optimizer state sharded over the data axis."""
     return Strategy(
         name="zero1",
         compute={"batch": "data"},
         store={"data": PREFERENCE},
-        cuts=frozenset({"moments"}),
+        sharded=frozenset({"optimizer_state"}),
         whole_below=whole_below,
         must={"data": frozenset({ALL_GATHER})},
         never={"data": frozenset({ALL_TO_ALL, PERMUTE})},

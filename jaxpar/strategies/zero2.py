@@ -1,7 +1,7 @@
 """Data parallelism with gradients and optimizer state sharded; weights replicated.
 
-ZeRO stage 2 (Rajbhandari et al. 2020). On the wire what `zero1` says: every gradient is
-reduce-scattered over `data`, once a microbatch, and the new weights all-gathered once a step. No
+ZeRO stage 2 (Rajbhandari et al. 2020). Collectives are those of `zero1`, but every gradient is
+reduce-scattered over `data` once a microbatch; the new weights are all-gathered once a step. No
 device ever holds a whole summed gradient, which `zero1` does while microbatches add up.
 """
 
@@ -12,7 +12,9 @@ from jaxpar.strategies.record import Strategy
 
 
 def strategy(whole_below: int = 16_384) -> Strategy:
-    """Return data parallelism with cut gradients and moments over the data axis."""
+    """Return data parallelism with gradients and optimizer state sharded over the data axis."""
     return replace(
-        zero1.strategy(whole_below), name="zero2", cuts=frozenset({"gradients", "moments"})
+        zero1.strategy(whole_below),
+        name="zero2",
+        sharded=frozenset({"gradients", "optimizer_state"}),
     )

@@ -1,4 +1,4 @@
-"""Copies that train apart: what they compute, when they meet, what they say, and what is refused.
+"""Replicas of local SGD: what they compute, when they synchronise, their collectives, refusals.
 
 In float64 unless said; expected values are worked out by optax or by hand.
 """
@@ -42,7 +42,7 @@ def worst(got, right):
 
 
 def test_the_outer_step_is_optaxs_nesterov():
-    """Three meetings in a row, against optax.sgd(nesterov=True) on anchor minus mean."""
+    """Three synchronisations in a row, against optax.sgd(nesterov=True) on anchor minus mean."""
     averaging = Averaging(1, outer_rate=0.7, outer_momentum=0.9)
     rng = np.random.default_rng(0)
     anchor = {"w": rng.standard_normal((3, 5)).astype("float32")}
@@ -55,23 +55,23 @@ def test_the_outer_step_is_optaxs_nesterov():
         change = jax.tree.map(lambda a, m: a - m, right, means)
         step, memory = sgd.update(change, memory)
         right = optax.apply_updates(right, step)
-        met, outer = outer_step(averaging, outer, means)
-        np.testing.assert_allclose(met["w"], right["w"], rtol=1e-5, atol=1e-5)  # float32, sizes 1
-        assert outer["anchor"] is met
+        after, outer = outer_step(averaging, outer, means)
+        np.testing.assert_allclose(after["w"], right["w"], rtol=1e-5, atol=1e-5)  # float32, sizes 1
+        assert outer["anchor"] is after
 
 
 def test_rate_one_without_momentum_is_the_mean():
     """Where `plain` takes the mean at once, the outer step would have come to the same."""
     assert Averaging(8).plain and not Averaging(8, outer_rate=0.7).plain
     means, zeros = {"w": np.full(3, 2.0)}, {"w": np.zeros(3)}
-    met, _ = outer_step(Averaging(8), {"anchor": {"w": np.ones(3)}, "momentum": zeros}, means)
-    np.testing.assert_array_equal(met["w"], means["w"])
+    after, _ = outer_step(Averaging(8), {"anchor": {"w": np.ones(3)}, "momentum": zeros}, means)
+    np.testing.assert_array_equal(after["w"], means["w"])
 
 
 def test_averaging_every_update_of_plain_sgd_is_data_parallelism():
     """With equal weights: the mean of steps is the step of the mean gradient, from one start.
 
-    With uneven weights it is another: a mean of the copies' means, and the law says by how much.
+    With uneven weights it is another: a mean of the replicas' means, and the law says by how much.
     """
     with jax.enable_x64(True):
         sgd = optax.sgd(0.1)
@@ -93,10 +93,10 @@ def test_averaging_every_update_of_plain_sgd_is_data_parallelism():
                     state, _ = program.update(state, program.place(batch))
                     if program.average is not None:
                         state = program.average(state)
-                copies = state.parameters
+                replicas = state.parameters
                 if strategy == "local_sgd":
-                    copies = {p: v[0] for p, v in copies.items()}
-                states[strategy, uneven] = {p: np.asarray(v) for p, v in copies.items()}
+                    replicas = {p: v[0] for p, v in replicas.items()}
+                states[strategy, uneven] = {p: np.asarray(v) for p, v in replicas.items()}
     assert worst(states["local_sgd", False], states["replica", False]) < ROUNDING
     assert worst(states["local_sgd", True], states["replica", True]) > 1e-5
 
@@ -121,8 +121,8 @@ def test_training_averages_every_so_often_and_at_the_end(every):
         np.testing.assert_array_equal(value[0], value[1])
 
 
-def test_what_is_tested_is_the_average_of_the_copies():
-    """Evaluation of copies that differ equals a plain step's of their mean, on the whole batch."""
+def test_what_is_tested_is_the_average_of_the_replicas():
+    """Of replicas that differ, evaluation is a plain step's of their mean, on the whole batch."""
     program = compiled("convnet", "local_sgd", "replica=2,data=2")
     plain = compiled("convnet", "single", "data=1")
     batch = probe_batch(program.step.layout.model, 0)
@@ -145,8 +145,8 @@ def test_what_is_tested_is_the_average_of_the_copies():
         ("convnet", "local_sgd+fsdp+tensor"),
     ],
 )
-def test_inside_a_copy_any_strategy_splits_and_says_what_it_states(model, strategy):
-    """Nothing over replica in an update; one averaging moves each device's own pieces, once."""
+def test_inside_a_replica_any_strategy_shards_and_has_its_stated_collectives(model, strategy):
+    """Nothing over replica in an update; a synchronisation sums each device's own shards, once."""
     program = compiled(model, strategy, "replica=2,data=2,model=2")
     inspection = inspect(program)
     assert inspection.faults == ()
@@ -160,7 +160,7 @@ def test_inside_a_copy_any_strategy_splits_and_says_what_it_states(model, strate
     assert verify(layout, hardware=cpu()).ok
 
 
-def test_bytes_a_step_fall_by_how_seldom_copies_meet():
+def test_bytes_per_step_fall_by_how_seldom_replicas_synchronise():
     """A step's bytes are an update's, and an averaging's shared among `every` updates."""
     inspection = inspect(compiled("mlp", "local_sgd", "replica=4"))
     assert inspection.collectives == ()
@@ -171,7 +171,7 @@ def test_bytes_a_step_fall_by_how_seldom_copies_meet():
     at_end = load_strategy("local_sgd", every=0)
     found = replace(inspection, layout=replace(inspection.layout, strategy=at_end))
     assert found.bytes_per_step == 0
-    assert traffic_faults(found.layout, ())  # a meeting that says nothing is no meeting
+    assert traffic_faults(found.layout, ())  # a synchronisation without collectives is none
 
 
 def wrong(change):
@@ -185,35 +185,37 @@ def wrong(change):
 
 
 def forgets_one(step, state):
-    """The last copy is left out of the mean."""
+    """The last replica is left out of the mean."""
     kept = {p: v.at[-1].set(v[0]) for p, v in state.parameters.items()}
     return step.average(replace(state, parameters=kept))
 
 
 def momentum_twice(step, state):
     """The outer momentum is taken along once more than Nesterov does."""
-    met = step.average(state)
+    after = step.average(state)
     momentum = {p: 0.9 * v for p, v in state.outer["momentum"].items()}
-    further = {p: v - 0.7 * momentum[p] for p, v in met.parameters.items()}
-    return replace(met, parameters=further, outer={**met.outer, "anchor": met.outer["anchor"]})
+    further = {p: v - 0.7 * momentum[p] for p, v in after.parameters.items()}
+    return replace(
+        after, parameters=further, outer={**after.outer, "anchor": after.outer["anchor"]}
+    )
 
 
-def averages_moments_too(step, state):
-    """The optimizer's moments, which are each copy's own, are averaged as well."""
-    met = step.average(state)
+def averages_optimizer_state_too(step, state):
+    """The optimizer state, which is each replica's own, is averaged as well."""
+    after = step.average(state)
     mixed = jax.tree.map(
         lambda v: (
             jnp.broadcast_to(v.mean(0), v.shape)
             if v.ndim > 1 and jnp.issubdtype(v.dtype, jnp.floating)
             else v
         ),
-        met.optimizer,
+        after.optimizer,
     )
-    return replace(met, optimizer=mixed)
+    return replace(after, optimizer=mixed)
 
 
 def does_nothing(step, state):
-    """Copies never meet."""
+    """Replicas never synchronise."""
     del step
     return state
 
@@ -221,23 +223,23 @@ def does_nothing(step, state):
 MISTAKES = [
     ("local_sgd", forgets_one),
     ("local_sgd", does_nothing),
-    ("local_sgd", averages_moments_too),
+    ("local_sgd", averages_optimizer_state_too),
     ("diloco", momentum_twice),
 ]
 
 
 @pytest.mark.parametrize(("strategy", "mistake"), MISTAKES, ids=lambda x: getattr(x, "__name__", x))
 def test_a_wrong_averaging_is_caught(strategy, mistake):
-    """Gradient and update are right, and the state after several meetings is not."""
+    """Gradient and update are right, and the state after several synchronisations is not."""
     layout = small_layout("mlp", strategy, "replica=4")
     verdict = verify(layout, hardware=cpu(), make=wrong(mistake))
     assert not verdict.ok
     assert verdict.decisive.name.endswith("over 5 steps") or "after 5" in verdict.decisive.name
-    assert "where they meet is not" in str(verdict.likely_mistake)
+    assert "their synchronisation is not" in str(verdict.likely_mistake)
 
 
 def test_rows_shared_out_otherwise_are_caught():
-    """A copy that takes every fourth row, and not its run of rows, has another gradient."""
+    """A replica that takes every fourth row, and not its run of rows, has another gradient."""
 
     def make(layout):
         step = make_step(layout)
@@ -253,7 +255,7 @@ def test_rows_shared_out_otherwise_are_caught():
     assert "its own rows" in str(verdict.likely_mistake)
 
 
-def test_an_update_that_speaks_over_replica_is_a_fault():
+def test_an_update_with_collectives_over_replica_is_a_fault():
     """Synchronous gradients under the name of parameter averaging: the program is the witness."""
     synchronous = small_layout("mlp", "replica", "replica=4")
     layout = replace(synchronous, strategy=load_strategy("local_sgd"))
@@ -271,9 +273,11 @@ def _mixed(step, state, batch):
 
 def test_what_cannot_be_averaged_is_refused():
     """One place, another use of the axis, two ways to average, and an outer step without sense."""
-    with pytest.raises(LayoutError, match="copy at each place.*mesh data=8,model=1 has one place"):
+    with pytest.raises(
+        LayoutError, match="replica at each place.*mesh data=8,model=1 has one place"
+    ):
         small_layout("mlp", "local_sgd", "data=8")
-    with pytest.raises(LayoutError, match="trains a copy apart.*'replica' works on one"):
+    with pytest.raises(LayoutError, match="trains a replica at each.*'replica' shards one"):
         load_strategy("local_sgd+replica")
     with pytest.raises(LayoutError, match="each decides how replicas average"):
         load_strategy("local_sgd+diloco")

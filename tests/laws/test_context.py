@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from small import cpu, small_layout, small_model
-from test_traffic import FLOAT, H100, HARDWARE, said
+from test_traffic import FLOAT, H100, HARDWARE, bytes_in
 
 from jaxpar.attention import blocks, zigzag
 from jaxpar.case import load_strategy
@@ -55,7 +55,7 @@ def test_a_ring_in_plain_order_computes_the_same_and_is_noted():
 
 
 def test_ulysses_computes_what_one_device_does():
-    """Two key-value heads on four devices: each repeated once, beside cut weights."""
+    """Two key-value heads on four devices: each repeated once, beside sharded weights."""
     prove(laid_out("ulysses", "data=2,model=4", beside="fsdp+", kv_heads=2))
 
 
@@ -96,9 +96,9 @@ def test_a_ring_sends_keys_and_values_round_and_their_gradients_home(hardware, r
     passed = 2 * positions * config.key_value_heads * config.head_width
     expected = trips * (WAYS - 1) * passed * config.layers + 3 * positions
     shared = passed * config.layers if remat == "full" else 0
-    sent = said(inspection, "collective-permute", "model")
+    sent = bytes_in(inspection, "collective-permute", "model")
     assert expected - shared <= sent * 1.02 and sent <= expected * 1.02
-    assert said(inspection, "all-reduce") == inspection.layout.parameter_bytes + 4 * FLOAT
+    assert bytes_in(inspection, "all-reduce") == inspection.layout.parameter_bytes + 4 * FLOAT
     assert inspection.ok
 
 
@@ -109,7 +109,7 @@ def test_ulysses_sends_queries_keys_values_and_results_there_and_back(hardware):
     config, batch = inspection.layout.model.config, inspection.layout.model.batch_size
     head = batch * config.sequence // WAYS * config.head_width * FLOAT
     expected = 2 * (2 * config.heads + 2 * config.key_value_heads) * head * config.layers
-    assert said(inspection, "all-to-all", "model") == expected
+    assert bytes_in(inspection, "all-to-all", "model") == expected
     assert inspection.ok
 
 

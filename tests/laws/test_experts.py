@@ -1,4 +1,4 @@
-"""Experts: who is sent where, what comes back, what it says on the wire; worked out by hand."""
+"""Experts: who is sent where, what comes back, which collectives; worked out by hand."""
 
 from functools import partial
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from small import MODES, cpu, small_layout, small_model
-from test_traffic import FLOAT, H100, inspected, said, scalars
+from test_traffic import FLOAT, H100, bytes_in, inspected, scalars
 
 from jaxpar.case import load_strategy
 from jaxpar.core.errors import LayoutError, RequestError
@@ -50,7 +50,7 @@ def test_the_statistics_of_a_row_are_those_of_their_definitions():
     assert float(found["dropped"]) == pytest.approx(1 / 6, rel=1e-6)
 
 
-def test_tokens_lie_in_their_places_and_come_back_weighted():
+def test_tokens_are_in_their_places_and_come_back_weighted():
     """An empty place holds zero, a dropped choice adds nothing, the rest comes back as it was."""
     sent = route(THREE, active=2, places=2)
     x = jnp.array([[1.0], [10.0], [100.0]])
@@ -121,7 +121,7 @@ def test_the_loss_holds_the_auxiliary_loss_of_every_layer():
 
 
 def test_an_axis_that_two_dims_want_goes_to_the_one_named_first():
-    """Rows first the tokens lie where their rows are, experts first where their experts are."""
+    """Rows first the tokens are where their rows are, experts first where their experts are."""
     layout = small_layout("moe", "expert+data", "data=2,model=4")
     places = layout.place_of
     assert places(("batch", "experts", "places")) == P(("data", "model"), None, None)
@@ -142,7 +142,7 @@ def test_a_model_without_experts_or_with_too_few_is_refused():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_experts_beside_fully_sharded_data_parallelism_compute_the_same(mode):
-    """Rows over data x model, experts over model, weights cut over data, all at once."""
+    """Rows over data x model, experts over model, weights sharded over data, all at once."""
     layout = small_layout("moe", "expert+fsdp", "data=2,model=4", layers=1, gated=True)
     verdict = verify(layout, hardware=cpu(), make=partial(make_step, mode=mode), steps=2)
     assert verdict.ok, verdict
@@ -175,10 +175,14 @@ def test_tokens_travel_to_their_experts_and_back(hardware, mode, remat, times):
     layout = inspection.layout
     assert inspection.faults == ()
     expected = times * layout.model.config.layers * placed_bytes(layout)
-    assert said(inspection, "all-to-all", "model") == said(inspection, "all-to-all") == expected
+    assert (
+        bytes_in(inspection, "all-to-all", "model")
+        == bytes_in(inspection, "all-to-all")
+        == expected
+    )
     shared = [a.whole_bytes for a in layout.parameters.values() if "experts" not in a.dims]
-    more = said(inspection, "all-reduce", "model") - sum(shared)
+    more = bytes_in(inspection, "all-reduce", "model") - sum(shared)
     assert 0 < more <= scalars(inspection)
     experts = [a.whole_bytes for a in layout.parameters.values() if "experts" in a.dims]
-    alone = said(inspection, "all-reduce", "data") - said(inspection, "all-reduce", "model")
+    alone = bytes_in(inspection, "all-reduce", "data") - bytes_in(inspection, "all-reduce", "model")
     assert alone == sum(experts) // 2

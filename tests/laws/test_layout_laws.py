@@ -46,7 +46,7 @@ def laid_out(model: str, strategy: str, mesh: str):
 
 @pytest.fixture(scope="module", params=PAIRS, ids="-".join)
 def layouts(request):
-    """The layouts of a pair on every mesh that takes it: at least the one that splits nothing.
+    """The layouts of a pair on every mesh that takes it: at least the one that shards nothing.
 
     Of the module's scope, so that all laws are asked of one pair before the next is laid out.
     """
@@ -68,7 +68,7 @@ def test_a_spec_has_an_entry_for_every_dim_of_its_array(layouts):
     """Specs have their arrays' rank: parameters, state and batch, stored and in use."""
     for layout in layouts:
         for array in arrays_of(layout):
-            assert len(array.stored) == len(array.computed) == len(array.shape), array.path
+            assert len(array.stored) == len(array.used) == len(array.shape), array.path
             assert len(array.dims) == len(array.shape), array.path
         for name, spec in layout.batch.items():
             assert len(spec) == len(layout.model.batch[name].shape), name
@@ -77,15 +77,15 @@ def test_a_spec_has_an_entry_for_every_dim_of_its_array(layouts):
 def test_no_axis_stands_twice_in_one_spec(layouts):
     """A mesh axis splits at most one dim of an array, and it is an axis of the mesh."""
     for layout in layouts:
-        specs = [spec for a in arrays_of(layout) for spec in (a.stored, a.computed)]
+        specs = [spec for a in arrays_of(layout) for spec in (a.stored, a.used)]
         for spec in (*specs, *layout.batch.values()):
             axes = [axis for entry in spec for axis in axes_of(entry)]
             assert len(axes) == len(set(axes)), spec
             assert set(axes) <= set(layout.mesh.axes), spec
 
 
-def test_the_bytes_on_all_devices_are_whole_copies(layouts):
-    """Shard bytes x devices = bytes x copies, a copy for every place along the axes not used.
+def test_the_bytes_on_all_devices_are_whole_replicas(layouts):
+    """Shard bytes x devices = bytes x replicas, one for every place along the axes not used.
 
     The shard's shape is JAX's own, so a dim that does not divide, or a wrong count, shows.
     """
@@ -93,16 +93,16 @@ def test_the_bytes_on_all_devices_are_whole_copies(layouts):
         mesh = layout.mesh
         for array in arrays_of(layout):
             used = {axis for entry in array.stored for axis in axes_of(entry)}
-            copies = prod(size for axis, size in mesh.sizes if axis not in used)
+            replicas = prod(size for axis, size in mesh.sizes if axis not in used)
             shard = NamedSharding(mesh.abstract, array.stored).shard_shape(array.shape)
             shard_bytes = prod(shard) * itemsize(array.dtype)
-            assert shard_bytes * mesh.devices == array.whole_bytes * copies, array.path
+            assert shard_bytes * mesh.devices == array.whole_bytes * replicas, array.path
             assert array.device_bytes(mesh) == shard_bytes, array.path
 
 
 @pytest.mark.parametrize("strategy", STRATEGY_NAMES)
 def test_a_strategy_splits_something_on_each_axis_that_it_uses(strategy):
-    """Nothing stays whole in silence: on the axes of its tables a strategy cuts every small model.
+    """Nothing stays replicated in silence: over its axes a strategy shards every small model.
 
     A strategy whose tables name no role of a model would leave it whole and verify perfectly.
     """
@@ -110,8 +110,8 @@ def test_a_strategy_splits_something_on_each_axis_that_it_uses(strategy):
     for model, _ in pairs(strategy):
         layout = laid_out(model, strategy, mesh_for(strategy))
         assert layout is not None
-        specs = [spec for a in arrays_of(layout) for spec in (a.stored, a.computed)]
-        specs += [a.moment for a in arrays_of(layout)]
+        specs = [spec for a in arrays_of(layout) for spec in (a.stored, a.used)]
+        specs += [a.optimizer_state for a in arrays_of(layout)]
         used = {x for s in (*specs, *layout.batch.values()) for e in s for x in axes_of(e)}
         assert used == set(axes), model
 

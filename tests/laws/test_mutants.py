@@ -123,7 +123,7 @@ def key_a_device(alone, state, batch):
     return honest(alone, mine, batch)
 
 
-def convicted(layout, make):
+def found_wrong(layout, make):
     """The verdict on a step that is wrong; it has to be found."""
     verdict = verify(layout, hardware=cpu(), make=make)
     assert not verdict.ok, "the mistake was not caught"
@@ -132,7 +132,7 @@ def convicted(layout, make):
     return verdict
 
 
-def test_a_right_step_written_by_shards_is_acquitted():
+def test_a_right_step_written_by_shards_passes():
     """The control: it is the mistake that is caught below, not the way the steps are written."""
     verdict = verify(small_layout("mlp", "data", BOTH), hardware=cpu(), make=by_shards(honest))
     assert verdict.ok, verdict.decisive
@@ -155,7 +155,7 @@ GRADIENT_MISTAKES = [
 )
 def test_a_wrong_gradient_is_caught_and_its_mistake_named(mistake, sentence):
     """Mistakes in the sum over data: the loss is right, one gradient a step tells them apart."""
-    verdict = convicted(small_layout("mlp", "data", BOTH), by_shards(mistake))
+    verdict = found_wrong(small_layout("mlp", "data", BOTH), by_shards(mistake))
     assert verdict.decisive.name == "gradient"
     assert verdict.decisive.error > 1e-3  # the smallest is ten decades above rounding
     assert_says(verdict, sentence)
@@ -166,15 +166,15 @@ def assert_says(verdict, sentence):
 
 
 def test_replicas_that_differ_are_seen_through_the_global_view():
-    """Each device's own piece is compared: the view of the whole array shows device 0's alone."""
-    verdict = convicted(small_layout("mlp", "data", "data=8"), by_shards(replicas_differ))
+    """Each device's own shard is compared: the view of the whole array shows device 0's alone."""
+    verdict = found_wrong(small_layout("mlp", "data", "data=8"), by_shards(replicas_differ))
     gradient = next(check for check in verdict.checks if check.name == "gradient")
     assert not gradient.replicas_agree
 
 
 def test_a_dropout_key_a_device_is_caught():
     """Masks drawn a device at a time are other masks: the loss differs, and that is said."""
-    verdict = convicted(small_layout("mlp", "data", BOTH, dropout=0.1), by_shards(key_a_device))
+    verdict = found_wrong(small_layout("mlp", "data", BOTH, dropout=0.1), by_shards(key_a_device))
     assert_says(verdict, "dropout masks drawn a device at a time")
 
 
@@ -193,7 +193,7 @@ def test_a_mean_of_microbatch_means_is_caught():
 
         return with_gradients(step, gradients)
 
-    verdict = convicted(small_layout("mlp", "hybrid", BOTH), make)
+    verdict = found_wrong(small_layout("mlp", "hybrid", BOTH), make)
     assert_says(verdict, "a mean of means: each microbatch divided by its own weight")
 
 
@@ -213,10 +213,10 @@ def scaled(path, change):
 
 
 def test_a_norms_doubled_gradient_is_caught():
-    """Summed over model, whose devices all hold the whole of it: it hides from any loss curve."""
+    """Summed over model, over which it is replicated: it hides from any loss curve."""
     path = "blocks/attention_norm/scale"
     layout = small_layout("transformer", "hybrid", BOTH)
-    verdict = convicted(layout, scaled(path, lambda g: 2 * g))
+    verdict = found_wrong(layout, scaled(path, lambda g: 2 * g))
     assert verdict.decisive.worst == path
     assert_says(verdict, f"{path} alone is 2 times what it should be.*already held the whole")
 
@@ -230,7 +230,7 @@ def test_an_array_whose_gradient_is_rounding_is_told_from_one_that_is_small():
 def test_an_array_with_its_dims_swapped_is_caught_by_name():
     """A square matrix turned over has the right shape, the right norm and the wrong values."""
     path = "layers/1/kernel"
-    verdict = convicted(small_layout("mlp", "hybrid", BOTH), scaled(path, jnp.transpose))
+    verdict = found_wrong(small_layout("mlp", "hybrid", BOTH), scaled(path, jnp.transpose))
     assert verdict.decisive.worst == path
     assert_says(verdict, "the loss is right and the gradient is not")
 
@@ -243,7 +243,7 @@ def test_forgotten_weight_decay_is_caught_at_the_update():
         bare = make_step(layout, optimizer=optax.adamw(1e-3, weight_decay=0.0))
         return with_gradients(replace(step, apply=bare.apply), step.gradients)
 
-    verdict = convicted(small_layout("mlp", "hybrid", BOTH), make)
+    verdict = found_wrong(small_layout("mlp", "hybrid", BOTH), make)
     assert verdict.decisive.name == "update"
     assert_says(verdict, "the gradient is right and the update from it is not.*weight decay")
 
@@ -269,7 +269,7 @@ def test_clipping_by_the_norm_of_a_devices_own_share_is_caught():
 
         return with_gradients(replace(step, apply=apply), step.gradients)
 
-    verdict = convicted(small_layout("mlp", "hybrid", BOTH), make)
+    verdict = found_wrong(small_layout("mlp", "hybrid", BOTH), make)
     assert verdict.decisive.name == "update"
     assert_says(verdict, "clipping by the norm of one device's share")
 
@@ -281,7 +281,7 @@ def test_parameters_drawn_differently_are_caught():
         step = make_step(layout)
         return replace(step, init=lambda key: step.init(jax.random.fold_in(key, 1)))
 
-    verdict = convicted(small_layout("mlp", "hybrid", BOTH), make)
+    verdict = found_wrong(small_layout("mlp", "hybrid", BOTH), make)
     assert verdict.decisive.name == "initial state"
     assert_says(verdict, "parameters are drawn differently")
 
@@ -298,13 +298,13 @@ def test_a_loss_that_is_wrong_alone_is_caught():
 
         return with_gradients(step, gradients)
 
-    verdict = convicted(small_layout("mlp", "hybrid", BOTH), make)
+    verdict = found_wrong(small_layout("mlp", "hybrid", BOTH), make)
     assert verdict.decisive.name == "loss"
     assert_says(verdict, "the gradient is right and the loss is not")
 
 
 def test_moments_that_are_not_carried_are_caught_after_several_steps():
-    """One step is right and the second is not, when the step starts its moments anew."""
+    """One step is right and the second is not, when the step starts its optimizer state anew."""
 
     def make(layout):
         step = make_step(layout)
@@ -315,7 +315,7 @@ def test_moments_that_are_not_carried_are_caught_after_several_steps():
 
         return replace(step, probe=probe)
 
-    verdict = convicted(small_layout("mlp", "hybrid", BOTH), make)
+    verdict = found_wrong(small_layout("mlp", "hybrid", BOTH), make)
     assert verdict.decisive.name.endswith("over 3 steps") or "after 3" in verdict.decisive.name
     assert_says(verdict, "one step is right and several are not")
 
@@ -332,7 +332,7 @@ def test_statistics_that_are_not_carried_are_caught():
 
         return replace(step, probe=probe)
 
-    verdict = convicted(small_layout("convnet", "hybrid", BOTH), make)
+    verdict = found_wrong(small_layout("convnet", "hybrid", BOTH), make)
     assert verdict.decisive.name == "model state"
 
 

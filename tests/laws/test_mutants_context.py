@@ -9,7 +9,7 @@ from test_context import laid_out
 from jaxpar.attention import ring, ulysses
 from jaxpar.measures.verify.verify import verify
 
-RIGHT = ring.Ring.meetings
+RIGHT = ring.Ring.tiles
 
 
 def without_the_last_hop(self, hop, rows):
@@ -27,7 +27,7 @@ def with_the_mask_of_another(self, hop, rows):
 @pytest.mark.parametrize("wrong", [without_the_last_hop, with_the_mask_of_another])
 def test_a_wrong_ring_is_caught(monkeypatch, wrong):
     """Both directions are wrong alike, so that the gradient is that of the wrong loss."""
-    monkeypatch.setattr(ring.Ring, "meetings", wrong)
+    monkeypatch.setattr(ring.Ring, "tiles", wrong)
     assert_caught(laid_out("ring", "model=4"))
 
 

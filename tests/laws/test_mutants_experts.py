@@ -60,7 +60,7 @@ def verdict_with(mistake):
 
 
 def test_the_road_of_the_mutants_is_right_without_them():
-    """What convicts them is the mistake and not the wrapping."""
+    """What is caught is the mistake and not the wrapping."""
     assert verdict_with(nothing).ok
 
 

@@ -13,7 +13,7 @@ from jaxpar.step.pipeline import gradient
 from jaxpar.step.pipeline.timetable import BACKWARD, IDLE, Exchange, timetable
 
 
-def convicted(monkeypatch, breaking):
+def found_wrong(monkeypatch, breaking):
     """The verdict on four stages whose timetable was broken."""
     monkeypatch.setattr(gradient, "timetable", lambda schedule: breaking(timetable(schedule)))
     layout = small_layout("transformer", "pipeline", "pipe=4", layers=4)
@@ -40,7 +40,7 @@ def shifted_by_two(table):
 
 
 def bubbles_count(table):
-    """Idle stages work all the same, on whatever lies in their slots."""
+    """Idle stages work all the same, on whatever is in their slots."""
     return replace(table, kind=np.where(table.kind == IDLE, BACKWARD, table.kind))
 
 
@@ -60,6 +60,6 @@ def another_microbatch(table):
 )
 def test_a_broken_pipeline_is_caught(monkeypatch, breaking):
     """Shifted by two, bubbles not masked, an activation lost, the wrong rows: gradients differ."""
-    verdict = convicted(monkeypatch, breaking)
+    verdict = found_wrong(monkeypatch, breaking)
     assert verdict.decisive.name in ("gradient", "loss")
     assert not verdict.decisive.error <= 1e-4

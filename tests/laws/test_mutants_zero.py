@@ -1,4 +1,4 @@
-"""ZeRO and copies across nodes broken on purpose: verify catches each, and names the mistake."""
+"""ZeRO and replicas across nodes broken on purpose: verify catches each, and names the mistake."""
 
 from dataclasses import replace
 from functools import partial
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from small import cpu, small_layout
-from test_mutants import assert_says, convicted, over_all, own, times, with_gradients
+from test_mutants import assert_says, found_wrong, over_all, own, times, with_gradients
 
 from jaxpar.core.mesh import MeshShape, axes_of
 from jaxpar.layout.lay_out import lay_out
@@ -20,11 +20,11 @@ COPIES = f"replica=2,data={WAYS}"
 
 
 def own_piece_alone(layout, old, new):
-    """One device's weights: new where its own moments lie, and elsewhere as they were."""
+    """One device's weights: new where its own optimizer state is, and elsewhere as they were."""
     kept = {}
     for path, array in layout.parameters.items():
         kept[path] = new[path]
-        for dim, entry in enumerate(array.moment):
+        for dim, entry in enumerate(array.optimizer_state):
             if "data" in axes_of(entry):
                 owner = jnp.arange(array.shape[dim]) // (array.shape[dim] // WAYS)
                 mine = owner == jax.lax.axis_index("data")
@@ -34,7 +34,7 @@ def own_piece_alone(layout, old, new):
 
 
 def test_zero1_that_does_not_gather_the_new_weights_is_caught():
-    """Each device updates its piece, and the pieces of the others are those of the step before."""
+    """Each device updates its shard, and the shards of the others are those of the step before."""
 
     def make(layout):
         step = make_step(layout)
@@ -52,28 +52,28 @@ def test_zero1_that_does_not_gather_the_new_weights_is_caught():
 
         return with_gradients(replace(step, apply=apply), step.gradients)
 
-    verdict = convicted(small_layout("mlp", "zero1", f"data={WAYS}"), make)
+    verdict = found_wrong(small_layout("mlp", "zero1", f"data={WAYS}"), make)
     assert verdict.decisive.name == "update"
     assert not verdict.decisive.replicas_agree
     assert_says(verdict, "each updated its own piece and the new pieces were not gathered")
 
 
-def one_copy_alone(alone, state, batch):
-    """Gradients summed inside a copy, and not over copies; the metrics are right."""
+def one_replica_alone(alone, state, batch):
+    """Gradients summed inside a replica, and not over replicas; the metrics are right."""
     gradients, new, metrics, weight = own(alone, state, batch)
     everywhere = over_all(metrics, weight, ("replica", "data"))
     return over_all(gradients, weight), new, everywhere
 
 
 def own_share_of_all(alone, state, batch):
-    """The same, but divided by the weight of the whole batch: half a gradient in each copy."""
+    """The same, but divided by the weight of the whole batch: half a gradient in each replica."""
     gradients, new, metrics, weight = own(alone, state, batch)
     both = ("replica", "data")
     mine = times(gradients, weight / jax.lax.psum(weight, both))
     return jax.lax.psum(mine, "data"), new, over_all(metrics, weight, both)
 
 
-def by_copies(local):
+def by_replicas(local):
     """A `make` whose gradients each device takes of its own rows by `local`."""
 
     def make(layout):
@@ -92,15 +92,15 @@ def by_copies(local):
     return make
 
 
-def test_copies_that_do_not_sum_over_replica_are_caught():
-    """The all-reduce over replica left out: each copy trains on its own half of the batch."""
+def test_replicas_that_do_not_sum_over_replica_are_caught():
+    """The all-reduce over replica left out: each replica trains on its own half of the batch."""
     layout = small_layout("mlp", "replica+data", COPIES)
-    verdict = convicted(layout, by_copies(one_copy_alone))
+    verdict = found_wrong(layout, by_replicas(one_replica_alone))
     assert verdict.decisive.name == "gradient"
     assert_says(
         verdict, "gradients of one device along 'replica' alone: the sum over all 2 was left out"
     )
-    verdict = convicted(layout, by_copies(own_share_of_all))
+    verdict = found_wrong(layout, by_replicas(own_share_of_all))
     assert not verdict.decisive.replicas_agree
     assert_says(verdict, "devices that should hold the same values do not")
 
@@ -117,5 +117,5 @@ def test_a_loss_scale_that_is_not_taken_back_is_caught():
 
         return with_gradients(step, gradients)
 
-    verdict = convicted(small_layout("mlp", "zero1", f"data={WAYS}"), make)
+    verdict = found_wrong(small_layout("mlp", "zero1", f"data={WAYS}"), make)
     assert_says(verdict, "every gradient is 1024 times what it should be")

@@ -110,14 +110,14 @@ def test_sized_models_compute_the_same_when_small(model, mode):
     prove(small_layout(model, "fsdp+tensor", BOTH), mode=mode)
 
 
-def test_the_data_strategies_really_cut_the_small_models():
-    """What the laws above prove is not the whole model on every device.
+def test_the_data_strategies_really_shard_the_small_models():
+    """What the laws above prove is not a replicated model.
 
     The small models are below fsdp's own threshold; with it nothing would be cut or gathered.
     """
     for model in kinds_of_model():
         arrays = small_layout(model, "fsdp", BOTH).parameters.values()
-        cut = sum(a.size for a in arrays if a.stored != a.computed)
+        cut = sum(a.size for a in arrays if a.stored != a.used)
         assert cut > 0.8 * sum(a.size for a in arrays), model
         assert small_strategy("fsdp").whole_below > 0
 
@@ -145,7 +145,7 @@ def test_described_hardware_cannot_verify_and_says_so():
         verify(small_layout("mlp", "data", "data=8"), hardware=HARDWARE.load("h100")())
 
 
-def test_bounds_lie_between_honest_layouts_and_mistakes():
+def test_bounds_are_between_honest_layouts_and_mistakes():
     """The narrower the arithmetic the wider the bound; float32 stays below the smallest mistake.
 
     1.8e-3 is what reducing gradients in bfloat16 does, the smallest of the classic mistakes; 1.5e-6

@@ -1,4 +1,4 @@
-"""Laws of pipelines: one device's numbers in any order of work, and what is sent, held and idle."""
+"""Laws of pipelines: one device's numbers in any order of work, and what is sent, kept and idle."""
 
 from functools import cache, partial
 from typing import Any
@@ -65,7 +65,7 @@ PRODUCTS = {
 
 
 @pytest.mark.parametrize(("strategy", "mesh"), PRODUCTS.items())
-def test_pipelines_join_with_every_way_to_cut_a_stage(strategy, mesh):
+def test_pipelines_join_with_every_way_to_shard_a_stage(strategy, mesh):
     """Inside a stage the other axes work as they do without stages, on 8 and 16 devices."""
     model = "moe" if "expert" in strategy else "transformer"
     options: dict[str, Any] = {"exchange": "ulysses"} if "context" in strategy else {}
@@ -121,9 +121,9 @@ def test_nothing_leaks_from_idle_stages_into_the_results():
 
 def test_idle_ticks_are_counted_while_they_pass():
     """The share that the running program counts is the schedule's, (K - 1) / (M + K - 1)."""
-    idle = gradients(0.0)[1]["idle"]
-    assert float(idle.value) == pytest.approx(3 / (4 + 3))
-    assert float(idle.weight) == 4 * 2 * (4 + 3)
+    bubble = gradients(0.0)[1]["bubble"]
+    assert float(bubble.value) == pytest.approx(3 / (4 + 3))
+    assert float(bubble.weight) == 4 * 2 * (4 + 3)
 
 
 @cache
@@ -133,7 +133,7 @@ def inspected(hardware: str, schedule: str, strategy: str, mesh: str, microbatch
     return inspect(compile_step(step, hardware=HARDWARE.load(hardware)(), for_speed=False))
 
 
-def said(inspection, kind: str, *axes: str) -> int:
+def bytes_in(inspection, kind: str, *axes: str) -> int:
     return sum(r.bytes for r in inspection.collectives if r.kind == kind and r.axes == axes)
 
 
@@ -155,9 +155,9 @@ def test_neighbours_pass_on_one_microbatchs_activation_a_tick(hardware, schedule
     config, rows = layout.model.config, layout.model.batch_size
     table = timetable(schedule_for(layout.strategy, layout.mesh, 4))
     activation = rows // 4 * config.sequence * config.width * FLOAT
-    assert said(inspection, "collective-permute", "pipe") == table.permutes * activation
+    assert bytes_in(inspection, "collective-permute", "pipe") == table.permutes * activation
     outside = sum(a.whole_bytes for p, a in layout.parameters.items() if "blocks" not in p)
-    more = said(inspection, "all-reduce", "pipe") - outside
+    more = bytes_in(inspection, "all-reduce", "pipe") - outside
     assert 0 <= more <= 16 * FLOAT
     assert inspection.ok and all(row.exact for row in inspection.collectives)
 
@@ -173,7 +173,7 @@ def test_a_stage_sums_what_its_layers_sum_once_a_microbatch(hardware):
     config, rows = inspection.layout.model.config, inspection.layout.model.batch_size
     positions = rows * config.sequence * FLOAT
     expected = (4 * config.layers // 2 + 2) * positions * config.width + 4 * positions
-    assert abs(said(inspection, "all-reduce", "model") - expected) <= 8 * FLOAT
+    assert abs(bytes_in(inspection, "all-reduce", "model") - expected) <= 8 * FLOAT
 
 
 @pytest.mark.parametrize("hardware", ["cpu"])
@@ -227,7 +227,7 @@ def test_stages_that_make_no_sense_are_refused(model, strategy, mesh, options, s
 
 def test_microbatches_that_do_not_divide_are_refused():
     """Three of sixteen rows: with the batches that work."""
-    with pytest.raises(LayoutError, match="16 rows cannot be cut into 3 microbatches.*15 or 18"):
+    with pytest.raises(LayoutError, match="16 rows cannot be split into 3 microbatches.*15 or 18"):
         make_step(in_stages("pipeline", "pipe=4"), microbatches=3)
     with pytest.raises(LayoutError, match="4 stages do not divide microbatches=2: use 4"):
         layout = small_layout("transformer", "pipeline", "pipe=4", layers=8)

@@ -54,7 +54,7 @@ def test_a_plain_model_is_what_it_is_on_one_device(name, strategy, mesh, mode):
     try:
         layout = laid_out(made(name), strategy, mesh)
     except jaxpar.LayoutError as refusal:
-        assert name == "graph:in_linen" and "can split nothing" in str(refusal)
+        assert name == "graph:in_linen" and "can shard nothing" in str(refusal)
         return
     verdict = jaxpar.verify(
         layout, hardware=CPU, make=partial(jaxpar.make_step, mode=mode), steps=1
@@ -177,7 +177,7 @@ def twin(layer=Layer):
     )
 
 
-def said_under_tensor(model, mode):
+def collectives_under_tensor(model, mode):
     layout = laid_out(model, "tensor", "model=4")
     program = jaxpar.compile_step(jaxpar.make_step(layout, mode=mode), hardware=H100)
     inspection = jaxpar.inspect(program)
@@ -185,11 +185,11 @@ def said_under_tensor(model, mode):
     return [(row.kind, row.axes, row.bytes) for row in inspection.collectives]
 
 
-def test_a_plain_decoder_says_what_its_annotated_twin_says():
+def test_a_plain_decoder_has_its_annotated_twins_collectives():
     """Kind by kind and byte by byte, on the described H100."""
     annotated = small_model("transformer", norm="rms", kv_heads=None, **SIZES)
     annotated = annotated.with_batch_size(ROWS)
-    expected = said_under_tensor(annotated, "auto")
+    expected = collectives_under_tensor(annotated, "auto")
     residual = ROWS * SIZES["sequence"] * SIZES["width"] * 4
     # Two sums of the residual a block forward and two backward, one for the embedding, one for the
     # head; the rest are a few numbers a token: softmax and accuracy.
@@ -197,12 +197,12 @@ def test_a_plain_decoder_says_what_its_annotated_twin_says():
     assert (kind, axes, more) == ("all-reduce", ("model",), [])
     textbook = (4 * SIZES["layers"] + 2) * residual
     assert textbook <= total <= textbook + 8 * ROWS * SIZES["sequence"] * 4
-    assert said_under_tensor(twin(), "auto") == expected
-    assert said_under_tensor(twin(Fused), "auto") == expected
+    assert collectives_under_tensor(twin(), "auto") == expected
+    assert collectives_under_tensor(twin(Fused), "auto") == expected
 
 
 def test_without_the_walk_through_reshapes_the_twin_would_be_told_apart(monkeypatch):
-    """The law above can fail: heads that are not found leave attention whole."""
+    """The law above can fail: heads that are not found leave attention replicated."""
     real = unify.factors
 
     def blind(eqn):

@@ -5,7 +5,7 @@ slice. The counts are worked out by hand; only the program is the compiler's.
 """
 
 import pytest
-from test_traffic import FLOAT, H100, inspected, said
+from test_traffic import FLOAT, H100, bytes_in, inspected
 
 MESHES = {"sequence": "model=8", "fsdp+sequence": "data=4,model=2"}
 # (activations summed by tensor, scattered, gathered): a layer, and beside the layers.
@@ -34,8 +34,8 @@ def test_scatters_and_gathers_stand_where_tensor_parallelism_sums(hardware, stra
     layers = inspection.layout.model.config.layers
     activation, _ = sized(inspection)
     _, scattered, gathered = (layers * a + b for a, b in zip(*COUNTS[remat], strict=True))
-    assert said(inspection, "reduce-scatter", "model") == scattered * activation
-    assert said(inspection, "all-gather", "model") == gathered * activation
+    assert bytes_in(inspection, "reduce-scatter", "model") == scattered * activation
+    assert bytes_in(inspection, "all-gather", "model") == gathered * activation
     assert inspection.ok
 
 
@@ -50,7 +50,7 @@ def test_tensor_parallelism_sums_what_it_is_compared_with(hardware, remat):
     layers = inspection.layout.model.config.layers
     activation, position = sized(inspection)
     (a, _, _), (b, _, _) = COUNTS[remat]
-    assert said(inspection, axis="model") == (layers * a + b) * activation + 5 * position
+    assert bytes_in(inspection, axis="model") == (layers * a + b) * activation + 5 * position
 
 
 @pytest.mark.parametrize("hardware", [H100])
@@ -60,4 +60,4 @@ def test_what_is_all_reduced_is_the_loss_and_the_norms_gradients(hardware):
     config = inspection.layout.model.config
     norms = (2 * config.layers + 1) * config.width * FLOAT
     _, position = sized(inspection)
-    assert said(inspection, "all-reduce", "model") == norms + 5 * position
+    assert bytes_in(inspection, "all-reduce", "model") == norms + 5 * position

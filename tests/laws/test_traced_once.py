@@ -241,6 +241,6 @@ def _raising(eqn, operands):
 
 
 def test_a_convolution_is_typed():
-    """JAX takes where its result lies, so that it is no island."""
+    """JAX takes how its result is sharded, so that it is no island."""
     step = jaxpar.make_step(layout_of("resnet:in_linen", "data"), mode="explicit")
     assert not [i for i in step.traced.islands if i.primitive.startswith("conv")]

@@ -1,4 +1,4 @@
-"""A strategy says on the wire what it states, per axis, on CPU programs and on a described H100's.
+"""A strategy's collectives are those it states, per axis, on CPU programs and a described H100's.
 
 The byte counts are worked out by hand from shapes; only the program is the compiler's.
 """
@@ -46,7 +46,7 @@ def on_hardware(cases):
 
 
 def inspected(model, strategy, *, hardware="cpu", mesh=BOTH, mode="auto", microbatches=1, **fields):
-    """What the small model's compiled step holds and says; each is compiled once."""
+    """What the small model's compiled step holds and communicates; each is compiled once."""
     return _inspected(model, strategy, hardware, mesh, mode, microbatches, tuple(fields.items()))
 
 
@@ -57,7 +57,7 @@ def _inspected(model, strategy, hardware, mesh, mode, microbatches, fields):
     return inspect(compile_step(step, hardware=HARDWARE.load(hardware)(), for_speed=False))
 
 
-def said(inspection, kind: str | None = None, axis: str | None = None) -> int:
+def bytes_in(inspection, kind: str | None = None, axis: str | None = None) -> int:
     """Bytes put into collectives of `kind` (any) that cross `axis` (any)."""
     rows = inspection.collectives
     assert all(row.exact and row.whole for row in rows), rows
@@ -66,14 +66,14 @@ def said(inspection, kind: str | None = None, axis: str | None = None) -> int:
     )
 
 
-def pieces(inspection, *, cut: bool | None = None, layers_twice: bool = False) -> int:
-    """Bytes of parameters as a device uses them; of those cut for storage, or of the others."""
+def pieces(inspection, *, sharded: bool | None = None, layers_twice: bool = False) -> int:
+    """Bytes of parameters as a device uses them; of those stored sharded, or of the others."""
     layout = inspection.layout
     total = 0
     for a in layout.parameters.values():
-        if cut in (None, a.stored != a.computed):
+        if sharded in (None, a.stored != a.used):
             ways = 1
-            for entry in a.computed:
+            for entry in a.used:
                 for axis in axes_of(entry):
                     ways *= layout.mesh.size(axis)
             twice = layers_twice and a.dims[0] == "layers"
@@ -119,10 +119,10 @@ def test_data_parallelism_all_reduces_the_parameters_bytes(hardware, model, stra
     A model with BatchNorm also sums its statistics, to take them over the whole batch.
     """
     inspection = inspected(model, strategy, hardware=hardware, mode=mode)
-    more = said(inspection, "all-reduce", "data") - pieces(inspection)
+    more = bytes_in(inspection, "all-reduce", "data") - pieces(inspection)
     least, most = statistics_bytes(inspection)
     assert least < more <= most + scalars(inspection)
-    assert said(inspection, axis="data") == said(inspection, "all-reduce", "data")
+    assert bytes_in(inspection, axis="data") == bytes_in(inspection, "all-reduce", "data")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -132,7 +132,7 @@ def test_tensor_parallelism_sums_activations_and_nothing_else(hardware, strategy
     """Over model, of a decoder with L layers: 4 L + 2 sums of (batch, sequence, width).
 
     Two a layer forward (after attention, after the feed-forward part) and two backward (before
-    each). One for the embedding, whose rows lie on different devices, and one backward before the
+    each). One for the embedding, whose rows are on different devices, and one backward before the
     head. And five of (batch, sequence) for a split vocabulary: in the loss the largest logit, the
     sum of exponentials and the label's logit; in the accuracy the label's logit and the largest,
     which manual mode has at hand from the loss.
@@ -144,8 +144,8 @@ def test_tensor_parallelism_sums_activations_and_nothing_else(hardware, strategy
     positions = rows * config.sequence * FLOAT
     expected = (4 * config.layers + 2) * positions * config.width
     expected += {"auto": 5, "manual": 4}[mode] * positions
-    assert said(inspection, "all-reduce", "model") == expected
-    assert said(inspection, axis="model") == expected
+    assert bytes_in(inspection, "all-reduce", "model") == expected
+    assert bytes_in(inspection, axis="model") == expected
 
 
 @pytest.mark.parametrize(
@@ -159,13 +159,17 @@ def test_fsdp_gathers_layers_twice_and_scatters_gradients_once(hardware, model, 
     as an all-reduce of the whole and a slice.
     """
     inspection = inspected(model, strategy, hardware=hardware)
-    cut, whole = pieces(inspection, cut=True), pieces(inspection, cut=False)
-    assert cut > 0
-    assert said(inspection, "all-gather", "data") == pieces(inspection, cut=True, layers_twice=True)
-    scattered = said(inspection, "reduce-scatter", "data")
-    assert scattered == (0 if hardware == "cpu" else cut)
+    sharded, whole = pieces(inspection, sharded=True), pieces(inspection, sharded=False)
+    assert sharded > 0
+    assert bytes_in(inspection, "all-gather", "data") == pieces(
+        inspection, sharded=True, layers_twice=True
+    )
+    scattered = bytes_in(inspection, "reduce-scatter", "data")
+    assert scattered == (0 if hardware == "cpu" else sharded)
     least, most = statistics_bytes(inspection)
-    more = said(inspection, "all-reduce", "data") - whole - (cut if hardware == "cpu" else 0)
+    more = (
+        bytes_in(inspection, "all-reduce", "data") - whole - (sharded if hardware == "cpu" else 0)
+    )
     assert least < more <= most + scalars(inspection)
 
 
@@ -179,12 +183,14 @@ def test_collectives_in_a_loop_count_as_often_as_it_runs(hardware):
     program = compile_step(make_step(layout), hardware=HARDWARE.load(hardware)(), for_speed=False)
     assert " while(" in program.text, "unrolled wholly: take more layers"
     inspection = inspect(program)
-    assert said(inspection, "all-gather", "data") == pieces(inspection, cut=True, layers_twice=True)
+    assert bytes_in(inspection, "all-gather", "data") == pieces(
+        inspection, sharded=True, layers_twice=True
+    )
 
 
 @pytest.mark.parametrize("mesh", ["data=8", "model=8", "data=1"])
-def test_nothing_is_said_over_an_axis_of_one_device(mesh):
-    """On a mesh of one axis a strategy for two speaks along that axis alone."""
+def test_no_collective_runs_over_an_axis_of_one_device(mesh):
+    """On a mesh of one axis a strategy for two has collectives over that axis alone."""
     inspection = inspected("mlp", "fsdp+tensor", mesh=mesh)
     large = {axis for axis, size in inspection.layout.mesh.sizes if size > 1}
     assert {axis for row in inspection.collectives for axis in row.axes} == large
@@ -204,6 +210,6 @@ def test_accumulation_sums_over_data_no_more_than_once_a_microbatch():
     """Two microbatches all-reduce the parameters' bytes at most twice."""
     make = partial(inspected, "mlp", "data", mesh="data=8")
     once, twice = make(), make(microbatches=2)
-    assert said(once, "all-reduce") - scalars(once) <= pieces(once)
-    assert said(twice, "all-reduce") <= 2 * (pieces(once) + scalars(once))
+    assert bytes_in(once, "all-reduce") - scalars(once) <= pieces(once)
+    assert bytes_in(twice, "all-reduce") <= 2 * (pieces(once) + scalars(once))
     assert twice.ok

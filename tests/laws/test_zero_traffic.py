@@ -1,45 +1,45 @@
-"""ZeRO's stages and copies across nodes say on the wire what the papers say, to the byte.
+"""ZeRO's stages and replicas across nodes: the papers' communication volumes, to the byte.
 
-P is the bytes of the parameters that are cut, as large as they are in use on a device; what stays
-whole, and four scalars, are all-reduced. Rajbhandari et al. (2020) for the stages.
+P is the bytes of the parameters that are sharded, as large as they are in use on a device; what
+stays whole, and four scalars, are all-reduced. Rajbhandari et al. (2020) for the stages.
 """
 
 import pytest
 from small import MODES
-from test_traffic import FLOAT, HARDWARES, inspected, said, scalars
+from test_traffic import FLOAT, HARDWARES, bytes_in, inspected, scalars
 
 from jaxpar.core.mesh import axes_of
 
 COPIES = "replica=2,data=4"
 
 
-def used_bytes(inspection, *, cut, copies=1):
-    """Bytes of parameters in use on a device: of those that are kept in pieces, or the others.
+def used_bytes(inspection, *, sharded, times=1):
+    """Bytes of parameters in use on a device: of those that are stored sharded, or the others.
 
-    Stacked layers count `copies` times.
+    Stacked layers count `times` times.
     """
     total = 0
     for a in inspection.layout.parameters.values():
-        if cut == (a.moment != a.computed):
+        if sharded == (a.optimizer_state != a.used):
             ways = 1
-            for entry in a.computed:
+            for entry in a.used:
                 for axis in axes_of(entry):
                     ways *= inspection.layout.mesh.size(axis)
-            total += a.whole_bytes // ways * (copies if a.dims[0] == "layers" else 1)
+            total += a.whole_bytes // ways * (times if a.dims[0] == "layers" else 1)
     return total
 
 
-def says(inspection, kind, axis="data"):
+def bytes_in_kind(inspection, kind, axis="data"):
     """Bytes of `kind` over `axis` and no other."""
     return sum(r.bytes for r in inspection.collectives if (r.kind, r.axes) == (kind, (axis,)))
 
 
 def assert_whole_arrays_and_scalars(inspection, found):
-    """`found` is what stays whole and the loss's and accuracy's totals and weight.
+    """`found` is what stays replicated and the loss's and accuracy's totals and weight.
 
     Manual mode knows that the two weights are one.
     """
-    over, most = found - used_bytes(inspection, cut=False), scalars(inspection)
+    over, most = found - used_bytes(inspection, sharded=False), scalars(inspection)
     assert most - FLOAT <= over <= most, over
 
 
@@ -47,23 +47,23 @@ def assert_whole_arrays_and_scalars(inspection, found):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("hardware", HARDWARES)
 def test_zero2_scatters_each_microbatch_and_gathers_once(hardware, mode, microbatches):
-    """A reduce-scatter of P a microbatch, an all-gather of P a step; no all-reduce of the cut.
+    """A reduce-scatter of P a microbatch, an all-gather of P a step; no all-reduce of the sharded.
 
     XLA for CPUs spells auto mode's scatter as an all-reduce of P and a slice.
     """
     found = inspected(
         "transformer", "zero2+tensor", hardware=hardware, mode=mode, microbatches=microbatches
     )
-    cut = used_bytes(found, cut=True)
-    assert says(found, "all-gather") == cut > 0
+    sharded = used_bytes(found, sharded=True)
+    assert bytes_in_kind(found, "all-gather") == sharded > 0
     spelled_out = (hardware, mode) == ("cpu", "auto")
-    assert says(found, "reduce-scatter") == (0 if spelled_out else microbatches * cut)
-    reduced = says(found, "all-reduce") - (microbatches * cut if spelled_out else 0)
+    assert bytes_in_kind(found, "reduce-scatter") == (0 if spelled_out else microbatches * sharded)
+    reduced = bytes_in_kind(found, "all-reduce") - (microbatches * sharded if spelled_out else 0)
     if microbatches == 1:
         assert_whole_arrays_and_scalars(found, reduced)
     else:
-        assert reduced <= 2 * (used_bytes(found, cut=False) + scalars(found))
-    assert says(found, "all-to-all") == says(found, "collective-permute") == 0
+        assert reduced <= 2 * (used_bytes(found, sharded=False) + scalars(found))
+    assert bytes_in_kind(found, "all-to-all") == bytes_in_kind(found, "collective-permute") == 0
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -71,35 +71,39 @@ def test_zero2_scatters_each_microbatch_and_gathers_once(hardware, mode, microba
 def test_zero1_scatters_gradients_and_gathers_weights(hardware, mode):
     """Reduce-scatter P and all-gather P: a ring sends so much for the all-reduce of plain data."""
     found = inspected("transformer", "zero1", hardware=hardware, mesh="data=8", mode=mode)
-    cut = used_bytes(found, cut=True)
-    assert says(found, "all-gather") == cut > 0
+    sharded = used_bytes(found, sharded=True)
+    assert bytes_in_kind(found, "all-gather") == sharded > 0
     spelled_out = (hardware, mode) == ("cpu", "auto")
-    assert says(found, "reduce-scatter") == (0 if spelled_out else cut)
-    assert_whole_arrays_and_scalars(found, says(found, "all-reduce") - (cut if spelled_out else 0))
+    assert bytes_in_kind(found, "reduce-scatter") == (0 if spelled_out else sharded)
+    assert_whole_arrays_and_scalars(
+        found, bytes_in_kind(found, "all-reduce") - (sharded if spelled_out else 0)
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_zero1_sums_whole_gradients_of_microbatches(mode):
-    """What it keeps while microbatches add up is whole: twice the all-reduce of P, one gather."""
+def test_zero1_all_reduces_gradients_of_microbatches(mode):
+    """Sums over microbatches are kept replicated: twice the all-reduce of P, one gather."""
     found = inspected("mlp", "zero1", mesh="data=8", mode=mode, microbatches=2)
-    cut, whole = used_bytes(found, cut=True), used_bytes(found, cut=False)
-    assert says(found, "all-gather") == cut > 0
-    assert 2 * cut <= says(found, "all-reduce") <= 2 * (cut + whole + scalars(found))
-    assert says(found, "reduce-scatter") == 0
+    sharded, whole = used_bytes(found, sharded=True), used_bytes(found, sharded=False)
+    assert bytes_in_kind(found, "all-gather") == sharded > 0
+    assert (
+        2 * sharded <= bytes_in_kind(found, "all-reduce") <= 2 * (sharded + whole + scalars(found))
+    )
+    assert bytes_in_kind(found, "reduce-scatter") == 0
 
 
 @pytest.mark.parametrize("strategy", ["replica+fsdp", "replica+zero2"])
 @pytest.mark.parametrize("hardware", HARDWARES)
-def test_copies_sum_the_pieces_of_what_is_cut_inside(hardware, strategy):
-    """In manual mode: over data as without copies, over replica an all-reduce of P / data.
+def test_replicas_sum_the_shards_of_what_is_sharded_inside(hardware, strategy):
+    """In manual mode: over data as without replicas, over replica an all-reduce of P / data.
 
-    What stays whole is summed over both at once.
+    What stays replicated is summed over both at once.
     """
     found = inspected("transformer", strategy, hardware=hardware, mesh=COPIES, mode="manual")
-    cut = used_bytes(found, cut=True)
-    assert says(found, "reduce-scatter") == cut > 0
-    assert says(found, "all-reduce", "replica") == cut // 4
-    assert_whole_arrays_and_scalars(found, said(found, "all-reduce", "data"))
+    sharded = used_bytes(found, sharded=True)
+    assert bytes_in_kind(found, "reduce-scatter") == sharded > 0
+    assert bytes_in_kind(found, "all-reduce", "replica") == sharded // 4
+    assert_whole_arrays_and_scalars(found, bytes_in(found, "all-reduce", "data"))
     if hardware == "h100":  # XLA for CPUs merges the second gather of layers in a row
         layers = 2 if "fsdp" in strategy else 1
-        assert says(found, "all-gather") == used_bytes(found, cut=True, copies=layers)
+        assert bytes_in_kind(found, "all-gather") == used_bytes(found, sharded=True, times=layers)

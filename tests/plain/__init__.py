@@ -1,1 +1,1 @@
-"""Models that nobody wrote for jaxpar: plain Flax, no names, no seams. One family a file."""
+"""Models that nobody wrote for jaxpar: plain Flax, no names, no hooks. One family a file."""

@@ -50,7 +50,7 @@ class Vision(nnx.Module):
 
 
 class LinenLayer(nn.Module):
-    """As language models are: cut by `split`."""
+    """As language models are: by `split`."""
 
     @nn.compact
     def __call__(self, x, _):

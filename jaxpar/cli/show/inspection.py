@@ -64,7 +64,8 @@ def show_schedule(screen: Screen, inspection: Inspection) -> None:
     screen.say(
         f"schedule {schedule.name}: {schedule.microbatches} microbatches through "
         f"{schedule.stages} stages{chunks} in {schedule.ticks} ticks, bubble fraction "
-        f"{schedule.idle_share:.1%}, at most {schedule.peak_live} in-flight microbatches on a stage"
+        f"{schedule.bubble_fraction:.1%}, at most {schedule.peak_in_flight} in-flight microbatches "
+        "on a stage"
     )
     _show_ticks(screen, schedule)
 

@@ -25,7 +25,7 @@ def show_layout(screen: Screen, layout: Layout, hardware: Hardware, *, whole: bo
             for a in layout.parameters.values()
         ]
         screen.table(["parameter", "sharding", "bytes per device", "shape"], rows)
-        if any(a.stored != a.computed for a in layout.parameters.values()):
+        if any(a.stored != a.used for a in layout.parameters.values()):
             screen.say("* all-gathered for use", style="dim")
     share = layout.parameter_device_bytes / max(1, layout.parameter_bytes)
     screen.say(
@@ -67,7 +67,7 @@ def _sharding(array: Array) -> str:
         for dim, entry in zip(array.dims, array.stored, strict=True)
         if entry is not None
     ]
-    gathered = " *" if array.stored != array.computed else ""
+    gathered = " *" if array.stored != array.used else ""
     return (", ".join(sharded) or REPLICATED) + gathered
 
 

@@ -1,6 +1,6 @@
 """How far arrays under a layout are from one device's: the worst array, on its worst replica.
 
-Every device's own piece is looked at: the view of a whole array shows one replica of each.
+Every device's own shard is looked at: the view of a whole array shows one replica of each.
 """
 
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ class Check:
 
     Attributes:
         name: "initial state", "gradient", "update", "loss" or "state after n steps".
-        arrays: how many arrays were compared, each on every device that holds a piece of it.
+        arrays: how many arrays were compared, each on every device that has a shard of it.
         worst: path of the array with the largest error.
         error, bound: relative error of that array, and what is accepted.
-        replicas_agree: whether devices that should hold equal pieces do.
+        replicas_agree: whether devices that should hold equal shards do.
     """
 
     name: str
@@ -39,13 +39,13 @@ class Check:
 
 
 def relative(got, right) -> float:
-    """Error of a scalar, or of the worst of several."""
+    """The relative error of a scalar, or of the worst of several."""
     got, right = np.asarray(got), np.asarray(right)
     return float(np.max(np.abs(got - right) / np.maximum(np.abs(right), 1e-30)))
 
 
 def compare(name, right, got, bound, *, norms=None) -> Check:
-    """Worst relative error of any array, looking at every device's own piece."""
+    """The worst relative error of any array, every device's own shard looked at, as a Check."""
     norms = right if norms is None else norms
     size = {p: _norm(_wide(norms[p])) for p in right}
     # Moments and parameters differ in size by orders: the floor is taken within each family.
@@ -74,6 +74,7 @@ def rounding_only(gradients, share: float) -> frozenset[str]:
 
 
 def _family(path: str) -> str:
+    """The group whose norm an error is relative to: parameters, a field of optimizer state."""
     return (
         path.split("/layers/")[0].rsplit("/", 1)[0]
         if path.startswith("optimizer")

@@ -29,10 +29,10 @@ def likely_mistake(
 
     Args:
         got, right: path -> gradient under the layout, and on one device.
-        mesh, microbatches: how the batch was cut.
+        mesh, microbatches: how the batch was split.
         gradient_of_rows: the one-device gradient of a part of the batch, as a mean of its own.
         rows: rows in the batch.
-        replicas_agree: whether devices that should hold the same piece do.
+        replicas_agree: whether devices that should hold the same shard do.
         loss_agrees: whether the loss itself was right.
         tolerance: relative error below which two gradients count as the same.
     """
@@ -72,6 +72,7 @@ def likely_mistake(
 
 
 def _one_factor(factor: float, mesh: MeshShape, microbatches: int) -> str:
+    """What makes every gradient this many times too large."""
     sizes = {f"the {n} devices along '{axis}'": n for axis, n in mesh.sizes if n > 1}
     sizes |= {f"the {microbatches} microbatches": microbatches} if microbatches > 1 else {}
     for what, n in sizes.items():
@@ -91,6 +92,7 @@ def _one_factor(factor: float, mesh: MeshShape, microbatches: int) -> str:
 
 
 def _acted_out(got, name, parts, rows, gradient_of_rows, tolerance, *, contiguous) -> str | None:
+    """The mistake that gives `got` when tried on one device with the batch in parts; else None."""
     share = rows // parts
     slices = [
         slice(i * share, (i + 1) * share) if contiguous else slice(i, None, parts)
@@ -118,6 +120,7 @@ def _factor(got: np.ndarray, right: np.ndarray, tolerance: float) -> float | Non
 
 
 def _same(a: Arrays, b: Arrays, tolerance: float) -> bool:
+    """Whether two sets of arrays differ by less than ten tolerances of their norm."""
     size = np.sqrt(sum(np.vdot(x, x) for x in b.values()))
     gap = np.sqrt(sum(np.vdot(a[p] - b[p], a[p] - b[p]) for p in b))
     return bool(gap <= 10 * tolerance * size)

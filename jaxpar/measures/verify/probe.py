@@ -68,7 +68,7 @@ def narrowest(layout: Layout) -> str:
 def probe_batch(model: Model, seed: int) -> dict[str, np.ndarray]:
     """A random legal batch whose `weight` differs from row to row.
 
-    Weights of whole examples lie in 0.25 .. 1.75; weights of positions are 1 up to a random length
+    Weights of whole examples are in 0.25 .. 1.75; weights of positions are 1 up to a random length
     of a quarter to all of the row, then 0.
     """
     rng = np.random.default_rng(seed)
@@ -115,6 +115,7 @@ def nudged(parameters: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray
 
 
 def _widened(leaf):
+    """A leaf in float64 if it is floating, else itself."""
     if jnp.issubdtype(leaf.dtype, jnp.floating):
         return leaf.astype(WIDE)
     return leaf
@@ -140,4 +141,5 @@ def _float_dtypes(jaxpr, moved: list[bool]):
 
 
 def _is_float(var) -> bool:
+    """Whether a jaxpr's variable holds floats."""
     return hasattr(var.aval, "dtype") and jnp.issubdtype(var.aval.dtype, jnp.floating)

@@ -1,8 +1,9 @@
 """Parameter averaging on one device: separate plain runs, and numpy's mean of what they come to.
 
 The reference that `verify` holds a strategy with averaging to, since such a strategy computes not
-what one device does but what several do that meet now and then. Nothing of `jaxpar.step.averaging`
-is used: each run is the plain step on its own rows, and the outer step is written out here.
+what one device does but what replicas do that synchronise now and then. Nothing of
+`jaxpar.step.averaging` is used: each run is the plain step on its own rows, and the outer step is
+written out here.
 """
 
 from dataclasses import dataclass, replace
@@ -19,17 +20,17 @@ from jaxpar.layout.record import Layout
 from jaxpar.program.record import Program, compile_step
 from jaxpar.step.make_step import make_step
 from jaxpar.step.record import State, Step
-from jaxpar.strategies.record import APART, Averaging, Strategy
+from jaxpar.strategies.record import REPLICA, Averaging, Strategy
 
-MEETINGS = 2
-"""How often copies meet while they are judged: the second time the outer momentum counts."""
+SYNCHRONISATIONS = 2
+"""Synchronisations while replicas are judged: from the second on the outer momentum counts."""
 
 
 def every_of(averaging: Averaging) -> int:
-    """Updates between meetings when judged: 1 if it is so in training, else 2.
+    """Updates between synchronisations while judged: 1 if it is so in training, else 2.
 
-    Neither an update nor an averaging depends on how many lie between, which is training's to
-    count; with 2 the copies differ in their moments and in their gradients' whole history.
+    Neither an update nor an averaging depends on how many come between, which is training's to
+    count; with 2 the replicas differ in their optimizer state too.
     """
     return 1 if averaging.every == 1 else 2
 
@@ -41,7 +42,7 @@ class Simulation:
     Attributes:
         step: the step on trial, of which only the shapes of its state are used.
         alone: one device's plain program for one run's rows.
-        averaging: how the runs come together.
+        averaging: how the runs are averaged.
         runs: how many there are.
     """
 
@@ -54,11 +55,11 @@ class Simulation:
     def algorithm(self) -> str:
         """What is simulated, for people."""
         every = every_of(self.averaging)
-        return f"parameter averaging: {self.runs} runs that meet every {every} updates"
+        return f"parameter averaging: {self.runs} runs that synchronise every {every} updates"
 
     @property
     def state_shardings(self) -> State:
-        """Everything on the one device."""
+        """The sharding of every array of a state: the one device."""
         there = jax.sharding.SingleDeviceSharding(self.alone.mesh.devices.flat[0])
         return jax.tree.map(lambda _: there, self.step.state)
 
@@ -74,7 +75,7 @@ class Simulation:
         return replace(state, step=first.step, key=jnp.stack(keys), outer=outer)
 
     def place(self, batch: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-        """Each run its own rows, in order."""
+        """A batch as one placed batch a run, rows in order."""
         shares = {name: np.split(rows, self.runs) for name, rows in batch.items()}
         return [
             self.alone.place({name: share[run] for name, share in shares.items()})
@@ -88,7 +89,7 @@ class Simulation:
         return replace(new, step=runs[0][0].step, outer=state.outer), metrics, gradients
 
     def apply(self, state: State, gradients, model_state) -> State:
-        """Each run's update by its own optimizer."""
+        """The state after each run's update by its own optimizer."""
         new = [
             self.alone.apply(self._run(state, r), *_own((gradients, model_state), r))
             for r in range(self.runs)
@@ -96,7 +97,7 @@ class Simulation:
         return replace(_stacked(new), step=new[0].step, outer=state.outer)
 
     def average(self, state: State) -> State:
-        """All runs at the outer step from where they last met; floats of their state averaged."""
+        """All runs after an outer step from their last average; floats of their state averaged."""
         means = {path: _mean(values) for path, values in state.parameters.items()}
         outer = state.outer
         if not self.averaging.plain:
@@ -119,16 +120,18 @@ class Simulation:
         )
 
     def _run(self, state: State, run: int) -> State:
+        """The state of one run, placed on the one device."""
         own = _own(replace(state, step=None, outer={}), run)
         return jax.device_put(replace(own, step=state.step), self.alone.state_shardings)
 
     def _repeated(self, mean: np.ndarray) -> np.ndarray:
+        """`mean` once for each run, stacked."""
         return np.stack([mean] * self.runs)
 
 
 def simulation(layout: Layout, step: Step, hardware: Hardware) -> Simulation:
     """The runs that a layout with averaging has to equal, by the optimizer of `step` on trial."""
-    runs = layout.mesh.size(APART)
+    runs = layout.mesh.size(REPLICA)
     model = layout.model.with_batch_size(layout.model.batch_size // runs)
     alone = lay_out(model, strategy=Strategy(name="one run"), mesh=MeshShape())
     plain = make_step(alone, optimizer=step.optimizer, microbatches=step.microbatches)
@@ -138,29 +141,36 @@ def simulation(layout: Layout, step: Step, hardware: Hardware) -> Simulation:
 
 
 def mistake_in(check: str) -> str:
-    """What most likely went wrong where this check of copies that train apart failed."""
+    """What most likely went wrong where this check of replicas of local SGD failed."""
     if check == "initial state":
-        return "copies do not start from the same parameters, or dropout keys are not their own"
+        return "replicas do not start from the same parameters, or share a dropout key"
     if check in ("gradient", "loss", "model state"):
         return (
-            "a copy's gradient is not that of its own rows and its own weight: rows were shared "
-            "out otherwise, or something was summed over the copies"
+            "a replica's gradient is not that of its own rows and its own weight: rows were shared "
+            "out otherwise, or something was summed over the replicas"
         )
     if check == "update":
-        return "a copy's update is not that of its own moments: copies were mixed in the optimizer"
+        return (
+            "a replica's update is not that of its own optimizer state: replicas were mixed in the "
+            "optimizer"
+        )
     return (
-        "an update of every copy is right, and where they meet is not: a copy was left out of the "
-        "mean or counted twice, the outer step was taken otherwise, or moments were averaged too"
+        "an update of every replica is right, and their synchronisation is not: a replica was left "
+        "out of the mean or counted twice, the outer step was taken otherwise, or optimizer state "
+        "was averaged too"
     )
 
 
 def _mean(values) -> np.ndarray:
+    """The mean over the leading dim, by numpy."""
     return np.mean(np.asarray(values), axis=0)
 
 
 def _own(tree, run: int):
+    """One run's entries of arrays stacked by run."""
     return jax.tree.map(lambda x: x[run], tree)
 
 
 def _stacked(trees: list):
+    """A tree whose arrays are those of `trees` stacked along a new leading dim."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

@@ -22,7 +22,7 @@ from jaxpar.measures.verify.alone import on_one_device
 from jaxpar.measures.verify.compare import Check, compare, relative, rounding_only
 from jaxpar.measures.verify.diagnosis import likely_mistake
 from jaxpar.measures.verify.probe import WIDE, narrowest, nudged, probe_batch, widened
-from jaxpar.measures.verify.simulation import MEETINGS, every_of, mistake_in, simulation
+from jaxpar.measures.verify.simulation import SYNCHRONISATIONS, every_of, mistake_in, simulation
 from jaxpar.program.record import Program, compile_step
 from jaxpar.step.make_step import make_step
 from jaxpar.step.record import State, Step
@@ -133,7 +133,7 @@ def verify(
             "verify: use --hardware cpu"
         )
     if averaging := layout.strategy.averaging:
-        steps = max(steps, MEETINGS * every_of(averaging) + 1)
+        steps = max(steps, SYNCHRONISATIONS * every_of(averaging) + 1)
     with jax.enable_x64(True):
         wide = _relaid(layout, widened(layout.model), make(layout).microbatches)
         if narrowest(wide) == WIDE:
@@ -169,6 +169,7 @@ def _relaid(layout: Layout, model, microbatches: int) -> Layout:
 
 
 def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
+    """The verdict on a layout, judged by the bounds of `dtype`; arguments as for `verify`."""
     bounds = BOUNDS[dtype]
     step = make(layout)
     candidate = compile_step(step, hardware=hardware, for_speed=False)
@@ -207,8 +208,8 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
         checks.append(compare("model state", *named, bounds["gradient"]))
     states = (right_state, got_state)
     checks.append(_update_check(reference, candidate, start, right, states, bounds["update"]))
-    idle = rounding_only(right, ROUNDING * bounds["gradient"])
-    checks += _steps_checks(*sides, steps, bounds, idle)
+    unjudged = rounding_only(right, ROUNDING * bounds["gradient"])
+    checks += _steps_checks(*sides, steps, bounds, unjudged)
 
     mistake = None
     if averaging:
@@ -235,6 +236,7 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
 
 
 def _later_mistake(check: Check) -> str:
+    """What most likely went wrong where the gradient is right and this check is not."""
     if check.name == "initial state":
         return (
             "parameters are drawn differently: a random key was split or folded a device at a time"
@@ -242,14 +244,14 @@ def _later_mistake(check: Check) -> str:
     if check.name == "update" and not check.replicas_agree:
         return (
             "the gradient is right, and after the update devices that should hold the same weights "
-            "do not: each updated its own piece and the new pieces were not gathered, or clipping "
+            "do not: each updated its own shard and the new shards were not gathered, or clipping "
             "by the norm of one device's share"
         )
     if check.name == "update":
         return (
             "the gradient is right and the update from it is not: clipping by the norm of one "
-            "device's share, weight decay left out or given to other arrays, or moments that lie "
-            "otherwise than their parameters"
+            "device's share, weight decay left out or given to other arrays, or optimizer state "
+            "sharded otherwise than its parameters"
         )
     if check.name == "loss":
         return "the gradient is right and the loss is not: it was summed or averaged over too much"
@@ -303,7 +305,7 @@ class _Side:
         return _Side(self.program, self.batch, *self.program.probe(state, self.batch))
 
 
-def _steps_checks(reference: _Side, candidate: _Side, steps, bounds, idle) -> list[Check]:
+def _steps_checks(reference: _Side, candidate: _Side, steps, bounds, unjudged) -> list[Check]:
     """Losses over some steps, and the state after them; both sides have done the first."""
     averaging = candidate.program.step.layout.strategy.averaging
     sides, worst = (reference, candidate), 0.0
@@ -321,7 +323,7 @@ def _steps_checks(reference: _Side, candidate: _Side, steps, bounds, idle) -> li
     judged = {
         name: value
         for name, value in stored.items()
-        if not any(f"/{name}".endswith(f"/{path}") for path in idle)
+        if not any(f"/{name}".endswith(f"/{path}") for path in unjudged)
     }
     return [
         Check(f"loss over {steps} steps", steps, "loss", worst, bounds["loss"]),
@@ -330,6 +332,7 @@ def _steps_checks(reference: _Side, candidate: _Side, steps, bounds, idle) -> li
 
 
 def _part_gradient(layout, step, hardware, start, batch, rows) -> dict[str, np.ndarray]:
+    """The gradient of these rows alone, on one device, by path."""
     part = {name: value[rows] for name, value in batch.items()}
     model = layout.model.with_batch_size(len(next(iter(part.values()))))
     program = on_one_device(model, optimizer=step.optimizer, microbatches=1, hardware=hardware)
@@ -337,6 +340,7 @@ def _part_gradient(layout, step, hardware, start, batch, rows) -> dict[str, np.n
 
 
 def _gradients(program: Program, start: State, batch):
+    """(gradients, model state, metrics) of a program from a host state and a host batch."""
     gradients, state, metrics = program.gradients(_on(program, start), program.place(batch))
     return gradients, state, metrics
 
@@ -376,10 +380,12 @@ def _to_host(state: State) -> State:
 
 
 def _is_key(value) -> bool:
+    """Whether a value is a typed random key."""
     return jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def _arrays_to_host(arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    """Arrays by path as numpy arrays."""
     return {path: np.asarray(value) for path, value in arrays.items()}
 
 

@@ -1,4 +1,4 @@
-"""XLA's partitioner places the collectives, told by constraints how named arrays are sharded.
+"""XLA's partitioner places the collectives; constraints shard weights and named arrays.
 
 Weights are constrained as they are stored and again as they are used, just before the use: in
 backward the gradient so goes straight back to the stored sharding, an all-reduce and a slice that
@@ -37,7 +37,7 @@ from jaxpar.step.placement import Placement, placement
 
 
 def mode(asked: Asked) -> Differentiated:
-    """The loss differentiated for XLA's partitioner."""
+    """The loss differentiated, with sharding constraints for XLA's partitioner."""
     layout = asked.layout
     if runs_in_stages(layout.strategy, layout.mesh):
         return pipeline.mode(asked)
@@ -104,6 +104,7 @@ def _looped_over(jaxpr: Any, paths: Mapping[Any, str]) -> set[str]:
 
 
 def _is_known(atom: Any, paths: Mapping[Any, str]) -> bool:
+    """Whether an atom is a variable with a path."""
     return not isinstance(atom, Literal) and atom in paths
 
 
@@ -114,7 +115,7 @@ def _is_stack(layout: Layout, array: Array) -> bool:
 
 def _for_use(layout: Layout, array: Array, value: jax.Array, *, drop: int = 0) -> jax.Array:
     """A stored weight, cast and gathered as its use needs it; `drop` leading dims are gone."""
-    if array.stored == array.computed:
+    if array.stored == array.used:
         return value
     dtype = layout.model.compute_dtype
     # The name ends up in the compiled program, where `inspect` reads whose gather it is.
@@ -122,7 +123,7 @@ def _for_use(layout: Layout, array: Array, value: jax.Array, *, drop: int = 0) -
         if dtype is not None and value.ndim > 1:
             value = value.astype(dtype)  # before the gather: half the bytes
         value = constrained(layout, value, PartitionSpec(*array.stored[drop:]))
-        return constrained(layout, value, PartitionSpec(*array.computed[drop:]))
+        return constrained(layout, value, PartitionSpec(*array.used[drop:]))
 
 
 class _Constrainer(Filled):
@@ -139,6 +140,7 @@ class _Constrainer(Filled):
         """Of each loop around, the weights among what it takes apart that are to be gathered."""
 
     def named(self, x, names, says):
+        """A named array, constrained to be sharded as its names ask."""
         sharded = self.where.of(names, tuple(x.shape))
         constrain = partial(constrained, self.layout)
         if says == USED:
@@ -155,6 +157,7 @@ class _Constrainer(Filled):
         return x
 
     def leaf(self, eqn, operands, here):
+        """An operation's results; a cast weight is still known by its path."""
         if is_grouped(eqn):
             return [self.grouped(eqn, operands)]
         results = super().leaf(eqn, operands, here)
@@ -186,7 +189,7 @@ class _Constrainer(Filled):
     def spec_of(self, x: jax.Array) -> PartitionSpec:
         """How a named array or a weight is sharded; of what is neither, nothing is."""
         if id(x) in self.weights:
-            return self.layout.parameters[self.weights[id(x)]].computed
+            return self.layout.parameters[self.weights[id(x)]].used
         return self.specs.get(id(x), PartitionSpec(*[None] * x.ndim))
 
     def stacks(self, values) -> list[Array | None]:
@@ -194,20 +197,22 @@ class _Constrainer(Filled):
         paths = [self.weights.get(id(x)) for x in values]
         arrays = [self.layout.parameters.get(path or "") for path in paths]
         return [
-            a if a and a.stored != a.computed and _is_stack(self.layout, a) else None
-            for a in arrays
+            a if a and a.stored != a.used and _is_stack(self.layout, a) else None for a in arrays
         ]
 
     def scan(self, eqn, operands, here):
+        """A loop's results, the weights that it is to gather known while it is walked."""
         self.gathered.append(self.stacks(operands[scan_parts(eqn.params)[1] :]))
         results = super().scan(eqn, operands, here)
         self.gathered.pop()
         return results
 
     def slices(self, slices, variables, beside):
+        """One turn's slices, its weights gathered for use."""
         return self.one_layer(self.gathered[-1], slices)
 
     def loop_body(self, eqn, body, operands):
+        """A loop's body; if it gathers weights, backward gathers them again, and keeps none."""
         if not any(self.gathered[-1]):
             return body
         return hooks.rematerialized(body, "none", otherwise=keep_all_but_cheap)
@@ -218,6 +223,7 @@ class _Constrainer(Filled):
         return [x if a is None else _for_use(self.layout, a, x, drop=1) for a, x in pairs]
 
     def layers(self, eqn, operands, here):
+        """A stack's results, each layer's weights gathered for use within its own turn."""
         p, names = eqn.params, eqn.params["names"]
         end = p["consts"] + p["stacked"]
         fixed, stacks, carry = operands[: p["consts"]], operands[p["consts"] : end], operands[end:]
@@ -235,7 +241,7 @@ class _Constrainer(Filled):
             slices = self.one_layer(arrays, slices)
             return bounded(self.run_held(p["body"], [*fixed, *slices, *carry], here.within()))
 
-        gathers = any(a.stored != a.computed for a in self.layout.parameters.values())
+        gathers = any(a.stored != a.used for a in self.layout.parameters.values())
         body = hooks.rematerialized(
             body,
             p["remat"],

@@ -38,7 +38,7 @@ def mode(asked: Asked) -> Differentiated:
     """The loss differentiated with shardings in types.
 
     Raises:
-        LayoutError: the layout maps devices by itself: stages, exchanges, replicas apart.
+        LayoutError: the layout maps devices by itself: stages, exchanges, replicas of local SGD.
     """
     _check_typable(asked.layout)
     layout = asked.microbatch
@@ -75,12 +75,12 @@ def mode(asked: Asked) -> Differentiated:
 
 
 def _check_typable(layout: Layout) -> None:
-    """Refuse what maps devices by itself."""
+    """Refuse a layout that maps devices by itself."""
     strategy = layout.strategy
     mapped = {
-        "exchanges pieces of the sequence in attention": layout.exchange is not None,
+        "exchanges shards of the sequence in attention": layout.exchange is not None,
         "runs layers in stages": runs_in_stages(strategy, layout.mesh),
-        "trains copies apart": strategy.averaging is not None,
+        "trains replicas that average": strategy.averaging is not None,
     }
     for what, is_so in mapped.items():
         if is_so:
@@ -107,7 +107,7 @@ def _dims(layout: Layout) -> dict[str, tuple[str, ...]]:
 
 
 def _specs(layout: Layout) -> tuple[dict[str, PartitionSpec], ...]:
-    """How the arguments of the gradient come."""
+    """How the arguments of the gradient are sharded, in its groups."""
     return (
         {path: a.stored for path, a in layout.parameters.items()},
         {path: a.stored for path, a in layout.state.items()},
@@ -157,6 +157,7 @@ class _Typist(Interpreter):
         return [self.used(atom, x, here) for atom, x in pairs]
 
     def equation(self, eqn, operands, here):
+        """An equation's results, typed as the classes of their dims are sharded."""
         results = super().equation(eqn, operands, here)
         return [
             _typed_as(x, self.spec(here.beside, v)) if v.aval.shape else x
@@ -164,26 +165,31 @@ class _Typist(Interpreter):
         ]
 
     def custom(self, eqn, operands, here):
+        """The results of a custom function's body."""
         # It is differentiated already: what is left is what it computes.
         return self.call(eqn, self.all_used(eqn, operands, here), here)
 
     def remat(self, eqn, operands, here):
+        """The results of a rematerialised body."""
         # As above; XLA is kept from merging it with the first time that the same was computed.
         if eqn.params["prevent_cse"]:
             operands = lax.optimization_barrier(list(operands))
         return self.call(eqn, operands, here)
 
     def carried(self, values, variables, beside):
+        """A loop's carry, typed."""
         pairs = zip(variables, values, strict=True)
         return [_typed_as(x, self.spec(beside, v)) for v, x in pairs]
 
     def stacked(self, values, variables, beside):
+        """A loop's stacked results, typed."""
         return [
             x if isinstance(v, Literal) else _typed_as(x, self.spec(beside, v))
             for v, x in zip(variables, values, strict=True)
         ]
 
     def cond(self, eqn, operands, here):
+        """A conditional's results, every branch's typed alike."""
         index, *rest = operands
         specs = [self.spec(here.beside, v) for v in eqn.outvars]
 
@@ -198,10 +204,12 @@ class _Typist(Interpreter):
         return lax.switch(index, branches, *rest)
 
     def while_loop(self, eqn, operands, here):
+        """A while loop's results; it becomes an island."""
         why = "how often it turns is not known, so what it carries is not typed"
         return self.island(eqn, self.all_used(eqn, operands, here), here, why)
 
     def leaf(self, eqn, operands, here):
+        """An operation's results; an island where JAX has no sharding rule for it."""
         operands = self.all_used(eqn, operands, here)
         if is_grouped(eqn):
             # XLA has the gradient of its filter wrong where rows are sharded: each device does all.
@@ -230,7 +238,7 @@ class _Typist(Interpreter):
 
 
 def _typed_as(x: Any, spec: PartitionSpec) -> Any:
-    """`x`, its type sharded so."""
+    """`x`, its sharding in its type."""
     if not hasattr(x, "dtype"):
         return x
     spec = PartitionSpec(*(entry_of(axes_of(e)) for e in spec))

@@ -13,34 +13,34 @@ from jaxpar.core.mesh import axes_of, free_axes, sizes_of
 from jaxpar.layout.record import Array, Layout
 from jaxpar.layout.stages import runs_in_stages
 from jaxpar.spmd import trace
-from jaxpar.step.constraints import cut_further
-from jaxpar.step.filled import Said, filled_loss
+from jaxpar.step.constraints import sharded_further
+from jaxpar.step.filled import Annotated, filled_loss
 from jaxpar.step.modes import pipeline
 from jaxpar.step.modes.record import Asked, Differentiated
 
-WHOLE = PartitionSpec()
+REPLICATED = PartitionSpec()
 
 
 def mode(asked: Asked) -> Differentiated:
-    """The loss differentiated on shards."""
+    """The loss differentiated under shard_map, its collectives written out."""
     if runs_in_stages(asked.layout.strategy, asked.layout.mesh):
         return pipeline.mode(asked)
     layout = asked.microbatch
     stored = {path: a.stored for path, a in layout.parameters.items()}
-    used = {path: a.computed for path, a in layout.parameters.items()}
+    used = {path: a.used for path, a in layout.parameters.items()}
     state = {path: a.stored for path, a in layout.state.items()}
     batches = dict(layout.batch)
 
     def gradients(lands, parameters, model_state, batch, key):
-        loss_of = filled_loss(layout, asked.loss, lambda: Said(layout.exchange))
+        loss_of = filled_loss(layout, asked.loss, lambda: Annotated(layout.exchange))
         shares = {path: _shares(layout, a, lands) for path, a in layout.parameters.items()}
         arguments = (parameters, model_state, dict(batch), key)
         plan = trace(
             loss_of,
             jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments),
-            specs=(stored, state, batches, WHOLE),
-            use_specs=(used, state, batches, WHOLE),
-            out_specs=(WHOLE, WHOLE, state),
+            specs=(stored, state, batches, REPLICATED),
+            use_specs=(used, state, batches, REPLICATED),
+            out_specs=(REPLICATED, REPLICATED, state),
             axis_sizes=sizes_of(layout.mesh),
             place=asked.placement.of,
         )
@@ -58,11 +58,11 @@ def mode(asked: Asked) -> Differentiated:
             on_shards,
             mesh=mesh,
             axis_names=free_axes(mesh),
-            in_specs=(stored, state, batches, WHOLE),
+            in_specs=(stored, state, batches, REPLICATED),
             out_specs=(
                 {path: getattr(a, lands) for path, a in layout.parameters.items()},
                 state,
-                WHOLE,
+                REPLICATED,
             ),
         )(*arguments)
 
@@ -70,8 +70,8 @@ def mode(asked: Asked) -> Differentiated:
 
 
 def _parted(shares, parameters):
-    """Weights whose gradients are cut finer: free to differ between devices, so that each device's
-    gradient is its own share, not yet summed."""
+    """Weights, free to differ between devices where gradients are sharded finer: each device's
+    gradient is then its own share, not yet summed."""
     return {
         path: jax.lax.pcast(value, axes, to="varying") if axes else value
         for path, value in parameters.items()
@@ -80,7 +80,7 @@ def _parted(shares, parameters):
 
 
 def _summed(shares, totals):
-    """Sum such gradients: scattered first, so that what is summed over the rest is a piece."""
+    """Sum such gradients: scattered first, so that what is summed over the rest is a shard."""
     for path, value in totals.items():
         for dim, axis in shares[path]:
             value = (
@@ -93,16 +93,16 @@ def _summed(shares, totals):
 
 
 def _shares(layout: Layout, array: Array, lands: str) -> list[tuple[int | None, str]]:
-    """Over which axes a gradient's shares are summed here: (the dim that each cuts or None, axis).
+    """The axes over which a gradient's shares are summed here, each with the dim it shards or None.
 
-    Those that cut the gradient and not its weight; and after them, if there are any, the others
-    that the batch lies over. All other gradients are complete as they come.
+    Those that shard the gradient and not its weight; and after them, if there are any, the others
+    that the batch is sharded over. All other gradients are complete as they come.
     """
-    cut = cut_further(array, lands)
-    if not cut:
+    finer = sharded_further(array, lands)
+    if not finer:
         return []
     taken = {
         axis for spec in (array.stored, getattr(array, lands)) for e in spec for axis in axes_of(e)
     }
     over = {axis for spec in layout.batch.values() for e in spec for axis in axes_of(e)}
-    return [*cut, *((None, axis) for axis in layout.mesh.axes if axis in over - taken)]
+    return [*finer, *((None, axis) for axis in layout.mesh.axes if axis in over - taken)]

@@ -1,7 +1,7 @@
 """What a mode is given and what it gives: the one contract of all of them.
 
-A mode is a function `mode(asked) -> Differentiated`. It says how a traced loss becomes gradients on
-a mesh, and refuses, by LayoutError, a layout that it cannot differentiate.
+A mode is a function `mode(asked) -> Differentiated`. It turns a traced loss into gradients on a
+mesh, and refuses, by LayoutError, a layout that it cannot differentiate.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Asked:
     Attributes:
         layout: of the rows that are differentiated at once: a microbatch's, or the whole batch's
             for a mode that takes microbatches apart itself.
-        microbatches: into how many parts the batch is cut.
+        microbatches: into how many parts the batch is split.
         factor: what the loss's total is multiplied by before it is differentiated.
     """
 
@@ -52,7 +52,7 @@ class Asked:
 
     @cached_property
     def placement(self) -> Placement:
-        """Where what the loss names is sharded."""
+        """How every array that the loss names is sharded."""
         return placement(self.microbatch, self.loss)
 
 
@@ -64,7 +64,7 @@ class Differentiated:
         gradients: (lands, parameters, model_state, batch, key) -> (gradients of the total x factor
             by path, new model state, {name: Mean}), of one microbatch's rows. They are sharded as
             the attribute `lands` of the layout's arrays says.
-        takes_all: whether `gradients` takes the whole batch and cuts it into microbatches itself.
+        takes_all: whether `gradients` takes the whole batch and splits it into microbatches itself.
         evaluate: (parameters, model_state, batch) -> {name: Mean} on the whole batch; None where
             evaluation is left to XLA's partitioner.
         is_partitioned: whether XLA's partitioner places its collectives.

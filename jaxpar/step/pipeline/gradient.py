@@ -22,15 +22,15 @@ from jaxpar.models.record import Mean
 from jaxpar.schedules.record import Schedule
 from jaxpar.spmd import Plan, trace
 from jaxpar.spmd.value import varying
-from jaxpar.step.constraints import cut_further
-from jaxpar.step.pipeline.held import vary
+from jaxpar.step.constraints import sharded_further
+from jaxpar.step.pipeline.buffers import vary
 from jaxpar.step.pipeline.parts import Parts
 from jaxpar.step.pipeline.piece import Piece, remembering
 from jaxpar.step.pipeline.timetable import timetable
 from jaxpar.step.pipeline.walk import Local, walk
 from jaxpar.step.placement import sharded
 
-WHOLE = PartitionSpec()
+REPLICATED = PartitionSpec()
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,16 @@ def staged(
     """The gradient function of a loss whose layers run in stages.
 
     Args:
-        layout: where parameters and batch lie; its strategy has `stages`.
+        layout: how parameters and batch are sharded; its strategy has `stages`.
         parts: the loss of one microbatch, taken apart.
-        schedule: who does what when, for as many microbatches as the batch is cut into.
+        schedule: who does what when, for as many microbatches as the batch is split into.
         factor: what the loss's total is multiplied by before it is differentiated.
-        fill: what idle stages hand on, for tests: no result may depend on it.
+        fill: what idle stages send, for tests: no result may depend on it.
 
     Returns:
         (lands, parameters, model_state, batch, key) -> (gradients of the total x factor,
-        model_state, {name: Mean}), of the whole batch. The gradients lie as the attribute `lands`
-        of the layout's arrays says; `idle` among the means is the share of idle ticks, as counted
+        model_state, {name: Mean}), of the whole batch. They are sharded as the attribute `lands`
+        of the layout's arrays says; `bubble` among the means is the share of idle ticks, as counted
         while they passed.
     """
     table = timetable(schedule)
@@ -72,24 +72,24 @@ def staged(
     def on_shards(lands, plans, parameters, microbatches, key):
         apart = _apart(layout, plans)
         parted = {p: vary(v, apart) for p, v in parameters.items()}
-        held = walk(
+        buffers = walk(
             _local(layout, plans, schedule, parted, microbatches, key),
             table,
             factor=factor,
             fill=fill,
         )
-        layers = {p: _unchunked(g, schedule, parameters[p]) for p, g in held.layers.items()}
-        totals = {**held.rest, **layers}
+        layers = {p: _unchunked(g, schedule, parameters[p]) for p, g in buffers.layers.items()}
+        totals = {**buffers.rest, **layers}
         totals = {
-            p: _summed(cut_further(a, lands), totals[p], parameters[p])
+            p: _summed(sharded_further(a, lands), totals[p], parameters[p])
             for p, a in layout.parameters.items()
         }
-        return totals, _gathered(held, schedule)
+        return totals, _gathered(buffers, schedule)
 
     def differentiate(lands, parameters, model_state, batch, key):
         specs = {path: getattr(a, lands) for path, a in layout.parameters.items()}
         run = partial(on_shards, lands)
-        out_specs = (specs, WHOLE)
+        out_specs = (specs, REPLICATED)
         totals, means = _on_mesh(layout, parts, schedule, run, out_specs, parameters, batch, key)
         return totals, model_state, means
 
@@ -111,13 +111,13 @@ def evaluate_in_stages(layout: Layout, parts: Parts, schedule: Schedule) -> Call
         return _gathered(walk(local, table), schedule)
 
     def evaluate(parameters, batch):
-        return _on_mesh(layout, parts, schedule, on_shards, WHOLE, parameters, batch, None)
+        return _on_mesh(layout, parts, schedule, on_shards, REPLICATED, parameters, batch, None)
 
     return evaluate
 
 
 def _on_mesh(layout, parts, schedule, on_shards, out_specs, parameters, batch, key):
-    """Cut the batch into microbatches and hand everything to the devices."""
+    """Split the batch into microbatches and run `on_shards` under shard_map."""
     count = schedule.microbatches
     # Microbatch m takes every count-th row: contiguous rows would move between devices.
     microbatches = jax.tree.map(
@@ -133,14 +133,14 @@ def _on_mesh(layout, parts, schedule, on_shards, out_specs, parameters, batch, k
         in_specs=(
             {path: a.stored for path, a in layout.parameters.items()},
             {name: PartitionSpec(None, *spec) for name, spec in layout.batch.items()},
-            *(WHOLE for _ in keys),
+            *(REPLICATED for _ in keys),
         ),
         out_specs=out_specs,
     )(parameters, microbatches, *keys)
 
 
 def _plans(layout: Layout, parts: Parts, parameters, batch, key) -> _Plans:
-    """Trace the parts of the loss at their whole shapes; stages are unknown to them."""
+    """Trace the parts of the loss at their global shapes; they ignore the stages."""
     if key is not None:
         key = jax.ShapeDtypeStruct(key.shape, key.dtype)
     arrays = {p: a for p, a in layout.parameters.items() if p not in parts.layer_paths}
@@ -148,7 +148,7 @@ def _plans(layout: Layout, parts: Parts, parameters, batch, key) -> _Plans:
     rest = {p: parameters[p] for p in arrays}
     weights = {p: jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for p, a in layers.items()}
     stored = {p: a.stored for p, a in arrays.items()}
-    used = {p: a.computed for p, a in arrays.items()}
+    used = {p: a.used for p, a in arrays.items()}
     batches = dict(layout.batch)
     place = partial(sharded, layout)
     x = [
@@ -164,11 +164,15 @@ def _plans(layout: Layout, parts: Parts, parameters, batch, key) -> _Plans:
             use_specs=uses,
             out_specs=out,
             axis_sizes=sizes_of(layout.mesh),
-            unknown=(AXIS,),
+            ignored=(AXIS,),
             place=place,
         )
 
-    inputs, specs, uses = (rest, batch, key), (stored, batches, WHOLE), (used, batches, WHOLE)
+    inputs, specs, uses = (
+        (rest, batch, key),
+        (stored, batches, REPLICATED),
+        (used, batches, REPLICATED),
+    )
     aside = traced(lambda *a: parts.aside(*a), inputs, specs, uses)
     one = [
         (jax.ShapeDtypeStruct(s.shape[1:], s.dtype), PartitionSpec(*spec[1:]))
@@ -181,20 +185,21 @@ def _plans(layout: Layout, parts: Parts, parameters, batch, key) -> _Plans:
         parts.layer,
         (weights, beside, parts.activation),
         ({p: PartitionSpec(*a.stored[1:]) for p, a in layers.items()}, beside_specs, x),
-        ({p: PartitionSpec(*a.computed[1:]) for p, a in layers.items()}, beside_specs, x),
+        ({p: PartitionSpec(*a.used[1:]) for p, a in layers.items()}, beside_specs, x),
         out=x,
     )
     after = traced(
         parts.after,
         (rest, parts.activation, batch, key),
-        (stored, x, batches, WHOLE),
-        (used, x, batches, WHOLE),
-        out=WHOLE,
+        (stored, x, batches, REPLICATED),
+        (used, x, batches, REPLICATED),
+        out=REPLICATED,
     )
     return _Plans(parts, traced(parts.before, inputs, specs, uses, out=x), aside, layer, after)
 
 
 def _local(layout, plans: _Plans, schedule: Schedule, parameters, microbatches, key) -> Local:
+    """The loss on this device, for `walk`: its parts, its layers, its rows of each microbatch."""
     parts = plans.parts
 
     def key_of(m):
@@ -232,11 +237,12 @@ def _local(layout, plans: _Plans, schedule: Schedule, parameters, microbatches, 
 
 
 def _is_spec(node) -> bool:
+    """Whether a tree's node is a PartitionSpec."""
     return isinstance(node, PartitionSpec)
 
 
 def _apart(layout: Layout, plans: _Plans) -> frozenset[str]:
-    """Along which axes devices add up shares of a gradient of their own: those that cut the
+    """Along which axes devices add up shares of a gradient of their own: those that shard the
     activation's rows and positions, and the stages."""
     entries = [entry for names in plans.parts.names for entry in layout.place_of(names)]
     return frozenset({AXIS, *(axis for entry in entries for axis in axes_of(entry))})
@@ -245,8 +251,8 @@ def _apart(layout: Layout, plans: _Plans) -> frozenset[str]:
 def _chunked(stack: jax.Array, schedule: Schedule, layers: int) -> jax.Array:
     """This stage's own layers of a stack, as (chunks, layers a chunk, ...).
 
-    A stack whose layers do not divide by the pieces came whole: it is filled up with zeros, and the
-    stage takes its pieces out of it.
+    A stack whose layers do not divide by the pieces came replicated: it is padded with zeros, and
+    the stage takes its pieces out of it.
     """
     if layers % schedule.pieces == 0:
         return stack.reshape(schedule.chunks, -1, *stack.shape[1:])
@@ -269,19 +275,19 @@ def _unchunked(gradient: jax.Array, schedule: Schedule, parameter: jax.Array) ->
     return pieces.reshape(-1, *after)[: parameter.shape[0]]
 
 
-def _summed(cut: list[tuple[int, str]], share: jax.Array, parameter: jax.Array) -> jax.Array:
+def _summed(finer: list[tuple[int, str]], share: jax.Array, parameter: jax.Array) -> jax.Array:
     """Sum the shares of a gradient over the axes along which its parameter does not differ."""
     axes = varying(share) - varying(parameter)
-    for dim, axis in cut:
+    for dim, axis in finer:
         share = lax.psum_scatter(share, axis, scatter_dimension=dim, tiled=True)
         axes -= {axis}
     return lax.psum(share, tuple(sorted(axes))) if axes else share
 
 
-def _gathered(held, schedule: Schedule) -> Mapping[str, Any]:
+def _gathered(buffers, schedule: Schedule) -> Mapping[str, Any]:
     """The means that the last stage has taken, and the idle ticks of all, on every device."""
     means = {
-        **held.means,
-        "idle": Mean(held.idle, jnp.full_like(held.idle, schedule.ticks)),
+        **buffers.means,
+        "bubble": Mean(buffers.idle, jnp.full_like(buffers.idle, schedule.ticks)),
     }
     return jax.tree.map(lambda x: lax.psum(x, AXIS), means)

@@ -20,12 +20,12 @@ from jaxpar.inference.traced import KEY, TracedLoss
 from jaxpar.jaxprs.record import FIELD
 from jaxpar.jaxprs.rules import rule_of
 from jaxpar.layout.record import Layout
-from jaxpar.step.filled import Said, filled_loss
+from jaxpar.step.filled import Annotated, filled_loss
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A loss in three functions of whole arrays.
+    """A loss as three functions of arrays at their global shapes.
 
     Attributes:
         before: (rest, batch, key) -> [array], the activation that enters the first layer.
@@ -54,14 +54,14 @@ class Parts:
     asides: tuple[jax.ShapeDtypeStruct, ...]
 
 
-class _Inlined(Said):
+class _Inlined(Annotated):
     """Evaluates with attention filled in, calls in place, and the stack of layers as it is."""
 
     through = staticmethod(layers)
 
 
 def take_apart(layout: Layout, traced: TracedLoss) -> Parts:
-    """Find the layers in a loss.
+    """A traced loss as three functions: before its layers, one layer, after them.
 
     Args:
         layout: of one microbatch.
@@ -106,13 +106,13 @@ class _Loss:
         if len(found) != 1:
             times = "never" if not found else f"{len(found)} times"
             raise LayoutError(
-                f"model '{self.name}': its loss calls `through` {times}, and a pipeline cuts one "
+                f"model '{self.name}': its loss calls `through` {times}, and a pipeline splits one "
                 "stack of layers into stages: call it once, or use a strategy without stages"
             )
         return found[0]
 
     def parts(self) -> Parts:
-        """The loss in three functions."""
+        """The loss as three functions."""
         p = self.stack.params
         end = p["consts"] + p["stacked"]
         fixed, stacks, carry = (
@@ -175,21 +175,22 @@ class _Loss:
         return path if path in self.traced.weights else None
 
     def _values(self, rest, batch, key) -> dict[str, Any]:
+        """Parameters outside the layers, batch fields and the key, by the traced loss's paths."""
         fields = {FIELD + name: value for name, value in batch.items()}
         return {**rest, **fields, **({} if key is None else {KEY: key})}
 
     def _check(self, layer_paths, before: _Part, asides: _Part, after: _Part) -> None:
-        """Refuse a loss whose parts do not stand apart."""
+        """Refuse a loss whose parts share parameters."""
         if set(asides.paths) & set(self.traced.weights):
             raise LayoutError(
                 f"model '{self.name}': what its layers are given beside their own weights depends "
-                "on other parameters, and stages hand on one activation only: pass it through the "
+                "on other parameters, and stages send one activation only: pass it through the "
                 "activation, or use a strategy without stages"
             )
         if (set(before.paths) | set(after.paths)) & set(layer_paths):
             raise LayoutError(
                 f"model '{self.name}': its loss reads the weights of its layers outside of them "
-                "too, and each stage holds its own layers only: use a strategy without stages"
+                "too, and each stage has its own layers only: use a strategy without stages"
             )
 
 
@@ -213,4 +214,5 @@ class _Part:
 
 
 def _abstract(atom: Any) -> jax.ShapeDtypeStruct:
+    """An atom's shape and dtype."""
     return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype)

@@ -30,7 +30,7 @@ def remembering(layer: Callable, remat: str) -> Callable:
 
 @dataclass
 class Piece:
-    """The layers of one piece, run there and back.
+    """The layers of one piece, run forward and backward.
 
     `layer` is (weights, asides, x) -> x for one layer. How its derivative is put together from what
     was kept is learnt when `forward` is traced, and used when `backward` is.

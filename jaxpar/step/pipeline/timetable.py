@@ -1,7 +1,7 @@
 """A schedule as index tables: which slot of which buffer each stage reads and writes at each tick.
 
 Pure numpy. Slots are given out like seats: one is free again once what sat in it has been used, so
-that there are as many as the schedule has live at once, and no more.
+that there are as many as the schedule has in flight at once, and no more.
 """
 
 from collections import Counter
@@ -33,7 +33,7 @@ class Exchange:
 
     @property
     def permutes(self) -> tuple[Pairs, ...]:
-        """The permutes to be made, each once."""
+        """The source-target pairs of its permutes, each once."""
         return tuple(pairs for pairs in dict.fromkeys((self.onward, self.back)) if pairs)
 
 
@@ -69,7 +69,7 @@ class Timetable:
         kind: idle, forward or backward.
         microbatch, chunk: of what.
         first, last: 1 where the work is on the first or the last piece of the layers.
-        take_x, take_dy: the slot where the activation or gradient lies that the work starts from.
+        take_x, take_dy: the slot of the activation or gradient that the work starts from.
         land_x, land_dy: the slot for what arrives after the tick, or nowhere.
         keep: the slot for what forward keeps for backward.
         keep_y: the slot where the last piece's result waits for its loss, or nowhere.
@@ -106,7 +106,7 @@ class Timetable:
 
 
 def timetable(schedule: Schedule) -> Timetable:
-    """Work out the index tables of a schedule."""
+    """The index tables of a schedule."""
     tables = {
         name: np.full((schedule.ticks, schedule.stages), NOWHERE, np.int32)
         for name in ("take_x", "take_dy", "land_x", "land_dy", "keep", "keep_y")
@@ -149,7 +149,7 @@ class _Span:
 
 
 def _spans(schedule: Schedule) -> dict[str, list[_Span]]:
-    """What has to be held, where and how long, by buffer."""
+    """What each buffer has to keep, where and how long."""
     found: dict[str, list[_Span]] = {"x": [], "dy": [], "keep": [], "keep_y": []}
     ticks, last = schedule.ticks_of, schedule.pieces - 1
     for (forward, microbatch, piece), tick in ticks.items():
@@ -186,6 +186,7 @@ def _seat(spans: list[_Span], tables: dict[str, np.ndarray], schedule: Schedule)
 
 
 def _loops(schedule: Schedule) -> tuple[Loop, ...]:
+    """One loop for every phase of a schedule."""
     starts = [*schedule.phases, schedule.ticks]
     return tuple(
         _loop(schedule, first, end) for first, end in zip(starts, starts[1:], strict=False)
@@ -207,6 +208,7 @@ def _loop(schedule: Schedule, first: int, end: int) -> Loop:
 
 
 def _counts(schedule: Schedule, ticks: Iterable[int]) -> Counts:
+    """How often each kind of work is done in these ticks, by all stages together."""
     of, first, last = Counter(), Counter(), Counter()
     for tick in ticks:
         for stage, work in enumerate(schedule.table[tick]):

@@ -1,7 +1,7 @@
 """The walk of one device through a timetable, inside shard_map: work, exchange, work, exchange.
 
-What is held between ticks is a `Held`; every kind of work takes it, and returns what is to be sent
-and the `Held` that it leaves.
+Between ticks a device has its `Buffers`; every kind of work takes them, and returns what is to be
+sent and the `Buffers` that it leaves.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from jax import lax
 from jaxpar.core.jax_compat import varying_axes
 from jaxpar.layout.stages import AXIS
 from jaxpar.spmd.value import varying
-from jaxpar.step.pipeline.held import Held, add, at, put, vary
+from jaxpar.step.pipeline.buffers import Buffers, add, at, put, vary
 from jaxpar.step.pipeline.piece import Piece
 from jaxpar.step.pipeline.timetable import BACKWARD, FORWARD, IDLE, Counts, Loop, Timetable
 
@@ -27,11 +27,11 @@ class Local:
         before, aside, after: as in `Parts`, taking (rest, batch, key) or (rest, y, batch, key);
             `after` gives ((Mean, metrics)).
         piece: the layers of one chunk.
-        rest: path -> this device's piece of a parameter outside the layers.
+        rest: path -> this device's shard of a parameter outside the layers.
         layers: path -> (chunks, layers a chunk, ...), the layers that this stage holds.
         stacked_asides: how many of `aside`'s arrays have a leading dim of all layers.
         count: how many layers there are in all; places beyond them in the last pieces do nothing.
-        pieces: into how many pieces all layers are cut.
+        pieces: how many pieces all layers are in.
         batch_of: microbatch -> its rows on this device.
         key_of: microbatch -> its random key, or None.
     """
@@ -50,50 +50,54 @@ class Local:
     key_of: Callable
 
 
-def walk(local: Local, table: Timetable, *, factor: float | None = None, fill: float = 0.0) -> Held:
-    """Run every tick; what is held at the end has this device's sums in it.
+def walk(
+    local: Local, table: Timetable, *, factor: float | None = None, fill: float = 0.0
+) -> Buffers:
+    """Run every tick; returns the `Buffers` after the last, with this device's sums in them.
 
     Args:
         local: the loss on this device.
         table: what to do when.
         factor: what the loss's total is multiplied by before it is differentiated; None when there
             are no backward passes, and the last piece scores what it makes.
-        fill: what idle stages hand on; whatever it is, no result may depend on it.
+        fill: what idle stages send; whatever it is, no result may depend on it.
     """
     stage, train = lax.axis_index(AXIS), factor is not None
     columns = {name: jnp.asarray(t)[:, stage] for name, t in table.columns().items()}
-    held = _empty(local, table, train)
-    types = jax.tree.map(varying, held)
+    buffers = _empty(local, table, train)
+    types = jax.tree.map(varying, buffers)
     work = {
-        IDLE: lambda row, held, counts: _idle(held, fill),
-        FORWARD: lambda row, held, counts: _forward(local, row, held, counts, train),
-        BACKWARD: lambda row, held, counts: _backward(local, row, held, counts, factor or 0.0),
+        IDLE: lambda row, buffers, counts: _idle(buffers, fill),
+        FORWARD: lambda row, buffers, counts: _forward(local, row, buffers, counts, train),
+        BACKWARD: lambda row, buffers, counts: _backward(
+            local, row, buffers, counts, factor or 0.0
+        ),
     }
 
     def alike(tree, types=types):
         return jax.tree.map(vary, tree, types)
 
-    def turn(loop: Loop, held, rows):
+    def turn(loop: Loop, buffers, rows):
         for position, exchange in enumerate(loop.exchanges):
             row = {name: values[position] for name, values in rows.items()}
-            send, held = _work(work, loop, position, row, held, alike)
+            send, buffers = _work(work, loop, position, row, buffers, alike)
             arrivals = {pairs: lax.ppermute(send, AXIS, pairs) for pairs in exchange.permutes}
-            held = replace(
-                held,
-                x=put(held.x, arrivals.get(exchange.onward), row["land_x"]),
-                dy=put(held.dy, arrivals.get(exchange.back), row["land_dy"]),
+            buffers = replace(
+                buffers,
+                x=put(buffers.x, arrivals.get(exchange.onward), row["land_x"]),
+                dy=put(buffers.dy, arrivals.get(exchange.back), row["land_dy"]),
             )
-        return alike(held), None
+        return alike(buffers), None
 
     for loop in table.loops:
         width = len(loop.exchanges)
         ticks = slice(loop.first, loop.first + loop.turns * width)
         rows = {name: c[ticks].reshape(loop.turns, width) for name, c in columns.items()}
-        held, _ = lax.scan(lambda h, r, loop=loop: turn(loop, h, r), held, rows)
-    return held
+        buffers, _ = lax.scan(lambda h, r, loop=loop: turn(loop, h, r), buffers, rows)
+    return buffers
 
 
-def _empty(local: Local, table: Timetable, train: bool) -> Held:
+def _empty(local: Local, table: Timetable, train: bool) -> Buffers:
     """Empty slots, and sums of nothing, of the types that the walk will fill them with."""
     stage = lax.axis_index(AXIS)
 
@@ -116,7 +120,7 @@ def _empty(local: Local, table: Timetable, train: bool) -> Held:
 
     y, kept, means = avals
     slots = table.slots
-    return Held(
+    return Buffers(
         x=jax.tree.map(lambda a: empty(a, slots["x"]), y),
         dy=jax.tree.map(lambda a: empty(a, slots["dy"]), y),
         y=jax.tree.map(lambda a: empty(a, slots["keep_y"]), y),
@@ -128,41 +132,43 @@ def _empty(local: Local, table: Timetable, train: bool) -> Held:
     )
 
 
-def _work(work, loop: Loop, position: int, row, held, alike):
+def _work(work, loop: Loop, position: int, row, buffers, alike):
     """Do what the row says; every kind of work gives results of one type."""
     kinds, counts = sorted(loop.kinds), loop.counts[position]
 
     def branch(kind):
-        def run(held):
-            send, after = work[kind](row, held, counts)
-            return alike(send, jax.tree.map(varying, held.x)), alike(after)
+        def run(buffers):
+            send, after = work[kind](row, buffers, counts)
+            return alike(send, jax.tree.map(varying, buffers.x)), alike(after)
 
         return run
 
     if len(kinds) == 1:
-        return branch(kinds[0])(held)
+        return branch(kinds[0])(buffers)
     index = sum((row["kind"] > kind).astype(jnp.int32) for kind in kinds[:-1])
     with _taken([counts.of.get(kind, 0) for kind in kinds], sum(counts.of.values())):
-        return lax.switch(index, [branch(kind) for kind in kinds], held)
+        return lax.switch(index, [branch(kind) for kind in kinds], buffers)
 
 
 def _taken(times: list[int], total: int):
-    """A name scope that tells a reader of the program how often each branch is taken, in order."""
+    """A name scope with how often each branch is taken, in order, for readers of the program."""
     return jax.named_scope(f"taken({','.join(map(str, times))};{total})")
 
 
-def _idle(held: Held, fill: float):
-    send = jax.tree.map(lambda x: jnp.full(x.shape[1:], fill, x.dtype), held.x)
-    return send, replace(held, idle=held.idle + 1)
+def _idle(buffers: Buffers, fill: float):
+    """What an idle stage sends, and its buffers with one more idle tick counted."""
+    send = jax.tree.map(lambda x: jnp.full(x.shape[1:], fill, x.dtype), buffers.x)
+    return send, replace(buffers, idle=buffers.idle + 1)
 
 
-def _forward(local: Local, row, held: Held, counts: Counts, train: bool):
+def _forward(local: Local, row, buffers: Buffers, counts: Counts, train: bool):
+    """The activation after this chunk, and the buffers with what backward needs of it."""
     batch, key = local.batch_of(row["microbatch"]), local.key_of(row["microbatch"])
     last = row["last"] == 1
     x = _either(
         row["first"] == 1,
         lambda: local.before(local.rest, batch, key),
-        lambda: at(held.x, row["take_x"]),
+        lambda: at(buffers.x, row["take_x"]),
         taken=_times(local, counts.first, counts.of, FORWARD),
     )
     given = _given(local, row, batch, key)
@@ -173,13 +179,13 @@ def _forward(local: Local, row, held: Held, counts: Counts, train: bool):
             return _sum(means, _means(local.after(local.rest, y, batch, key)))
 
         taken = _times(local, counts.last, counts.of, FORWARD)
-        means = _either(last, score, lambda means: means, held.means, taken=taken)
-        return y, replace(held, means=means)
+        means = _either(last, score, lambda means: means, buffers.means, taken=taken)
+        return y, replace(buffers, means=means)
     y, kept = local.piece.forward(*given, x)
     return y, replace(
-        held,
-        y=put(held.y, y, jnp.where(last, row["keep_y"], -1)),
-        kept=[put(k, new, row["keep"]) for k, new in zip(held.kept, kept, strict=True)],
+        buffers,
+        y=put(buffers.y, y, jnp.where(last, row["keep_y"], -1)),
+        kept=[put(k, new, row["keep"]) for k, new in zip(buffers.kept, kept, strict=True)],
     )
 
 
@@ -193,12 +199,13 @@ def _times(local: Local, some: Mapping[int, int], every: Mapping[int, int], kind
     return [total - own, own * local.stages], max(1, total)
 
 
-def _backward(local: Local, row, held: Held, counts: Counts, factor: float):
+def _backward(local: Local, row, buffers: Buffers, counts: Counts, factor: float):
+    """The gradient before this chunk, and the buffers with this microbatch's gradients added."""
     batch, key = local.batch_of(row["microbatch"]), local.key_of(row["microbatch"])
     given = _given(local, row, batch, key)
 
     def from_loss(rest, means):
-        y = at(held.y, row["keep_y"])
+        y = at(buffers.y, row["keep_y"])
 
         def total(rest, y):
             loss, metrics = local.after(rest, y, batch, key)
@@ -209,22 +216,22 @@ def _backward(local: Local, row, held: Held, counts: Counts, factor: float):
         return dy, _sum(rest, drest), _sum(means, new)
 
     def from_next(rest, means):
-        return at(held.dy, row["take_dy"]), rest, means
+        return at(buffers.dy, row["take_dy"]), rest, means
 
     dy, rest, means = _either(
         row["last"] == 1,
         from_loss,
         from_next,
-        held.rest,
-        held.means,
+        buffers.rest,
+        buffers.means,
         taken=_times(local, counts.last, counts.of, BACKWARD),
     )
-    kept = [at(k, row["keep"]) for k in held.kept]
+    kept = [at(k, row["keep"]) for k in buffers.kept]
     dx, dlayers = local.piece.backward(*given, kept, dy)
 
     def to_before(rest):
         _, back = jax.vjp(lambda rest: local.before(rest, batch, key), local.rest)
-        return _sum(rest, back(jax.tree.map(vary, dx, jax.tree.map(varying, held.x)))[0])
+        return _sum(rest, back(jax.tree.map(vary, dx, jax.tree.map(varying, buffers.x)))[0])
 
     rest = _either(
         row["first"] == 1,
@@ -233,8 +240,8 @@ def _backward(local: Local, row, held: Held, counts: Counts, factor: float):
         rest,
         taken=_times(local, counts.first, counts.of, BACKWARD),
     )
-    layers = {p: add(held.layers[p], g, row["chunk"]) for p, g in dlayers.items()}
-    return dx, replace(held, rest=rest, layers=layers, means=means)
+    layers = {p: add(buffers.layers[p], g, row["chunk"]) for p, g in dlayers.items()}
+    return dx, replace(buffers, rest=rest, layers=layers, means=means)
 
 
 def _either(predicate, then, otherwise, *operands, taken):
@@ -274,9 +281,11 @@ def _filled(stack, missing: int):
 
 
 def _means(scored):
+    """A loss and its metrics as one dict."""
     loss, metrics = scored
     return {"loss": loss, **metrics}
 
 
 def _sum(a, b):
+    """The sum of two trees."""
     return jax.tree.map(jnp.add, a, b)

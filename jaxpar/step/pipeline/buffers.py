@@ -1,4 +1,4 @@
-"""What a device holds between ticks: slots for what waits, sums of what is done, their handling.
+"""The buffers of a device between ticks: slots for what waits, sums of what is done.
 
 Slots are arrays with a leading dim; which slot is used when is the timetable's business.
 """
@@ -15,8 +15,8 @@ from jaxpar.spmd.value import varying
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Held:
-    """What a device holds between ticks.
+class Buffers:
+    """What a device keeps between ticks, as arrays on that device.
 
     Attributes:
         x, dy, y: trees like the activation, of (slots, ...): activations and gradients that wait
@@ -38,7 +38,7 @@ class Held:
 
 
 def vary(tree: Any, axes) -> Any:
-    """Arrays cast to a type that may differ between devices along `axes`."""
+    """`tree` with its arrays cast to a type that may differ between devices along `axes`."""
 
     def one(x):
         missing = tuple(sorted(frozenset(axes) - varying(x)))
@@ -48,7 +48,7 @@ def vary(tree: Any, axes) -> Any:
 
 
 def at(stack, index):
-    """What lies in a slot, of every array of a tree."""
+    """The entry at `index` of the leading dim of every array of a tree; below 0 is taken as 0."""
     index = jnp.maximum(index, 0)
     return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, 0, keepdims=False), stack)
 
@@ -59,12 +59,12 @@ def add(stack, value, index):
 
 
 def put(stack, value, slot):
-    """A tree with `value` in a slot; as it was where the slot is nowhere or nothing came."""
+    """`stack` with `value` in a slot; as it was if `slot` is below 0 or `value` is None."""
 
-    def one(held, new):
-        if held.shape[0] == 0:
-            return held
-        kept = jnp.where(slot >= 0, new, at(held, slot))
-        return lax.dynamic_update_index_in_dim(held, kept, jnp.maximum(slot, 0), 0)
+    def one(slots, new):
+        if slots.shape[0] == 0:
+            return slots
+        kept = jnp.where(slot >= 0, new, at(slots, slot))
+        return lax.dynamic_update_index_in_dim(slots, kept, jnp.maximum(slot, 0), 0)
 
     return stack if value is None else jax.tree.map(one, stack, value)
