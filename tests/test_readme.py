@@ -112,7 +112,8 @@ def test_pages_name_what_is_there(page):
     assert [link for link in links if not (folder / link).exists()] == []
     files = re.findall(r"`((?:[a-z_0-9]+/)+[a-z_0-9]*(?:\.py)?)`", text)
     found = {name: (ROOT / name).exists() or (ROOT / "jaxpar" / name).exists() for name in files}
-    assert [name for name, is_there in found.items() if not is_there] == []
+    fields = {name for name in found if name.startswith("batch/")}  # paths in a batch, not files
+    assert {name for name, is_there in found.items() if not is_there} <= fields
 
 
 @pytest.mark.parametrize("page", TEXTS)
