@@ -83,3 +83,40 @@ def traced_at(source_info: Any) -> Iterator[tuple[CodeType, int]]:
     """Where Python stood when an operation was traced: code and offset in it, innermost first."""
     traceback = source_info.traceback
     return zip(*traceback.raw_frames(), strict=True) if traceback else iter(())
+
+
+_SHARDY_RULES = "sdy-populate-op-sharding-rules"
+"""The pass by which Shardy writes its rule on every operation."""
+
+
+def with_shardy_rules(lowered: Any, *, expanded: bool = False) -> Any:
+    """The StableHLO module of a lowered function, with Shardy's rules.
+
+    An operation that has one has it in the attribute `sdy.sharding_rule`, which prints as
+    `#sdy.op_sharding_rule<([i, k], [k, j])->([i, j]) {i=6, j=8, k=4} reduction={k}>`.
+
+    Args:
+        lowered: what `jax.jit(...).lower(...)` gives; it is left as it is.
+        expanded: also write what JAX lowers to CHLO, for which Shardy has no rules, in StableHLO.
+
+    Raises:
+        NotImplementedError: this JAX's bindings of MLIR have no such pass.
+    """
+    try:
+        from jaxlib._jax.mlir import hlo_to_stablehlo
+        from jaxlib.mlir.ir import Module
+        from jaxlib.mlir.passmanager import PassManager
+    except ImportError as error:
+        raise NotImplementedError(f"this JAX has no bindings of MLIR's passes: {error}") from error
+    given = lowered.compiler_ir("stablehlo")
+    written = str(given)
+    if expanded:
+        written = hlo_to_stablehlo(lowered.compiler_ir("hlo").as_serialized_hlo_module_proto())
+    with given.context:
+        module = Module.parse(written)
+        try:
+            passes = PassManager.parse(f"builtin.module(func.func({_SHARDY_RULES}))")
+        except ValueError as error:
+            raise NotImplementedError(f"this JAX has no pass {_SHARDY_RULES}: {error}") from error
+        passes.run(module.operation)
+    return module

@@ -11,7 +11,17 @@ from __future__ import annotations
 from jaxpar.jaxprs.rules import contract, control, elementwise, index, reshape
 from jaxpar.jaxprs.rules.record import Dims, Factors, Ids, Rule
 
-__all__ = ["Dims", "Factors", "Rule", "factors", "is_cast", "is_known", "rule_named", "rule_of"]
+__all__ = [
+    "TABLE",
+    "Dims",
+    "Factors",
+    "Rule",
+    "factors",
+    "is_cast",
+    "is_known",
+    "rule_named",
+    "rule_of",
+]
 
 _TABLES = (
     elementwise.RULES,
@@ -20,20 +30,21 @@ _TABLES = (
     index.RULES,
     control.RULES,
 )
-_RULES = {name: rule for table in _TABLES for name, rule in table.items()}
-assert len(_RULES) == sum(map(len, _TABLES)), "a primitive stands in two tables"
+TABLE = {name: rule for table in _TABLES for name, rule in table.items()}
+"""Primitive -> its rule."""
+assert len(TABLE) == sum(map(len, _TABLES)), "a primitive stands in two tables"
 
 _UNKNOWN = Rule("other")
 
 
 def is_known(primitive: str) -> bool:
     """Whether there is a rule for this primitive."""
-    return primitive in _RULES
+    return primitive in TABLE
 
 
 def rule_named(primitive: str) -> Rule:
     """The rule of a primitive by its name; of an unknown one, a rule that relates nothing."""
-    return _RULES.get(primitive, _UNKNOWN)
+    return TABLE.get(primitive, _UNKNOWN)
 
 
 def rule_of(eqn) -> Rule:

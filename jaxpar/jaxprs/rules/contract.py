@@ -28,42 +28,47 @@ def _dot_general(ids, ins, outs, params):
 
 
 def _ragged_dot_general(ids, ins, outs, params):
-    """Products of groups of rows, each with a matrix of its own; sizes of groups come third.
+    """Products in which the rows of one dim fall into groups; the sizes of the groups come third.
 
-    Of the three kinds only the one that models write is related: ragged rows that stay.
+    Which group a row is of depends on how many come before it: that dim and the groups are whole.
     """
     numbers = params["ragged_dot_dimension_numbers"]
-    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = numbers.dot_dimension_numbers
-    ragged, groups = numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions
-    lhs, rhs = ids.dims(ins[0]), ids.dims(ins[1])
+    about = numbers.dot_dimension_numbers
+    (lhs, rhs), (result,) = _dot_general(ids, ins[:2], outs, {"dimension_numbers": about})
+    (ragged,), groups = numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions
+    ids.whole.update(lhs[ragged])
+    ids.reduced.pop(lhs[ragged][0], None)
+    for d in groups:
+        ids.whole.update(rhs[d])
+        result.remove(rhs[d])
+    if len(result) < len(outs[0]):  # the rows are summed over, group by group
+        result.insert(0, (ids.new(outs[0][0], whole=True),))
     sizes = ids.whole_dims(ins[2])
-    ids.whole.update(lhs[ragged[0]])
-    if not groups or ragged[0] in (*lhs_contract, *lhs_batch):
-        for dims in (lhs, rhs):
-            ids.whole.update(f for dim in dims for f in dim)
-        return [lhs, rhs, sizes], [ids.whole_dims(outs[0])]
-    ids.whole.update(rhs[groups[0]])
-    for left, right in zip((*lhs_contract, *lhs_batch), (*rhs_contract, *rhs_batch), strict=True):
-        rhs[right] = lhs[left]
-    for d in lhs_contract:
-        ids.reduced[lhs[d][0]] = "sum"
-    result = [lhs[d] for d in lhs_batch]
-    result += [f for d, f in enumerate(lhs) if d not in (*lhs_contract, *lhs_batch)]
-    gone = (*rhs_contract, *rhs_batch, *groups)
-    result += [f for d, f in enumerate(rhs) if d not in gone]
+    if len(sizes) > 1:
+        # There may be other sizes for each place in the batch, and in the dims before the rows.
+        (contract, _), (batch, _) = about
+        free = [d for d in range(len(lhs)) if d not in (*contract, *batch)]
+        (own,) = (dims for dims in map(list, (contract, batch, free)) if ragged in dims)
+        before = own[: own.index(ragged)]
+        sizes[:-1] = [lhs[d] for d in (before if ragged in batch else [*batch, *before])]
     return [lhs, rhs, sizes], [result]
 
 
-def _matrices(ids, ins, outs, params):
-    """Decompositions and solutions of matrices: the dims before the last two are a batch."""
-    lead = ids.dims(ins[0][:-2])
+def _matrices(core):
+    """Decompositions and solutions: the first operand's dims before the last `core` are a batch."""
 
-    def dims(shape):
-        if tuple(shape[: len(lead)]) != tuple(ins[0][:-2]):
-            return ids.whole_dims(shape)
-        return [*lead, *ids.whole_dims(shape[len(lead) :])]
+    def rule(ids, ins, outs, params):
+        batch = tuple(ins[0][: len(ins[0]) - core])
+        lead = ids.dims(batch)
 
-    return [dims(shape) for shape in ins], [dims(shape) for shape in outs]
+        def dims(shape):
+            if tuple(shape[: len(lead)]) != batch:
+                return ids.whole_dims(shape)
+            return [*lead, *ids.whole_dims(shape[len(lead) :])]
+
+        return [dims(shape) for shape in ins], [dims(shape) for shape in outs]
+
+    return rule
 
 
 def _fft(ids, ins, outs, params):
@@ -130,27 +135,40 @@ def _along(key):
     return rule
 
 
-def _top_k(ids, ins, outs, params):
-    dims = ids.dims(ins[0])
-    at = params.get("axis", -1) % len(dims)
-    ids.whole.update(dims[at])
-    own = (ids.new(outs[0][at], whole=True),)
-    return [dims], [[*dims[:at], own, *dims[at + 1 :]] for _ in outs]
+def _top_k(key):
+    def rule(ids, ins, outs, params):
+        dims = ids.dims(ins[0])
+        at = params.get(key, -1) % len(dims)
+        ids.whole.update(dims[at])
+        own = (ids.new(outs[0][at], whole=True),)
+        return [dims], [[*dims[:at], own, *dims[at + 1 :]] for _ in outs]
+
+    return rule
+
+
+def _is_still(params, d):
+    """Whether a window neither slides nor stretches along a dim: each element is its own window."""
+    keys = ("window_dimensions", "window_strides", "window_dilation", "base_dilation")
+    sizes = [params[key][d] for key in keys if params.get(key) is not None]
+    return set(sizes) == {1} and not any(params["padding"][d])
 
 
 def _window(ids, ins, outs, params):
-    still = [1] * len(ins[0])
-
-    def passes(d):
-        window = params["window_dimensions"][d]
-        strides = (params.get("window_strides") or still)[d]
-        dilation = (params.get("window_dilation") or still)[d]
-        base = (params.get("base_dilation") or still)[d]
-        return window == strides == dilation == base == 1 and not any(params["padding"][d])
-
     # The arrays slid over have the result's rank; a general reduce_window also takes scalars.
-    operand, result = passing(ids, ins[0], outs[0], passes)
+    operand, result = passing(ids, ins[0], outs[0], lambda d: _is_still(params, d))
     return [operand if len(shape) == len(operand) else [] for shape in ins], [result for _ in outs]
+
+
+def _select_and_scatter_add(ids, ins, outs, params):
+    # The gradient of a window of maxima: one element of a window gets what came for it.
+    source, operand = passing(ids, ins[0], ins[1], lambda d: _is_still(params, d))
+    return [source, operand], [operand]
+
+
+def _select_and_gather_add(ids, ins, outs, params):
+    # And its derivative: a window gives the tangent of its greatest element.
+    operand, result = passing(ids, ins[1], outs[0], lambda d: _is_still(params, d))
+    return [operand, operand], [result]
 
 
 def _dot_flops(eqn) -> int:
@@ -191,29 +209,31 @@ RULES = {
         is_piecewise=True,
         flops=_conv_flops,
     ),
-    **dict.fromkeys(
-        ("ragged_dot_general", "ragged_dot"),
-        Rule("product", _ragged_dot_general, flops=_ragged_flops),
-    ),
+    "ragged_dot_general": Rule("product", _ragged_dot_general, flops=_ragged_flops),
     "fft": Rule("other", _fft),
     **dict.fromkeys(
-        "cholesky triangular_solve lu qr geqrf svd eigh eig householder_product".split(),
-        Rule("other", _matrices),
+        "cholesky cholesky_update eig eigh geqp3 geqrf hessenberg householder_product lu ormqr qr "
+        "schur svd triangular_solve tridiagonal".split(),
+        Rule("other", _matrices(2)),
     ),
+    "tridiagonal_solve": Rule("other", _matrices(1)),
     **{
         f"reduce_{how}": Rule("reduce", _reduce(how), is_piecewise=how in ("sum", "max", "min"))
         for how in ("sum", "max", "min", "prod", "and", "or")
     },
-    "argmax": Rule("reduce", _reduce(None)),
-    "argmin": Rule("reduce", _reduce(None)),
+    # Devices have no collective that would put these together.
+    **dict.fromkeys(("argmax", "argmin", "reduce_xor"), Rule("reduce", _reduce(None))),
     "reduce": Rule("reduce", _general_reduce),
     "sort": Rule("other", _along("dimension")),
     **dict.fromkeys(
         ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), Rule("other", _along("axis"))
     ),
-    "top_k": Rule("other", _top_k),
+    "top_k": Rule("other", _top_k("axis")),
+    "approx_top_k": Rule("other", _top_k("reduction_dimension")),
     **dict.fromkeys(
         ("reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min"),
         Rule("other", _window),
     ),
+    "select_and_scatter_add": Rule("other", _select_and_scatter_add),
+    "select_and_gather_add": Rule("other", _select_and_gather_add),
 }

@@ -32,11 +32,9 @@ _COLLECTIVES = {
 }
 
 RULES = {
-    **dict.fromkeys(("jit", "pjit", "closed_call", "core_call", "call"), Rule("call")),
-    **dict.fromkeys(("checkpoint", "remat", "remat2"), Rule("remat")),
-    **dict.fromkeys(
-        ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"), Rule("custom")
-    ),
+    **dict.fromkeys(("jit", "closed_call", "call"), Rule("call")),
+    "remat2": Rule("remat"),
+    **dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), Rule("custom")),
     "custom_lin": Rule("custom", looks_at_bits=True),
     "scan": Rule("scan"),
     "while": Rule("while"),
@@ -58,7 +56,7 @@ RULES = {
         name: Rule("collective", traffic=kind, is_cheap=name == "all_gather")
         for name, kind in _COLLECTIVES.items()
     },
-    **dict.fromkeys(("pvary", "pcast"), Rule("annotation", is_cheap=True)),
+    "pvary": Rule("annotation", is_cheap=True),
     "axis_index": Rule("other"),
     "pure_callback": Rule("other", looks_at_bits=True),
     "io_callback": Rule("other", looks_at_bits=True),
@@ -68,7 +66,8 @@ RULES = {
     ),
     **dict.fromkeys(
         "random_bits random_seed random_wrap random_unwrap random_fold_in random_split "
-        "random_clone threefry2x32 rng_bit_generator rng_uniform".split(),
+        "random_clone random_gamma threefry2x32 threefry4x32 philox2x32 philox4x32 "
+        "rng_bit_generator rng_uniform".split(),
         Rule("random"),
     ),
 }

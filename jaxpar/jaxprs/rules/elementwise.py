@@ -10,14 +10,15 @@ from jaxpar.jaxprs.rules.record import Rule
 
 _PLAIN = """
 abs acos acosh add_any asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clz complex conj
-cos cosh digamma div erf erf_inv erfc exp exp2 expm1 floor gt igamma igamma_grad_a igammac imag
-integer_pow is_finite le lgamma log log1p logistic mul ne neg nextafter not polygamma
-population_count pow random_gamma_grad real reduce_precision regularized_incomplete_beta round rsqrt
-shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square tan tanh xor zeta
+cos cosh digamma div eq_to erf erf_inv erfc exp exp2 expm1 floor gt igamma igamma_grad_a igammac
+imag integer_pow is_finite le le_to lgamma log log1p log2 logistic lt_to mul ne neg nextafter not
+one_minus_square polygamma polynomial population_count pow real reduce_precision
+regularized_incomplete_beta round rsqrt shift_left shift_right_arithmetic shift_right_logical sign
+sin sinh sqrt square tan tanh xor zeta
 """.split()
 _KEEP_IDS = "add and clamp ge lt max min or rem select_n stop_gradient sub".split()
 """Such as what JAX does to a negative index before it reads there."""
-_PLACED = "mesh_cast reshard sharding_constraint".split()
+_PLACED = "reshard sharding_constraint".split()
 """These only say how an array is sharded."""
 
 
@@ -57,7 +58,7 @@ RULES = {
     **dict.fromkeys(_KEEP_IDS, Rule("elementwise", same_shape, is_piecewise=True, keeps_ids=True)),
     "eq": Rule("elementwise", same_shape, is_piecewise=True, is_equality=True),
     **dict.fromkeys(_PLACED, Rule("annotation", same_shape, is_piecewise=True, is_cheap=True)),
-    **dict.fromkeys(("convert_element_type", "copy", "copy_p"), _copy),
+    **dict.fromkeys(("convert_element_type", "copy"), _copy),
     "optimization_barrier": Rule("annotation", _side_by_side, is_cheap=True),
     "device_put": Rule("annotation", _side_by_side),
     "bitcast_convert_type": Rule("view", _bitcast, looks_at_bits=True),

@@ -23,13 +23,16 @@ def _gather(ids, ins, outs, params):
     for d, size in enumerate(ins[0]):
         if d in numbers.operand_batching_dims:
             continue
-        indexed = d in numbers.start_index_map or params["slice_sizes"][d] != size
-        if indexed:
-            ids.whole.update(operand[d])
         if d in numbers.collapsed_slice_dims:
+            ids.whole.update(operand[d])
             continue
         at = next(window)
-        result[at] = (ids.new(outs[0][at], whole=True),) if indexed else operand[d]
+        # A slice as long as its dim starts at 0, or is outside, whatever the index says.
+        if params["slice_sizes"][d] != size:
+            ids.whole.update(operand[d])
+            result[at] = (ids.new(outs[0][at], whole=True),)
+        else:
+            result[at] = operand[d]
     for at, factor in zip(batch, indices[:-1], strict=True):
         result[at] = factor
     return [operand, indices], [result]
@@ -59,7 +62,7 @@ def _scatter(ids, ins, outs, params):
             ids.whole.update(operand[d])
             continue
         at = next(window)
-        if d in numbers.scatter_dims_to_operand_dims or ins[2][at] != size:
+        if ins[2][at] != size:
             ids.whole.update(operand[d])
             updates[at] = (ids.new(ins[2][at], whole=True),)
         else:
@@ -92,21 +95,12 @@ def _slice_on_shard(params, eqn, operands, result):
     return {**params, "slice_sizes": tuple(result)}
 
 
-SCATTERS = (
-    "scatter",
-    "scatter-add",
-    "scatter_add",
-    "scatter-mul",
-    "scatter_mul",
-    "scatter_max",
-    "scatter_min",
-    "scatter_sub",
-    "scatter-sub",
-)
-
 RULES = {
     "gather": Rule("lookup", _gather, _rows_on_shard),
-    **dict.fromkeys(SCATTERS, Rule("scatter", _scatter)),
+    **dict.fromkeys(
+        "scatter scatter-add scatter-sub scatter-mul scatter-max scatter-min".split(),
+        Rule("scatter", _scatter),
+    ),
     "dynamic_slice": Rule("place", _dynamic_slice, _slice_on_shard, keeps_stored=True),
     "dynamic_update_slice": Rule("place", _dynamic_update_slice),
     "iota": Rule("view", _iota, sharding="sharding"),

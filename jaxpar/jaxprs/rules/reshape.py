@@ -5,6 +5,8 @@ A dim that is cut, padded, reversed or joined to another must be whole; every ot
 
 from __future__ import annotations
 
+from math import gcd, prod
+
 from jaxpar.jaxprs.rules.record import Rule
 
 
@@ -19,44 +21,73 @@ def _broadcast_in_dim(ids, ins, outs, params):
 
 def _reshape(ids, ins, outs, params):
     """Merge and split dims: [B, S, D] to [B*S, D] gives the first result dim the factors (B, S)."""
-    if params.get("dimensions") is not None or 0 in ins[0]:
+    if 0 in ins[0]:
         return [ids.whole_dims(ins[0])], [ids.whole_dims(outs[0])]
-    operand, result = [[] for _ in ins[0]], [[] for _ in outs[0]]
-    i = j = 0
-    left, right = 1, 1  # what is still to be read of operand dim i - 1 and of result dim j - 1
-    while i < len(ins[0]) or j < len(outs[0]):
-        if left == 1 and i < len(ins[0]):
-            left, i = ins[0][i], i + 1
-            if left == 1:
-                operand[i - 1].append(ids.new(1))
-                continue
-        if right == 1 and j < len(outs[0]):
-            right, j = outs[0][j], j + 1
-            if right == 1:
-                result[j - 1].append(ids.new(1))
-                continue
-        if left == 1 or right == 1:
-            continue
-        small, large = sorted((left, right))
-        if large % small == 0:
-            shared = ids.new(small)
-            operand[i - 1].append(shared)
-            result[j - 1].append(shared)
-            left, right = left // small, right // small
-            continue
-        # 6 into 4: no factor is common. What is left on both sides up to where the products meet
-        # again is one tangle, kept whole.
-        operand[i - 1].append(ids.new(left, whole=True))
-        result[j - 1].append(ids.new(right, whole=True))
-        while left != right:
-            if left < right:
-                left, i = left * ins[0][i], i + 1
-                operand[i - 1].append(ids.new(ins[0][i - 1], whole=True))
+    order = params.get("dimensions") or range(len(ins[0]))  # the dims as they are read
+    operand = _Written(ids, [ins[0][d] for d in order])
+    result = _Written(ids, outs[0])
+    for left, right in _runs(operand.sizes, result.sizes):
+        # From both ends, as long as there is a common factor. Of 6 into 4, 2 is common and what is
+        # left, 3 into 2, is one tangle up to where the products meet again.
+        operand.share(result, left, right, 0)
+        operand.share(result, left, right, -1)
+        operand.tangle(left)
+        result.tangle(right)
+    dims = dict(zip(order, operand.dims(), strict=True))
+    return [[dims[d] for d in range(len(dims))]], [result.dims()]
+
+
+def _runs(before, after):
+    """The shortest runs of dims of two shapes that hold equally many elements; no dim of size 1."""
+    left = [d for d, size in enumerate(before) if size != 1]
+    right = [d for d, size in enumerate(after) if size != 1]
+    while left:
+        mine, theirs = [left.pop(0)], [right.pop(0)]
+        while (here := prod(before[d] for d in mine)) != (there := prod(after[d] for d in theirs)):
+            if here < there:
+                mine.append(left.pop(0))
             else:
-                right, j = right * outs[0][j], j + 1
-                result[j - 1].append(ids.new(outs[0][j - 1], whole=True))
-        left = right = 1
-    return [[tuple(f) for f in operand]], [[tuple(f) for f in result]]
+                theirs.append(right.pop(0))
+        yield mine, theirs
+
+
+class _Written:
+    """A shape as it is being written in factors, from the outermost and the innermost inwards."""
+
+    def __init__(self, ids, sizes):
+        """Start with nothing written; of a dim of size 1, all."""
+        self.ids, self.sizes = ids, sizes
+        self.left = list(sizes)
+        self.outer = [[ids.new(1)] if size == 1 else [] for size in sizes]
+        self.inner: list[list[int]] = [[] for _ in sizes]
+
+    def share(self, other, mine, theirs, end):
+        """Write common factors at one end of two runs of dims; what is written out is taken off."""
+        while mine and theirs:
+            a, b = mine[end], theirs[end]
+            if (size := gcd(self.left[a], other.left[b])) == 1:
+                return
+            factor = self.ids.new(size)
+            self._write(factor, mine, end)
+            other._write(factor, theirs, end)
+
+    def _write(self, factor, dims, end):
+        d = dims[end]
+        (self.outer if end == 0 else self.inner)[d].append(factor)
+        self.left[d] //= self.ids.sizes[factor]
+        if self.left[d] == 1:
+            dims.pop(end)
+
+    def tangle(self, dims):
+        """Write what is left of these dims as factors of their own, which must be whole."""
+        for d in dims:
+            self.outer[d].append(self.ids.new(self.left[d], whole=True))
+
+    def dims(self):
+        """The factors of each dim, major to minor."""
+        return [
+            (*outer, *reversed(inner)) for outer, inner in zip(self.outer, self.inner, strict=True)
+        ]
 
 
 def _squeeze(ids, ins, outs, params):
