@@ -6,15 +6,15 @@ JAX's strict dtype promotion is not on: optax's own bias correction multiplies a
 import jax
 import pytest
 
-from jaxpar.core.jax_compat import fewer_passes, setting
+from jaxpar.core.jax_compat import setting
 from jaxpar.program.configuration import prefer_cpu
-from jaxpar.program.record import QUICK
+from jaxpar.program.record import FEW_PASSES, QUICK
 
 prefer_cpu()
 jax.config.update("jax_num_cpu_devices", 16)
 
 # A law's program is run once or never: its compilation costs more than its time.
-QUICK.update(fewer_passes())
+QUICK.update(FEW_PASSES)
 
 
 @pytest.fixture

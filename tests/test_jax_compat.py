@@ -103,12 +103,6 @@ def test_a_sharding_error_is_what_an_untyped_operation_raises():
         jax.eval_shape(jnp.add, a, b)
 
 
-def test_fewer_passes_are_options_of_this_xla():
-    """A compiler that does not know one of them would refuse."""
-    compiled = jax.jit(lambda x: 2 * x).lower(1.0).compile(jax_compat.fewer_passes())
-    assert float(compiled(3.0)) == 6.0
-
-
 def test_where_python_stood_when_an_operation_was_traced():
     """The innermost frame of this file is this test's lambda."""
     (eqn,) = jax.make_jaxpr(lambda x: jnp.sin(x))(1.0).jaxpr.eqns

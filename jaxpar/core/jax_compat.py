@@ -66,19 +66,6 @@ def sharding_errors() -> tuple[type[Exception], ...]:
     return (ShardingTypeError, NotImplementedError)
 
 
-def fewer_passes() -> dict[str, Any]:
-    """Options of XLA's CPU compiler that leave passes out and change no program's collectives.
-
-    The older way of making code of fusions takes a third of the time (a decoder on eight devices:
-    1.0 s for 2.8 s, jax 0.10.2); it rounds some random draws one unit otherwise. JAX 0.11 has it no
-    more.
-    """
-    known = jax.__version_info__ < (0, 11)
-    return {"xla_llvm_disable_expensive_passes": True} | (
-        {"xla_cpu_use_fusion_emitters": False} if known else {}
-    )
-
-
 def traced_at(source_info: Any) -> Iterator[tuple[CodeType, int]]:
     """Where Python stood when an operation was traced: code and offset in it, innermost first."""
     traceback = source_info.traceback
