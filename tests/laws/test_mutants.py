@@ -19,7 +19,8 @@ from jaxpar.core.mesh import MeshShape
 from jaxpar.layout.lay_out import lay_out
 from jaxpar.measures.inspect import inspect
 from jaxpar.measures.verify.compare import rounding_only
-from jaxpar.measures.verify.verify import BOUNDS, ROUNDING, verify
+from jaxpar.measures.verify.verdict import BOUNDS, ROUNDING
+from jaxpar.measures.verify.verify import verify
 from jaxpar.program.devices import device_mesh
 from jaxpar.program.record import compile_step
 from jaxpar.step.make_step import make_step

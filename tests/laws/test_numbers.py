@@ -26,7 +26,8 @@ from jaxpar.core.catalogue import HARDWARE, MODELS
 from jaxpar.core.errors import RequestError
 from jaxpar.core.mesh import MeshShape, axes_of
 from jaxpar.layout.lay_out import lay_out
-from jaxpar.measures.verify.verify import BOUNDS, verify
+from jaxpar.measures.verify.verdict import BOUNDS
+from jaxpar.measures.verify.verify import verify
 from jaxpar.step.make_step import make_step
 
 HEADROOM = 100

@@ -1,7 +1,7 @@
 """A verdict on the screen: a line when a layout equals one device, two when it does not."""
 
 from jaxpar.cli.screen import Screen
-from jaxpar.measures.verify.verify import Verdict
+from jaxpar.measures.verify.verdict import Verdict
 
 
 def show_verdict(screen: Screen, verdict: Verdict) -> None:

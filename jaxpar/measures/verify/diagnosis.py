@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from jaxpar.core.mesh import MeshShape
+from jaxpar.measures.verify.compare import Check
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -68,6 +69,31 @@ def likely_mistake(
     return (
         "the loss is right and the gradient is not: a sum left out or done twice in backward for "
         "the arrays named"
+    )
+
+
+def later_mistake(check: Check) -> str:
+    """What most likely went wrong where the gradient is right and this check is not."""
+    if check.name == "initial state":
+        return (
+            "parameters are drawn differently: a random key was split or folded a device at a time"
+        )
+    if check.name == "update" and not check.replicas_agree:
+        return (
+            "the gradient is right, and after the update devices that should hold the same weights "
+            "do not: each updated its own shard and the new shards were not gathered, or clipping "
+            "by the norm of one device's share"
+        )
+    if check.name == "update":
+        return (
+            "the gradient is right and the update from it is not: clipping by the norm of one "
+            "device's share, weight decay left out or given to other arrays, or optimizer state "
+            "sharded otherwise than its parameters"
+        )
+    if check.name == "loss":
+        return "the gradient is right and the loss is not: it was summed or averaged over too much"
+    return (
+        "one step is right and several are not: state that a step should carry is lost or doubled"
     )
 
 

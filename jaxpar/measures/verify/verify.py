@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxpar.core.errors import RequestError
@@ -20,87 +19,27 @@ from jaxpar.layout.lay_out import lay_out
 from jaxpar.layout.record import Layout
 from jaxpar.measures.verify.alone import on_one_device
 from jaxpar.measures.verify.compare import Check, compare, relative, rounding_only
-from jaxpar.measures.verify.diagnosis import likely_mistake
+from jaxpar.measures.verify.diagnosis import later_mistake, likely_mistake
 from jaxpar.measures.verify.probe import WIDE, narrowest, nudged, probe_batch, widened
 from jaxpar.measures.verify.simulation import SYNCHRONISATIONS, every_of, mistake_in, simulation
+from jaxpar.measures.verify.states import (
+    arrays_of,
+    arrays_to_host,
+    as_stored,
+    named_state,
+    on_devices,
+    to_host,
+)
+from jaxpar.measures.verify.verdict import BOUNDS, ROUNDING, Verdict
 from jaxpar.program.record import Program, compile_step
 from jaxpar.step.make_step import make_step
 from jaxpar.step.record import State, Step
-
-BOUNDS = {
-    # Honest layouts reach 3e-14 in float64 and 1.5e-6 (gradient), 5e-5 (parameters after 20 steps
-    # of AdamW) in float32; the smallest classic mistake is 1.8e-3 on the gradient. See
-    # BUILD_NOTES.
-    "float64": {"init": 1e-12, "gradient": 1e-9, "update": 1e-9, "steps": 1e-9, "loss": 1e-9},
-    "float32": {"init": 1e-6, "gradient": 1e-4, "update": 1e-5, "steps": 1e-3, "loss": 1e-5},
-    # Narrower compute rounds each product to 8 (bfloat16) or 11 bits: only gross mistakes are told.
-    "bfloat16": {"init": 1e-6, "gradient": 5e-2, "update": 1e-5, "steps": 1e-1, "loss": 1e-2},
-    "float16": {"init": 1e-6, "gradient": 1e-2, "update": 1e-5, "steps": 1e-1, "loss": 1e-2},
-}
-"""Dtype the forward pass is computed in -> check -> largest relative error accepted."""
-
-ROUNDING = 1e-3
-"""Share of the bound on gradients below which all of an array's gradient is rounding: that of a key
-bias, which a softmax cancels. An optimizer that divides by a gradient's size makes steps of it, so
-such an array is judged by its gradient and not by where it has gone."""
 
 LEAST_BATCH = 4
 """Rows that a layout with few parts is tried on."""
 
 SMALL_BATCH = 32
 """Rows up to which a batch is tried as it is."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What `verify` found: `checks` in order, the dtype judged in, and of a failure the mistake.
-
-    `algorithm` is what one device was made to do for the comparison.
-    """
-
-    dtype: str
-    checks: tuple[Check, ...]
-    steps: int
-    batch_size: int
-    likely_mistake: str | None
-    algorithm: str = "one step for the whole batch"
-
-    @property
-    def ok(self) -> bool:
-        """Whether every check holds."""
-        return all(check.ok for check in self.checks)
-
-    @property
-    def decisive(self) -> Check:
-        """The first check that failed, or the one nearest its bound."""
-        failed = [check for check in self.checks if not check.ok]
-        return failed[0] if failed else max(self.checks, key=lambda c: c.error / c.bound)
-
-    def record(self) -> dict:
-        """The verdict as one JSON-ready dict."""
-        return {
-            "ok": self.ok,
-            "algorithm": self.algorithm,
-            "dtype": self.dtype,
-            "max_relative_error": self.decisive.error,
-            "bound": self.decisive.bound,
-            "worst": self.decisive.worst,
-            "check": self.decisive.name,
-            "steps": self.steps,
-            "batch": self.batch_size,
-            "likely_mistake": self.likely_mistake,
-            "checks": [
-                {
-                    "name": c.name,
-                    "ok": c.ok,
-                    "arrays": c.arrays,
-                    "worst": c.worst,
-                    "error": c.error,
-                    "bound": c.bound,
-                }
-                for c in self.checks
-            ],
-        }
 
 
 def verify(
@@ -184,12 +123,12 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
             hardware=hardware,
         )
     batch = probe_batch(layout.model, seed)
-    start = _to_host(reference.init(seed))
-    stored = partial(_as_stored, layout)
+    start = to_host(reference.init(seed))
+    stored = partial(as_stored, layout)
     # A plain module is made as it was written, in float32, and its init may compute.
     drawn = BOUNDS["float32"]["init"] if layout.model.units else bounds["init"]
     checks = [
-        compare("initial state", stored(_arrays(start)), _arrays(candidate.init(seed)), drawn)
+        compare("initial state", stored(arrays_of(start)), arrays_of(candidate.init(seed)), drawn)
     ]
     start = replace(start, parameters=nudged(start.parameters, seed))
 
@@ -198,13 +137,13 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
         (side.gradients, side.state.model_state, side.metrics) for side in sides
     )
     _check_finite(layout, right_metrics, right)
-    right = _arrays_to_host(right)
+    right = arrays_to_host(right)
     gradient = compare("gradient", stored(right), got, bounds["gradient"])
     checks.append(gradient)
     loss_error = relative(got_metrics["loss"], right_metrics["loss"])
     checks.append(Check("loss", 1, "loss", loss_error, bounds["loss"]))
     if right_state:
-        named = (_named_state(right_state), _named_state(got_state))
+        named = (named_state(right_state), named_state(got_state))
         checks.append(compare("model state", *named, bounds["gradient"]))
     states = (right_state, got_state)
     checks.append(_update_check(reference, candidate, start, right, states, bounds["update"]))
@@ -217,7 +156,7 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
         mistake = mistake_in(failed[0]) if failed else None
     elif not gradient.ok:
         mistake = likely_mistake(
-            _arrays_to_host(got),
+            arrays_to_host(got),
             stored(right),
             mesh=layout.mesh,
             microbatches=step.microbatches,
@@ -230,51 +169,26 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
             tolerance=bounds["gradient"],
         )
     elif not all(c.ok for c in checks):
-        mistake = _later_mistake(next(c for c in checks if not c.ok))
+        mistake = later_mistake(next(c for c in checks if not c.ok))
     verdict = Verdict(dtype, tuple(checks), steps, layout.model.batch_size, mistake)
     return replace(verdict, algorithm=reference.algorithm) if averaging else verdict
-
-
-def _later_mistake(check: Check) -> str:
-    """What most likely went wrong where the gradient is right and this check is not."""
-    if check.name == "initial state":
-        return (
-            "parameters are drawn differently: a random key was split or folded a device at a time"
-        )
-    if check.name == "update" and not check.replicas_agree:
-        return (
-            "the gradient is right, and after the update devices that should hold the same weights "
-            "do not: each updated its own shard and the new shards were not gathered, or clipping "
-            "by the norm of one device's share"
-        )
-    if check.name == "update":
-        return (
-            "the gradient is right and the update from it is not: clipping by the norm of one "
-            "device's share, weight decay left out or given to other arrays, or optimizer state "
-            "sharded otherwise than its parameters"
-        )
-    if check.name == "loss":
-        return "the gradient is right and the loss is not: it was summed or averaged over too much"
-    return (
-        "one step is right and several are not: state that a step should carry is lost or doubled"
-    )
 
 
 def _update_check(reference, candidate, start, gradients, model_states, bound) -> Check:
     """One update from the same gradients, its error relative to the size of the update itself."""
     before = start.parameters
-    right = _to_host(reference.apply(_on(reference, start), gradients, model_states[0]))
-    state = _on(candidate, start)
-    stored = partial(_as_stored, candidate.step.layout)
+    right = to_host(reference.apply(on_devices(reference, start), gradients, model_states[0]))
+    state = on_devices(candidate, start)
+    stored = partial(as_stored, candidate.step.layout)
     shared = jax.device_put(stored(gradients), candidate.gradient_shardings)
     got = candidate.apply(state, shared, model_states[1])
     moved = {p: right.parameters[p] - before[p] for p in before}
     return compare(
         "update",
-        stored(_arrays(right)),
-        _arrays(got),
+        stored(arrays_of(right)),
+        arrays_of(got),
         bound,
-        norms=stored(_arrays(replace(right, parameters=moved))),
+        norms=stored(arrays_of(replace(right, parameters=moved))),
     )
 
 
@@ -298,7 +212,7 @@ class _Side:
     def of(cls, program: Any, start: State, batch: Mapping[str, np.ndarray]) -> "_Side":
         """The side after its first step from `start`."""
         placed = program.place(batch)
-        return cls(program, placed, *program.probe(_on(program, start), placed))
+        return cls(program, placed, *program.probe(on_devices(program, start), placed))
 
     def after_another(self, state: State) -> "_Side":
         """The side after one more step, from `state`."""
@@ -319,7 +233,7 @@ def _steps_checks(reference: _Side, candidate: _Side, steps, bounds, unjudged) -
         if averaging and done % every_of(averaging) == 0:
             states = tuple(s.program.average(x) for s, x in zip(sides, states, strict=True))
     right, got = states
-    stored = _as_stored(candidate.program.step.layout, _arrays(_to_host(right)))
+    stored = as_stored(candidate.program.step.layout, arrays_of(to_host(right)))
     judged = {
         name: value
         for name, value in stored.items()
@@ -327,7 +241,7 @@ def _steps_checks(reference: _Side, candidate: _Side, steps, bounds, unjudged) -
     }
     return [
         Check(f"loss over {steps} steps", steps, "loss", worst, bounds["loss"]),
-        compare(f"state after {steps} steps", judged, _arrays(got), bounds["steps"]),
+        compare(f"state after {steps} steps", judged, arrays_of(got), bounds["steps"]),
     ]
 
 
@@ -336,68 +250,10 @@ def _part_gradient(layout, step, hardware, start, batch, rows) -> dict[str, np.n
     part = {name: value[rows] for name, value in batch.items()}
     model = layout.model.with_batch_size(len(next(iter(part.values()))))
     program = on_one_device(model, optimizer=step.optimizer, microbatches=1, hardware=hardware)
-    return _arrays_to_host(_gradients(program, start, part)[0])
+    return arrays_to_host(_gradients(program, start, part)[0])
 
 
 def _gradients(program: Program, start: State, batch):
     """(gradients, model state, metrics) of a program from a host state and a host batch."""
-    gradients, state, metrics = program.gradients(_on(program, start), program.place(batch))
+    gradients, state, metrics = program.gradients(on_devices(program, start), program.place(batch))
     return gradients, state, metrics
-
-
-def _on(program: Program, state: State) -> State:
-    """A host state on the program's devices; fresh buffers, because a step uses up its state."""
-
-    def put(value, abstract, sharding):
-        if _is_key(abstract):
-            return jax.random.wrap_key_data(jax.device_put(value, sharding))
-        return jax.device_put(np.array(value), sharding)
-
-    leaves = _as_stored(program.step.layout, _arrays(state))
-    state = jax.tree.unflatten(jax.tree.structure(state), leaves.values())
-    return jax.tree.map(put, state, program.step.state, program.state_shardings)
-
-
-def _as_stored(layout: Layout, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Arrays by name, stacks of layers (and moments of them) in the order the layout stores."""
-    orders = {path: order for path in layout.parameters if (order := layout.order_of(path))}
-    return {
-        name: next(
-            (
-                np.take(np.asarray(value), order, axis=0)
-                for path, order in orders.items()
-                if f"/{name}".endswith(f"/{path}") and value.shape == layout.parameters[path].shape
-            ),
-            value,
-        )
-        for name, value in arrays.items()
-    }
-
-
-def _to_host(state: State) -> State:
-    """The whole state in host memory, random keys as their data."""
-    return jax.tree.map(lambda x: np.array(jax.random.key_data(x) if _is_key(x) else x), state)
-
-
-def _is_key(value) -> bool:
-    """Whether a value is a typed random key."""
-    return jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
-
-
-def _arrays_to_host(arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
-    """Arrays by path as numpy arrays."""
-    return {path: np.asarray(value) for path, value in arrays.items()}
-
-
-def _named_state(state: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Model state, its random keys as their data."""
-    return {path: jax.random.key_data(v) if _is_key(v) else v for path, v in state.items()}
-
-
-def _arrays(state: State) -> dict[str, jax.Array]:
-    """Every number of a state by path, random keys as their data."""
-    named = {}
-    for path, value in jax.tree_util.tree_leaves_with_path(state):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        named[name] = jax.random.key_data(value) if _is_key(value) else value
-    return named
