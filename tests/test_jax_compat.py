@@ -108,3 +108,13 @@ def test_where_python_stood_when_an_operation_was_traced():
     (eqn,) = jax.make_jaxpr(lambda x: jnp.sin(x))(1.0).jaxpr.eqns
     frames = list(jax_compat.traced_at(eqn.source_info))
     assert any(code.co_filename == __file__ for code, _ in frames)
+
+
+def test_shardys_rules_stand_on_the_operations():
+    """A product's; and CHLO's digamma, for which there is none, written in StableHLO."""
+    lowered = jax.jit(lambda x: jax.lax.digamma(x @ x)).lower(jnp.ones((3, 3)))
+    before, text = lowered.as_text(), str(jax_compat.with_shardy_rules(lowered))
+    assert "([i, k], [k, j])->([i, j]) {i=3, j=3, k=3} reduction={k}" in text
+    assert "chlo.digamma" in text and lowered.as_text() == before
+    expanded = str(jax_compat.with_shardy_rules(lowered, expanded=True))
+    assert "chlo." not in expanded and "stablehlo.log" in expanded

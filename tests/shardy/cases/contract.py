@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jaxpar.core.annotations import bind_attend
 from shardy.cases.arguments import bools, gradients, ints
 
 
-def _pool(reducer, start, window, strides, padding="VALID", **how):
+def _pool(reducer, start, window, strides, padding: Any = "VALID", **how):
     return lambda x: lax.reduce_window(
         x, np.float32(start), reducer, window, strides, padding, **how
     )
@@ -130,7 +131,7 @@ CASES = {
     "window of padding": (_pool(lax.add, 0, (1, 1), (1, 1), ((0, 0), (1, 0))), (4, 6)),
     "window of strides": (_pool(lax.add, 0, (1, 1), (2, 1)), (4, 6)),
     "attention": (
-        lambda *xs: bind_attend(*xs, _attention, causal=True),
+        lambda q, k, v: bind_attend(q, k, v, _attention, causal=True),
         (2, 5, 3, 4, 6),
         (2, 5, 3, 6),
         (2, 5, 3, 7),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from jax import lax
 
 from shardy.cases.arguments import gradients
 
 
-def _conv(lhs, rhs, form=("NHWC", "HWIO", "NHWC"), strides=(1, 1), padding="SAME", **how):
+def _conv(lhs, rhs, form=("NHWC", "HWIO", "NHWC"), strides=(1, 1), padding: Any = "SAME", **how):
     function = partial(
         lax.conv_general_dilated,
         window_strides=strides,

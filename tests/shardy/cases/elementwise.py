@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxpar.core.annotations import USED, bind_named, bind_ordered
 from jaxpar.core.mesh import MeshShape
@@ -31,12 +34,10 @@ def _each(names, *arguments):
     return {name: (getattr(lax, name), *arguments) for name in names.split() if hasattr(lax, name)}
 
 
-def _polynomial(x):
-    return lax.polynomial(x, (1.0, x, 3.0))
-
+_polynomial: Any = getattr(lax, "polynomial", None)
 
 CASES = {
-    **({"polynomial": (_polynomial, (4, 6))} if hasattr(lax, "polynomial") else {}),
+    **({"polynomial": (lambda x: _polynomial(x, (1.0, x)), (4, 6))} if _polynomial else {}),
     **_each(_FLOATS, (4, 6, 1)),
     **_each(_PAIRS, (4, 6), (4, 6)),
     **_each(_BITS, ints(4, 6)),
@@ -75,5 +76,5 @@ CASES = {
     ),
     "named": (lambda x: bind_named(x, ("embed", "mlp"), USED), (4, 6)),
     "ordered": (lambda x: bind_ordered(x, 1), (4, 6)),
-    "checkpoint name": (lambda x: jax.ad_checkpoint.checkpoint_name(x, "x"), (4, 6)),
+    "checkpoint name": (lambda x: checkpoint_name(x, "x"), (4, 6)),
 }
