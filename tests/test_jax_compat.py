@@ -94,6 +94,14 @@ def test_varying_axes_of_a_type_under_shard_map():
     assert found == {"x": frozenset({"data"}), "y": frozenset()}
 
 
+def test_a_setting_is_what_the_configuration_holds():
+    """Inside a block that changes it, and after it."""
+    before = jax_compat.setting("jax_enable_x64")
+    with jax.enable_x64(not before):
+        assert jax_compat.setting("jax_enable_x64") is not before
+    assert jax_compat.setting("jax_enable_x64") is before
+
+
 def test_a_sharding_error_is_what_an_untyped_operation_raises():
     """Two arrays that explicit axes shard otherwise cannot be added."""
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))

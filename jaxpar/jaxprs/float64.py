@@ -14,23 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
+from jaxpar.core.jax_compat import open_jaxpr
 from jaxpar.jaxprs.interpreter import Here, Interpreter, as_it_is, bound
 from jaxpar.jaxprs.rules import rule_of
 
 _DTYPES = ("new_dtype", "preferred_element_type", "dtype")
-_SCATTERS = {
-    "scatter": lax.scatter,
-    "scatter-add": lax.scatter_add,
-    "scatter_add": lax.scatter_add,
-    "scatter-mul": lax.scatter_mul,
-    "scatter_mul": lax.scatter_mul,
-    "scatter_min": lax.scatter_min,
-    "scatter_max": lax.scatter_max,
-}
-"""A scatter holds the jaxpr of its update, which knows one dtype: it is made anew."""
-_SCATTER_PARAMS = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+_COMBINERS = ("jaxpr", "update_jaxpr")
+"""Parameters that hold the function of two numbers which a reduction or a scatter repeats."""
 
 
 def evaluate_wide(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
@@ -82,10 +73,17 @@ class _Wide(Interpreter):
             return operands
         if rule_of(eqn).looks_at_bits or not any(_is_wider(x, a) for x, a in pairs):
             return _as_written(eqn, operands)
-        if name in _SCATTERS:
-            return [_SCATTERS[name](*operands, **{k: eqn.params[k] for k in _SCATTER_PARAMS})]
         params = {k: _wide_dtype(v) if k in _DTYPES else v for k, v in eqn.params.items()}
+        params |= {k: _retraced(v) for k in _COMBINERS if (v := params.get(k)) is not None}
         return bound(eqn, operands, params)
+
+
+def _retraced(combiner):
+    """The jaxpr of a function of numbers, in float64: it knows one dtype. Closed if it was."""
+    jaxpr, consts = open_jaxpr(combiner)
+    wide = [jax.ShapeDtypeStruct(v.aval.shape, _wide_dtype(v.aval.dtype)) for v in jaxpr.invars]
+    made = jax.make_jaxpr(lambda *args: evaluate_wide(jaxpr, consts, args))(*wide)
+    return made if hasattr(combiner, "jaxpr") else open_jaxpr(made)[0]
 
 
 def _as_written(eqn, operands) -> list:

@@ -284,5 +284,5 @@ RULES = {
     "broadcast_in_dim": broadcast,
     "iota": iota,
     "sharding_constraint": constrained,
-    **dict.fromkeys(("reshard", "mesh_cast", "device_put"), identity),
+    **dict.fromkeys(("reshard", "device_put"), identity),
 }
