@@ -6,7 +6,7 @@ as the paths of its arguments. Whoever lays out, differentiates, types or compil
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -118,7 +118,7 @@ def _known(value: Any) -> Any:
         hash(value)
     except TypeError:
         return id(value)
-    return value if isinstance(value, Hashable) else id(value)
+    return value
 
 
 def _trace(model: Model, parts: Parts, train: bool) -> TracedLoss:
