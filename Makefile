@@ -7,12 +7,14 @@ FIND := for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done
 PYTHON ?= $(shell $(FIND))
 
-.PHONY: run test claims lint clean
+.PHONY: run test laws claims lint clean
 
 run: $(VENV)/installed
 	$(PY) -m experiments train mlp --data digits --strategy hybrid --mesh data=4,model=2 --verify
 
-test: lint
+test: lint laws
+
+laws: $(VENV)/installed
 	$(PY) -m pytest -q --numprocesses=2 --dist=worksteal --durations=10
 
 claims: $(VENV)/installed
