@@ -118,7 +118,7 @@ def test_dims_are_found_in_whatever_order_arguments_come(parts):
     """Which dims are one, and what each is for, is the network's, not the order's."""
     order = list(range(len(parts)))
     found = classes_of(model_of(parts, order), order)
-    assert len(found) > 1
+    assert found  # a norm alone has one, and no order
     assert classes_of(model_of(parts, order[::-1]), order[::-1]) == found
 
 
