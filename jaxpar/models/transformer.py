@@ -128,6 +128,10 @@ class Norm(nnx.Module):
         """Normalise the last dim."""
         wide = x_BSD.astype(jnp.promote_types(x_BSD.dtype, jnp.float32))
         if self.centred:
+            # Times one, where a cast does nothing: in backward all that the norm makes of `wide` is
+            # then added up before it joins the residual's cotangent. Joined term by term, a mean's
+            # last, XLA:CPU adds up the cotangents of all later layers again wherever one is read.
+            wide = 1.0 * wide
             wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
         power = jnp.mean(wide * wide, axis=-1, keepdims=True)
         y = wide * jax.lax.rsqrt(power + self.epsilon) * self.scale[...]
@@ -198,15 +202,24 @@ class Block(nnx.Module):
         return y_BSD + self.out_bias[...].astype(x_BSD.dtype) if self.config.bias else y_BSD
 
     def _feed_forward(self, x_BSD):
-        h_BSCF = jnp.einsum("bsd,dcf->bscf", x_BSD, self.up[...].astype(x_BSD.dtype))
-        if self.config.bias:
-            h_BSCF = h_BSCF + self.up_bias[...].astype(x_BSD.dtype)
-        y_BSF = ACTIVATIONS[self.config.activation](h_BSCF[:, :, 0])
-        if self.config.gated:
-            y_BSF = y_BSF * h_BSCF[:, :, 1]
-        y_BSF = checkpoint_name(y_BSF, "ffn_inner")
+        y_BSF = checkpoint_name(self._inner(x_BSD), "ffn_inner")
         y_BSD = jnp.einsum("bsf,fd->bsd", y_BSF, self.down[...].astype(x_BSD.dtype))
         return y_BSD + self.down_bias[...].astype(x_BSD.dtype) if self.config.bias else y_BSD
+
+    def _inner(self, x_BSD):
+        """What the activation makes of the sides, (B, S, F); one side is computed without its dim.
+
+        In backward that dim would be summed over beside F, and XLA:CPU copies the weight of a
+        product that sums over more than one of its dims.
+        """
+        activation, up_DCF = ACTIVATIONS[self.config.activation], self.up[...].astype(x_BSD.dtype)
+        bias_CF = self.up_bias[...].astype(x_BSD.dtype) if self.config.bias else None
+        if self.config.gated:
+            h_BSCF = jnp.einsum("bsd,dcf->bscf", x_BSD, up_DCF)
+            h_BSCF = h_BSCF if bias_CF is None else h_BSCF + bias_CF
+            return activation(h_BSCF[:, :, 0]) * h_BSCF[:, :, 1]
+        h_BSF = jnp.einsum("bsd,df->bsf", x_BSD, jnp.squeeze(up_DCF, 1))
+        return activation(h_BSF if bias_CF is None else h_BSF + jnp.squeeze(bias_CF, 0))
 
     def _dropped(self, y_BSD, key):
         return dropped(y_BSD, self.config.dropout, key)

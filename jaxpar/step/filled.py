@@ -17,6 +17,7 @@ from jaxpar.core import hooks
 from jaxpar.core.annotations import ATTEND, NAMED, ORDERED, bind_named
 from jaxpar.inference.traced import TracedLoss
 from jaxpar.jaxprs.interpreter import Here, Interpreter
+from jaxpar.jaxprs.untransposed import untransposed
 from jaxpar.layout.record import Layout
 from jaxpar.models.record import Mean
 
@@ -96,7 +97,7 @@ def differentiated(loss: Callable[..., Scored], factor: float) -> Callable:
             mean, metrics, new = loss(parameters, state, batch, key)
             return mean.total * factor, ({"loss": mean, **metrics}, new)
 
-        totals, (means, new) = jax.grad(total, has_aux=True)(parameters)
+        totals, (means, new) = untransposed(jax.grad(total, has_aux=True))(parameters)
         return totals, new, means
 
     return gradients
