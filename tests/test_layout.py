@@ -23,7 +23,7 @@ def test_tensor_parallelism_pairs_columns_with_rows():
     """Megatron's pairing by hand: up by columns, down by rows, norms and residual replicated."""
     arrays = laid(small_model("transformer"), small_strategy("tensor"), "model=4").parameters
     stored = {path: array.stored for path, array in arrays.items()}
-    assert stored["blocks/up"] == P(None, None, None, "model")  # layers, embed, sides, ffn
+    assert stored["blocks/up"] == P(None, None, "model")  # layers, embed, ffn
     assert stored["blocks/down"] == P(None, "model", None)  # layers, ffn, embed
     assert stored["blocks/qkv"] == P(None, None, "model", None, None)  # layers, embed, kv_heads
     assert stored["blocks/out"] == P(None, "model", None, None, None)
@@ -36,8 +36,8 @@ def test_fsdp_shards_what_tensor_parallelism_leaves_alone_and_gathers_it():
     """Over data the residual width is sharded in storage and replicated in use."""
     layout = laid(small_model("transformer"), small_strategy("fsdp+tensor"), "data=4,model=2")
     up = layout.parameters["blocks/up"]
-    assert up.stored == P(None, "data", None, "model")
-    assert up.used == P(None, None, None, "model")
+    assert up.stored == P(None, "data", "model")
+    assert up.used == P(None, None, "model")
     assert layout.batch["tokens"] == P("data", None)
     assert up.device_bytes(layout.mesh) * 8 == up.whole_bytes
 

@@ -144,7 +144,7 @@ def test_jaxprs_that_equations_share_stay_shared():
 def test_a_step_differentiates_so(mesh):
     """The up-projection's gradient is (embed, ffn) as it leaves the product, as its weight is."""
     step = make_step(small_layout(DECODER, "data", mesh))
-    _, width, _, inner = step.state.parameters["blocks/up"].shape
+    _, width, inner = step.state.parameters["blocks/up"].shape
     made = {
         tuple(eqn.outvars[0].aval.shape)
         for eqn, _ in equations(step.traced.closed.jaxpr)

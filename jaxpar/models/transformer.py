@@ -167,11 +167,15 @@ class Block(nnx.Module):
         self._make_feed_forward(out, rngs)
 
     def _make_feed_forward(self, out: float, rngs: nnx.Rngs) -> None:
-        c, sides = self.config, 2 if self.config.gated else 1
-        self.up = param(rngs, _normal(0.02), (c.width, sides, c.ffn), ("embed", "sides", "ffn"))
+        c = self.config
+        # A side alone has no dim: in backward that would be summed over beside ffn, and XLA:CPU
+        # copies the weight of a product that sums over two of its dims.
+        sides, names = ((2,), ("sides",)) if c.gated else ((), ())
+        shape, dims = (c.width, *sides, c.ffn), ("embed", *names, "ffn")
+        self.up = param(rngs, _normal(0.02), shape, dims)
         self.down = param(rngs, _normal(0.02 * out), (c.ffn, c.width), ("ffn", "embed"))
         if c.bias:
-            self.up_bias = param(rngs, _zeros, (sides, c.ffn), ("sides", "ffn"))
+            self.up_bias = param(rngs, _zeros, shape[1:], dims[1:])
             self.down_bias = param(rngs, _zeros, (c.width,), ("embed",))
 
     def __call__(self, x_BSD, key, *, attend) -> jax.Array:
@@ -202,24 +206,15 @@ class Block(nnx.Module):
         return y_BSD + self.out_bias[...].astype(x_BSD.dtype) if self.config.bias else y_BSD
 
     def _feed_forward(self, x_BSD):
-        y_BSF = checkpoint_name(self._inner(x_BSD), "ffn_inner")
+        c = "c" if self.config.gated else ""
+        h = jnp.einsum(f"bsd,d{c}f->bs{c}f", x_BSD, self.up[...].astype(x_BSD.dtype))
+        if self.config.bias:
+            h = h + self.up_bias[...].astype(x_BSD.dtype)
+        activation = ACTIVATIONS[self.config.activation]
+        y_BSF = activation(h[:, :, 0]) * h[:, :, 1] if self.config.gated else activation(h)
+        y_BSF = checkpoint_name(y_BSF, "ffn_inner")
         y_BSD = jnp.einsum("bsf,fd->bsd", y_BSF, self.down[...].astype(x_BSD.dtype))
         return y_BSD + self.down_bias[...].astype(x_BSD.dtype) if self.config.bias else y_BSD
-
-    def _inner(self, x_BSD):
-        """What the activation makes of the sides, (B, S, F); one side is computed without its dim.
-
-        In backward that dim would be summed over beside F, and XLA:CPU copies the weight of a
-        product that sums over more than one of its dims.
-        """
-        activation, up_DCF = ACTIVATIONS[self.config.activation], self.up[...].astype(x_BSD.dtype)
-        bias_CF = self.up_bias[...].astype(x_BSD.dtype) if self.config.bias else None
-        if self.config.gated:
-            h_BSCF = jnp.einsum("bsd,dcf->bscf", x_BSD, up_DCF)
-            h_BSCF = h_BSCF if bias_CF is None else h_BSCF + bias_CF
-            return activation(h_BSCF[:, :, 0]) * h_BSCF[:, :, 1]
-        h_BSF = jnp.einsum("bsd,df->bsf", x_BSD, jnp.squeeze(up_DCF, 1))
-        return activation(h_BSF if bias_CF is None else h_BSF + jnp.squeeze(bias_CF, 0))
 
     def _dropped(self, y_BSD, key):
         return dropped(y_BSD, self.config.dropout, key)
