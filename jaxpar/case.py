@@ -180,10 +180,10 @@ def load_strategy(text: str, **options: Any) -> Strategy:
     return each[0] if len(each) == 1 else combine(*each)
 
 
-def strategy_options(text: str) -> tuple[str, ...]:
-    """The options of the strategies named by `text`, by name."""
-    names = [n for part in parts(text) for n in signature(STRATEGIES.load(part)).parameters]
-    return tuple(dict.fromkeys(names))
+def strategy_options(text: str) -> dict[str, Any]:
+    """The options of the strategies named by `text`, each with its usual value."""
+    makers = [STRATEGIES.load(part) for part in parts(text)]
+    return {p.name: p.default for make in makers for p in signature(make).parameters.values()}
 
 
 def optimizer_options(name: str) -> dict[str, Any]:

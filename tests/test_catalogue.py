@@ -79,6 +79,16 @@ def test_an_unknown_name_is_refused_with_the_nearest(shelf):
         shelf.load("record")
 
 
+def test_what_an_entry_says_in_capitals_is_read_without_importing_it(shelf):
+    """Literals alone; what is computed is not there."""
+    (shelf.folder / "told.py").write_text(
+        'import no_such_module_at_all\n\nREADS = ("a", "b")\nMADE = len(READS)\n\nthing = None\n'
+    )
+    assert shelf.constant("told", "READS") == ("a", "b")
+    with pytest.raises(KeyError):
+        shelf.constant("told", "MADE")
+
+
 @pytest.mark.parametrize("catalogue", CATALOGUES, ids=lambda c: c.noun)
 def test_every_entry_loads_and_says_what_it_is_in_a_line(catalogue):
     """Each file has the catalogue's public thing, and a first line fit for a list."""

@@ -73,6 +73,10 @@ BAD = [
     ("verify mlp --strategy data+", "a name is missing beside"),
     ("inspect no.such:model", "cannot import 'no.such'"),
     ("inspect os:getcwd", "the factory returned str; return what jaxpar.model"),
+    # Options that would be obeyed in silence, or not at all.
+    ("verify mlp --lint warn", "'verify' does not read --lint, as inspect, train does"),
+    ("run data_parallel --steps 3", "'run' does not read --steps, as train, verify does"),
+    ("inspect mlp --mesh data=2 --mesh data=4", "--mesh is given 2 times: say it once"),
     # Sizes below what there can be.
     ("train mlp --mesh data=-4", "'data' has size -4"),
     ("train mlp --mesh data=0", "'data' has size 0"),
@@ -275,13 +279,3 @@ def test_a_fresh_process_ends_with_status_2_and_no_traceback():
     assert done.stdout == ""
     assert done.stderr.startswith("python -m experiments: ") and "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 1
-
-
-def test_help_is_printed_when_nothing_is_asked(capsys):
-    """No words, or --help: the verbs with their first lines, and every option."""
-    assert execute([], program="jaxpar") == 0
-    bare = capsys.readouterr().out
-    assert execute(["--help"], program="jaxpar") == 0
-    assert capsys.readouterr().out == bare
-    for word in ("train MODEL", "verify MODEL", "--mesh", "--set", "--json", "--out"):
-        assert word in bare

@@ -12,14 +12,8 @@ from pathlib import Path
 from absl import logging
 
 from jaxpar.cli import options as command_line
-from jaxpar.core.catalogue import Catalogue
+from jaxpar.cli.help import VERBS, show_help
 from jaxpar.core.errors import RequestError, unknown
-
-VERBS = Catalogue("jaxpar.cli.verbs", "verb")
-TAKES = {"train": "MODEL", "inspect": "MODEL", "verify": "MODEL", "run": "NAME", "bench": "NAME"}
-"""What a verb wants after it."""
-MAY_TAKE = {"doctor": "MODEL"}
-"""What a verb can do with, and without."""
 
 
 def main() -> int:
@@ -38,11 +32,13 @@ def execute(argv: list[str], *, program: str) -> int:
     try:
         options = command_line.parse(argv, program)
         if options.help or not options.words:
-            return _help(program)
+            show_help(program, options)
+            return 0
         name, *words = options.words
         if name not in VERBS.names():
             raise unknown("verb", name, VERBS.names())
         _check_words(name, words, program)
+        _check_options(name, options)
         _keep_compiled_programs()
         return _run(name, argv, command_line.Options(tuple(words), options.values, program))
     except RequestError as error:
@@ -52,15 +48,23 @@ def execute(argv: list[str], *, program: str) -> int:
 
 def _check_words(name: str, words: list[str], program: str) -> None:
     """Refuse too few or too many words after a verb."""
-    wanted = TAKES.get(name)
-    if wanted and not words:
-        raise RequestError(f"'{name}' needs a {wanted}: {program} {name} {wanted} ...")
-    most = 1 if wanted or name in MAY_TAKE else 0
-    if len(words) > most:
-        takes = f"one {wanted or MAY_TAKE[name]}" if most else "no name"
+    takes = VERBS.constant(name, "TAKES")
+    if takes and takes[0] != "[" and not words:
+        raise RequestError(f"'{name}' needs a {takes}: {program} {name} {takes} ...")
+    if len(words) > bool(takes):
+        most = f"one {takes.strip('[]')}" if takes else "no name"
         raise RequestError(
-            f"'{name}' takes {takes}, and got {' '.join(words)}: options start with --"
+            f"'{name}' takes {most}, and got {' '.join(words)}: options start with --"
         )
+
+
+def _check_options(name: str, options: command_line.Options) -> None:
+    """Refuse an option that the verb does not read: who typed it means something by it."""
+    reads = VERBS.constant(name, "READS")
+    for option in options.given:
+        if option not in reads and option not in command_line.SHARED:
+            by = ", ".join(v for v in VERBS.names() if option in VERBS.constant(v, "READS"))
+            raise RequestError(f"'{name}' does not read --{option}, as {by} does: leave it out")
 
 
 def _run(name: str, argv: list[str], options: command_line.Options) -> int:
@@ -82,18 +86,6 @@ def _run(name: str, argv: list[str], options: command_line.Options) -> int:
         typed = [word for word in argv if word not in ("--picture", options.picture)]
         screen.picture(Path(options.picture), f"{options.program} {' '.join(typed)}")
     return status
-
-
-def _help(program: str) -> int:
-    """Print the verbs and the options; always well."""
-    print(f"{program} VERB ... [options]\n")
-    for name in VERBS.names():
-        takes = TAKES.get(name) or (f"[{MAY_TAKE[name]}]" if name in MAY_TAKE else "")
-        print(f"  {name + ' ' + takes:<16} {VERBS.summary(name)}")
-    print("\noptions")
-    for typed, text in command_line.help_lines():
-        print(f"  {typed:<26} {text}")
-    return 0
 
 
 def _keep_compiled_programs() -> None:

@@ -5,6 +5,7 @@ is a RequestError: one sentence, exit status 2.
 """
 
 import ast
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,13 +70,21 @@ flags.DEFINE_bool("verify", False, "after training, verify the layout too", flag
 flags.DEFINE_bool("help", False, "show this and stop", short_name="h", flag_values=VALUES)
 
 
+SHARED = ("picture", "json", "help")
+"""Options that every verb reads."""
+
+
 @dataclass(frozen=True)
 class Options:
-    """What was typed: the positional words, every option by name, and how it was started."""
+    """What was typed: the positional words, every option by name, and how it was started.
+
+    `given` are the options that were typed; the others have their usual values.
+    """
 
     words: tuple[str, ...]
     values: dict[str, Any]
     program: str
+    given: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -136,7 +145,17 @@ def parse(argv: list[str], program: str) -> Options:
         raise RequestError(f"{typed}: not a value of this option, which is {flag.help}") from None
     except flags.Error as error:
         raise RequestError(str(error).replace("\n", " ")) from None
-    return Options(tuple(words), {name: VALUES[name].value for name in names()}, program)
+    _refuse_twice()
+    values = {name: VALUES[name].value for name in names()}
+    return Options(tuple(words), values, program, tuple(n for n in names() if VALUES[n].present))
+
+
+def _refuse_twice() -> None:
+    """Refuse an option that is typed twice, but for those that may be: absl takes the last."""
+    for name in names():
+        flag = VALUES[name]
+        if flag.present > 1 and not isinstance(flag, flags.MultiFlag):
+            raise RequestError(f"--{name} is given {flag.present} times: say it once")
 
 
 def names() -> tuple[str, ...]:
@@ -144,14 +163,16 @@ def names() -> tuple[str, ...]:
     return tuple(name for name in VALUES if len(name) > 1)
 
 
-def help_lines() -> list[tuple[str, str]]:
+def help_lines(names: Iterable[str]) -> list[tuple[str, str]]:
     """Each option as typed, and its help."""
     lines = []
-    for name in names():
+    for name in names:
         flag = VALUES[name]
         typed = f"--{name}" if isinstance(flag, flags.BooleanFlag) else f"--{name} {name.upper()}"
         default = "" if flag.default in (None, False, []) else f" [{flag.default}]"
-        lines.append((typed, f"{flag.help}{default}"))
+        # absl adds to what it was given: "<error|warn>: ...", "...;\n repeat this option ..."
+        text = flag.help.partition(";\n")[0].rpartition(">: ")[2]
+        lines.append((typed, f"{text}{default}"))
     return lines
 
 

@@ -14,7 +14,8 @@ entry cannot hide its neighbours.
 import ast
 import importlib
 import importlib.util
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,10 @@ class Catalogue:
         """The first line of the entry's docstring, or of its row, without importing it."""
         return self._entries()[name].summary
 
+    def constant(self, name: str, key: str) -> Any:
+        """What the entry's file says `key` is at its top level, a literal; nothing is imported."""
+        return self._entries()[name].constants[key]
+
     def load(self, name: str) -> Any:
         """Import entry `name` and return its public thing; an unknown name is a `RequestError`."""
         entries = self._entries()
@@ -78,11 +83,15 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where an entry is defined, `is_row` in a table of several, and its line for a list."""
+    """Where an entry is defined, `is_row` in a table of several, and its line for a list.
+
+    `constants` are the literals that its file names in capitals.
+    """
 
     file: str
     summary: str
     is_row: bool = False
+    constants: Mapping[str, Any] = field(default_factory=dict)
 
 
 @cache
@@ -93,12 +102,15 @@ def _defined(path: Path, changed: int, file: str, noun: str) -> dict[str, _Entry
     """
     del changed
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    entries = {}
+    entries, constants = {}, {}
     for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         names = {target.id for target in targets if isinstance(target, ast.Name)}
         if noun in names or (isinstance(node, ast.FunctionDef) and node.name == noun):
-            entries[file] = _Entry(file, (ast.get_docstring(tree) or "").partition("\n")[0])
+            summary = (ast.get_docstring(tree) or "").partition("\n")[0]
+            entries[file] = _Entry(file, summary, constants=constants)
+        if isinstance(node, ast.Assign) and all(name.isupper() for name in names):
+            constants |= _literal(node.value, names)
         table = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
         if f"{noun}s" in names and isinstance(table, ast.Dict):
             for key, row in zip(table.keys, table.values, strict=True):
@@ -106,6 +118,14 @@ def _defined(path: Path, changed: int, file: str, noun: str) -> dict[str, _Entry
                 title = ast.literal_eval(row.args[0])
                 entries[str(key.value)] = _Entry(file, title, is_row=True)
     return entries
+
+
+def _literal(value: ast.expr, names: set[str]) -> dict[str, Any]:
+    """A literal under each name; nothing for what is computed."""
+    try:
+        return dict.fromkeys(names, ast.literal_eval(value))
+    except ValueError:
+        return {}
 
 
 MODELS = Catalogue("jaxpar.models", "model")

@@ -17,7 +17,15 @@ _partitioned = nnx.with_partitioning
 
 @dataclass(frozen=True)
 class ConvNet:
-    """Sizes: `stages` pairs of 3 x 3 filters of `channels`, on `side` x `side` images."""
+    """Sizes of the network.
+
+    Attributes:
+        side: of an image, which is square.
+        channels: that every 3 x 3 filter makes.
+        stages: pairs of filters.
+        classes: that are told apart.
+        batch: rows in a global batch.
+    """
 
     side: int = 8
     channels: int = 64

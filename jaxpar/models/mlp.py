@@ -19,7 +19,16 @@ _partitioned = nnx.with_partitioning
 
 @dataclass(frozen=True)
 class MLP:
-    """Sizes of the perceptron: `hidden` layers of `width`, on `pixels` inputs, into `classes`."""
+    """Sizes of the perceptron.
+
+    Attributes:
+        pixels: of an image, which is square.
+        width: of each hidden layer.
+        hidden: layers before the head.
+        classes: that are told apart.
+        dropout: probability that an activation is left out while training.
+        batch: rows in a global batch.
+    """
 
     pixels: int = 64
     width: int = 256

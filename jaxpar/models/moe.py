@@ -30,11 +30,15 @@ STATISTICS = ("balance", "busiest", "dropped")
 
 @dataclass(frozen=True)
 class MoE(Transformer):
-    """The decoder's sizes and choices, and those of its experts; `ffn` is one expert's.
+    """The decoder's sizes and choices, and those of its experts.
 
-    `capacity` is the number of places that an expert keeps for each row, as a multiple of the even
-    share active x sequence / experts; 0 keeps one for every token, so that none is dropped.
-    `balance` is the coefficient of the auxiliary loss, summed over layers.
+    Attributes:
+        ffn: inner width of one expert.
+        experts: feed-forward parts in a layer.
+        active: experts that a token visits.
+        capacity: places that an expert keeps for each row, as a multiple of the even share
+            active x sequence / experts; 0 keeps one for every token, so that none is dropped.
+        balance: coefficient of the auxiliary loss, summed over layers.
     """
 
     ffn: int = 512

@@ -37,10 +37,30 @@ RESIDUAL = ("batch", "sequence", "embed")
 class Transformer:
     """Sizes and choices of the decoder.
 
-    `head_dim` None means width / heads, `kv_heads` None as many as heads. `compute_dtype` None
-    computes in the parameters' own dtype. `remat` is none, full, dots, or saved names joined by
-    commas (attended, ffn_inner). `unroll` layers are compiled as one piece: XLA's CPU code for a
-    few layers is a quarter faster so, and the program that much larger.
+    Attributes:
+        vocabulary: token ids there are.
+        sequence: tokens in a row.
+        width: of the residual, the model's own width.
+        layers: blocks, all of one shape.
+        heads: of queries; attention's width is heads x head_dim.
+        kv_heads: heads of keys and values, which divide `heads`; None means as many.
+        head_dim: elements of a head; None means width / heads.
+        ffn: inner width of the feed-forward part.
+        gated: whether the feed-forward part has a gate beside it, as Llama's (SwiGLU) has.
+        activation: silu, gelu or relu.
+        positions: rope (rotary) or learned.
+        rope_base: the base of the rotary angles.
+        norm: rms or layer.
+        norm_epsilon: added to the mean square before its root is taken.
+        bias: whether matrices and norms have biases.
+        tied: whether the head is the embedding, transposed.
+        dropout: probability that an element of a part's output is left out while training.
+        compute_dtype: float32, bfloat16, float16 or float64; None computes in the parameters' own.
+        remat: what backward computes again: none, full, dots, or all but saved names joined by
+            commas (attended, ffn_inner).
+        unroll: layers compiled as one piece; XLA's CPU code for a few is a quarter faster so, and
+            the program that much larger.
+        batch: rows in a global batch.
     """
 
     vocabulary: int = 256

@@ -15,7 +15,11 @@ KINDS_OF = {
 
 
 def strategy(exchange: str = "ring") -> Strategy:
-    """Return context parallelism over the model axis, with `exchange` ring or ulysses."""
+    """Return context parallelism over the model axis.
+
+    Args:
+        exchange: how devices get at each other's keys and values: ring or ulysses.
+    """
     return Strategy(
         name="context",
         compute={"sequence": "model"},

@@ -14,5 +14,11 @@ from jaxpar.strategies.record import Strategy
 
 
 def strategy(every: int = 50, outer_rate: float = 0.7, outer_momentum: float = 0.9) -> Strategy:
-    """Return parameter averaging with an outer Nesterov step over the replica axis."""
+    """Return parameter averaging with an outer Nesterov step over the replica axis.
+
+    Args:
+        every: updates between two averagings; 0 averages only at the end.
+        outer_rate: of the step along the averaged change.
+        outer_momentum: of that step; 0 has none.
+    """
     return replace(local_sgd.strategy(every, outer_rate, outer_momentum), name="diloco")

@@ -14,7 +14,11 @@ PREFERENCE = ("residual", "inner", "vocabulary", "heads", "feature")
 
 
 def strategy(whole_below: int = 16_384) -> Strategy:
-    """Return fully sharded data parallelism over the data axis."""
+    """Return fully sharded data parallelism over the data axis.
+
+    Args:
+        whole_below: arrays of fewer elements stay replicated.
+    """
     return Strategy(
         name="fsdp",
         compute={"batch": "data"},

@@ -18,8 +18,9 @@ def strategy(every: int = 8, outer_rate: float = 1.0, outer_momentum: float = 0.
 
     Args:
         every: updates between two averagings; 0 averages only at the end.
-        outer_rate, outer_momentum: of the Nesterov step along the averaged change (see `diloco`);
-            1 and 0 take the average itself.
+        outer_rate: of the Nesterov step along the averaged change (see `diloco`); 1 takes the
+            average itself.
+        outer_momentum: of that step; 0 has none.
     """
     return Strategy(
         name="local_sgd",

@@ -3,16 +3,20 @@
 GPipe (Huang et al. 2019) and its kin. Layers are sharded over `pipe`; embedding and head are
 replicated, and used on the first stage and the last. Collectives per step: one permute of a
 microbatch's activation between neighbours after every tick of the schedule, and one all-reduce over
-`pipe` of the gradients of what is replicated. `schedule` is gpipe, one_f_one_b, interleaved or
-in_order; each stage has `chunks` pieces of the layers (interleaved); `pad` fills a layer count that
-does not divide with layers that do nothing.
+`pipe` of the gradients of what is replicated.
 """
 
 from jaxpar.strategies.record import ALL_REDUCE, KINDS, PERMUTE, Stages, Strategy
 
 
 def strategy(schedule: str = "one_f_one_b", chunks: int = 0, pad: bool = False) -> Strategy:
-    """Return pipeline parallelism over the pipe axis; `chunks` 0 is what the schedule is for."""
+    """Return pipeline parallelism over the pipe axis.
+
+    Args:
+        schedule: gpipe, one_f_one_b, interleaved or in_order.
+        chunks: pieces of the layers on each stage; 0 is what the schedule is for.
+        pad: whether layers that do nothing fill a count that does not divide.
+    """
     return Strategy(
         name="pipeline",
         compute={"layers": "pipe"},

@@ -12,7 +12,11 @@ from jaxpar.strategies.record import ALL_GATHER, ALL_TO_ALL, PERMUTE, Strategy
 
 
 def strategy(whole_below: int = 16_384) -> Strategy:
-    """Return data parallelism with optimizer state sharded over the data axis."""
+    """Return data parallelism with optimizer state sharded over the data axis.
+
+    Args:
+        whole_below: arrays of fewer elements stay replicated.
+    """
     return Strategy(
         name="zero1",
         compute={"batch": "data"},

@@ -12,7 +12,11 @@ from jaxpar.strategies.record import Strategy
 
 
 def strategy(whole_below: int = 16_384) -> Strategy:
-    """Return data parallelism with gradients and optimizer state sharded over the data axis."""
+    """Return data parallelism with gradients and optimizer state sharded over the data axis.
+
+    Args:
+        whole_below: arrays of fewer elements stay replicated.
+    """
     return replace(
         zero1.strategy(whole_below),
         name="zero2",

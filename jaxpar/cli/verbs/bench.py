@@ -6,6 +6,9 @@ from jaxpar.cli.screen import Screen
 from jaxpar.core.errors import RequestError
 from jaxpar.program.configuration import simulate_devices
 
+TAKES = "NAME"
+READS = ("rounds",)
+
 
 def verb(options: Options, screen: Screen) -> int:
     """Run a benchmark and show its rows; it passes no judgement."""

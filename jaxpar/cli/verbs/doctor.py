@@ -17,6 +17,9 @@ from jaxpar.program.devices import device_mesh
 from jaxpar.program.record import compile_step
 from jaxpar.step.make_step import make_step
 
+TAKES = "[MODEL]"
+READS = ()
+
 
 def verb(options: Options, screen: Screen) -> int:
     """Look at a model, if one is named, else at this machine."""

@@ -13,6 +13,9 @@ from jaxpar.cli.show.inspection import (
 from jaxpar.cli.show.layout import show_dims, show_layout
 from jaxpar.measures.inspect import inspect
 
+TAKES = "MODEL"
+READS = ("strategy", "mesh", "hardware", "mode", "lint", "batch", "microbatches", "set")
+
 
 def verb(options: Options, screen: Screen) -> int:
     """Inspect; exit status 1 for an unexpected or missing collective, or a finding of lint."""

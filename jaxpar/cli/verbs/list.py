@@ -5,6 +5,9 @@ from jaxpar.cli.options import Options
 from jaxpar.cli.screen import Screen
 from jaxpar.core.catalogue import CATALOGUES
 
+TAKES = ""
+READS = ()
+
 
 def verb(options: Options, screen: Screen) -> int:
     """Print every catalogue with the first line of each entry."""

@@ -8,20 +8,18 @@ from jaxpar.cli.options import Options
 from jaxpar.cli.repository import experiments
 from jaxpar.cli.screen import Screen
 from jaxpar.cli.show.rows import show_rows
-from jaxpar.core.errors import RequestError
 from jaxpar.core.mesh import MeshShape
 from jaxpar.experiment import Row, walk
 from jaxpar.program.configuration import simulate_devices
+
+TAKES = "NAME"
+READS = ("out",)
 
 
 def verb(options: Options, screen: Screen) -> int:
     """Run an experiment; exit status 1 when a claim does not hold."""
     name, catalogue = options.words[0], experiments()
     experiment = catalogue.load(name)
-    if options.values["set"] or options.steps is not None:
-        raise RequestError(
-            f"experiment '{name}' states its own cases: edit experiments/{name}.py, or use 'train'"
-        )
     started = time.perf_counter()
     screen.say(catalogue.summary(name), style="bold")
     # CPU devices can be asked for once only, so ask for the largest mesh first.

@@ -17,6 +17,23 @@ from jaxpar.measures.inspect import inspect
 from jaxpar.measures.verify.verify import verify
 from jaxpar.runtime.train import bits, train
 
+TAKES = "MODEL"
+READS = (
+    "strategy",
+    "mesh",
+    "hardware",
+    "mode",
+    "lint",
+    "data",
+    "steps",
+    "batch",
+    "microbatches",
+    "seed",
+    "set",
+    "out",
+    "verify",
+)
+
 
 def verb(options: Options, screen: Screen) -> int:
     """Train; with `--verify`, prove the layout too."""

@@ -9,6 +9,9 @@ from jaxpar.cli.show.verdict import show_verdict
 from jaxpar.core.mesh import sizes_of
 from jaxpar.measures.verify.verify import verify
 
+TAKES = "MODEL"
+READS = ("strategy", "mesh", "hardware", "mode", "steps", "batch", "microbatches", "seed", "set")
+
 
 def verb(options: Options, screen: Screen) -> int:
     """Verify; exit status 1 when the numbers differ."""
