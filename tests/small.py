@@ -6,6 +6,9 @@ The catalogues name the entries, so that a new file is held to the laws the mome
 from dataclasses import fields, replace
 from functools import cache
 from itertools import cycle
+from typing import Any
+
+import pytest
 
 from jaxpar.case import load_strategy
 from jaxpar.core.catalogue import HARDWARE, MODELS, STRATEGIES
@@ -13,6 +16,7 @@ from jaxpar.core.errors import LayoutError
 from jaxpar.core.mesh import ALWAYS, MeshShape
 from jaxpar.layout.lay_out import lay_out
 from jaxpar.layout.record import Layout
+from jaxpar.measures.inspect import Inspection
 from jaxpar.models.record import Model
 from jaxpar.strategies.record import Strategy
 
@@ -118,6 +122,26 @@ def crossed() -> list[tuple[str, str, str]]:
         for m, s in chosen
         for mode in ([next(turns)] if m != DECODER and s in FEW else modes_of(s))
     ]
+
+
+def together(cases: list[tuple[str, str, str]]) -> list[Any]:
+    """The cases (model first), those of a model marked to be run by one worker.
+
+    What they are compared with is the model on one device, which is then compiled once.
+    """
+    return [pytest.param(*case, marks=pytest.mark.xdist_group(case[0])) for case in cases]
+
+
+def assert_as_stated(inspection: Inspection) -> None:
+    """Every kind that a strategy must cause over an axis is there, and none that it never may."""
+    assert inspection.faults == ()
+    stated = inspection.layout.strategy
+    for axis in inspection.layout.mesh.axes:
+        rows = (*inspection.collectives, *inspection.averaging)
+        kinds = {row.kind for row in rows if axis in row.axes}
+        assert kinds.isdisjoint(stated.never.get(axis, ()))
+        assert kinds >= stated.must.get(axis, frozenset())
+        assert bool(kinds) == (axis in stated.axes)
 
 
 def modes_of(strategy: str) -> tuple[str, ...]:

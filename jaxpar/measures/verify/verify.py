@@ -170,7 +170,9 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
         )
     elif not all(c.ok for c in checks):
         mistake = later_mistake(next(c for c in checks if not c.ok))
-    verdict = Verdict(dtype, tuple(checks), steps, layout.model.batch_size, mistake)
+    verdict = Verdict(
+        dtype, tuple(checks), steps, layout.model.batch_size, mistake, program=candidate
+    )
     return replace(verdict, algorithm=reference.algorithm) if averaging else verdict
 
 
