@@ -3,6 +3,7 @@
 The catalogues name the entries, so that a new file is held to the laws the moment it exists.
 """
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import cache
 from itertools import cycle
@@ -18,6 +19,7 @@ from jaxpar.layout.lay_out import lay_out
 from jaxpar.layout.record import Layout
 from jaxpar.measures.inspect import Inspection
 from jaxpar.models.record import Model
+from jaxpar.step.own_tree import OwnTree
 from jaxpar.strategies.record import Strategy
 
 MODES = ("auto", "manual")
@@ -70,6 +72,16 @@ def small_layout(model: str, strategy: str, mesh: str, batch: int = 16, **change
         strategy=small_strategy(strategy),
         mesh=MeshShape.parse(mesh),
     )
+
+
+def nested(layout: Layout, values: Mapping[str, Any]) -> dict[Any, Any]:
+    """Values by path as the parameters' own tree, which an optimizer is given."""
+    return OwnTree.of(layout).nested(values)
+
+
+def by_path(layout: Layout, tree: Any) -> dict[str, Any]:
+    """What a tree like the parameters' own holds, by path."""
+    return OwnTree.of(layout).by_path(tree)
 
 
 def mesh_for(strategy: str) -> str:

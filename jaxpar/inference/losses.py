@@ -15,10 +15,11 @@ from flax import nnx
 from jaxpar.core.errors import RequestError
 from jaxpar.core.jax_compat import setting
 from jaxpar.inference.example import Example
-from jaxpar.inference.pieces import Cut, whole
+from jaxpar.inference.pieces import whole
 from jaxpar.jaxprs.float64 import evaluate_wide
 from jaxpar.jaxprs.record import FIELD
 from jaxpar.models.modules import Parts, refill, take_apart, values_of
+from jaxpar.models.pieces import Cut
 from jaxpar.models.record import Mean
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from flax import nnx
 from jax.extend.core import ClosedJaxpr
+from jax.sharding import AbstractMesh
 
 from jaxpar.core import hooks
 from jaxpar.core.errors import RequestError
@@ -136,7 +137,9 @@ def _trace(model: Model, parts: Parts, train: bool) -> TracedLoss:
 
     keys = {KEY: jax.eval_shape(lambda: jax.random.key(0))} if train else {}
     groups = _abstract((values_of(parts.parameters), values_of(parts.state), batch, keys))
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*groups)
+    # A step may ask for it inside a shard_map: what is kept must know of no mesh.
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*groups)
     labels = ("", "", FIELD, "")
     arguments = {
         label + path: group[path]

@@ -194,7 +194,7 @@ def momentum_twice(step, state):
     """The outer momentum is taken along once more than Nesterov does."""
     after = step.average(state)
     momentum = {p: 0.9 * v for p, v in state.outer["momentum"].items()}
-    further = {p: v - 0.7 * momentum[p] for p, v in after.parameters.items()}
+    further = {p: v - 0.7 * momentum[p][None] for p, v in after.parameters.items()}
     return replace(
         after, parameters=further, outer={**after.outer, "anchor": after.outer["anchor"]}
     )
@@ -268,7 +268,7 @@ def test_an_update_with_collectives_over_replica_is_a_fault():
 def _mixed(step, state, batch):
     gradients, model_state, metrics = step.gradients(state, batch)
     same = {p: jnp.broadcast_to(g.mean(0), g.shape) for p, g in gradients.items()}
-    return step.apply(state, same, model_state), metrics, same
+    return step.apply(state, same, model_state, metrics["loss"]), metrics, same
 
 
 def test_what_cannot_be_averaged_is_refused():

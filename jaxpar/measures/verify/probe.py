@@ -14,9 +14,9 @@ import numpy as np
 from flax import nnx
 from jax.extend.core import Literal
 
-from jaxpar.layout.record import Layout
-from jaxpar.models.record import Field, Model
-from jaxpar.step.one_device import plain_loss
+from jaxpar.inference.traced import module_of
+from jaxpar.measures.verify.plain_loss import traced
+from jaxpar.models.record import Model
 
 WIDE = "float64"
 
@@ -34,7 +34,9 @@ def widened(model: Model) -> Model:
         for name, f in model.batch.items()
     }
     loss = getattr(model.loss, "widened", model.loss)
-    return replace(model, build=_WideBuild(model.build), batch=batch, loss=loss, compute_dtype=None)
+    written = None if model.written is None else widened(model.written)
+    build = _WideBuild(model.build)
+    return replace(model, build=build, batch=batch, loss=loss, compute_dtype=None, written=written)
 
 
 @dataclass(frozen=True)
@@ -49,33 +51,28 @@ class _WideBuild:
         return module
 
 
-def narrowest(layout: Layout) -> str:
+def narrowest(model: Model) -> str:
     """The narrowest float dtype in which the model's forward pass makes anything of its weights."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    arguments = (
-        {p: jax.ShapeDtypeStruct(a.shape, a.dtype) for p, a in layout.parameters.items()},
-        {p: jax.ShapeDtypeStruct(a.shape, a.dtype) for p, a in layout.state.items()},
-        {n: jax.ShapeDtypeStruct(f.shape, f.dtype) for n, f in layout.model.batch.items()},
-        key,
-    )
-    jaxpr = jax.make_jaxpr(lambda *a: plain_loss(layout, *a))(*arguments).jaxpr
-    learned = len(layout.parameters)
+    jaxpr = traced(model).jaxpr
+    learned = len(module_of(model).parameters)
     moved = [k < learned for k in range(len(jaxpr.invars))]
     found = {np.dtype(WIDE)} | set(_float_dtypes(jaxpr, moved))
     return min(found, key=lambda dtype: jnp.finfo(dtype).bits).name
 
 
 def probe_batch(model: Model, seed: int) -> dict[str, np.ndarray]:
-    """A random legal batch whose `weight` differs from row to row.
+    """A legal batch whose rows differ: of the user's example if it has values, else random.
 
-    Weights of whole examples are in 0.25 .. 1.75; weights of positions are 1 up to a random length
-    of a quarter to all of the row, then 0.
+    Rows of an example are drawn from it, the same for every field. Of random fields, weights of
+    whole examples are in 0.25 .. 1.75; weights of positions are 1 up to a random length of a
+    quarter to all of the row, then 0.
     """
     rng = np.random.default_rng(seed)
+    chosen = _chosen(model, rng)
     batch = {}
     for name, f in model.batch.items():
-        if model.example is not None and f.below is None:
-            batch[name] = _resampled(model.example[name], f, rng)
+        if model.example is not None and not _stands_for_any(model.example[name]):
+            batch[name] = model.example[name][chosen].astype(f.dtype)
         elif name == "weight" and len(f.shape) > 1:
             length = rng.integers(max(1, f.shape[1] // 4), f.shape[1] + 1, size=(f.shape[0], 1))
             ends = length.reshape(-1, *[1] * (len(f.shape) - 1))
@@ -93,13 +90,21 @@ def probe_batch(model: Model, seed: int) -> dict[str, np.ndarray]:
     return batch
 
 
-def _resampled(example: np.ndarray, f: Field, rng: np.random.Generator) -> np.ndarray:
-    """Rows of an example, as many as are wanted; measurements differ from row to row."""
-    rows = example[np.arange(f.shape[0]) % len(example)].astype(f.dtype)
-    whole = not np.issubdtype(rows.dtype, np.inexact) or (rows == np.round(rows)).all()
-    if whole and (rows.any() or not np.issubdtype(rows.dtype, np.inexact)):
-        return rows
-    return (rows + (0.1 * rows.std() or 1.0) * rng.standard_normal(rows.shape)).astype(rows.dtype)
+def _chosen(model: Model, rng: np.random.Generator) -> np.ndarray:
+    """Which rows of an example make up the probe: each as often as it must be, in random order.
+
+    What is left over when all have been taken as often is drawn, so that shares are uneven.
+    """
+    rows = model.batch_size
+    have = rows if model.example is None else len(next(iter(model.example.values())))
+    whole = np.tile(np.arange(have), rows // have)
+    return rng.permutation(np.concatenate([whole, rng.permutation(have)[: rows % have]]))
+
+
+def _stands_for_any(example: np.ndarray) -> bool:
+    """Whether a field of an example only shows its shape: floats that are all one number."""
+    floats = np.issubdtype(example.dtype, np.inexact)
+    return bool(floats and example.size > 1 and (example == example.flat[0]).all())
 
 
 def nudged(parameters: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
