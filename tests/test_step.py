@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from small import small_layout
 
 from jaxpar.core.errors import LayoutError, RequestError
-from jaxpar.measures.verify.probe import probe_batch
+from jaxpar.inference.probe import probe_batch
 from jaxpar.program.record import QUICK
 from jaxpar.step.make_step import make_step
 

@@ -27,7 +27,8 @@ from jaxpar.inference.judge import judge
 from jaxpar.inference.losses import PlainLoss
 from jaxpar.inference.names import christen
 from jaxpar.inference.pieces import held, worth_cutting
-from jaxpar.inference.traced import KEY, TracedLoss, module_of, remember, traced_loss
+from jaxpar.inference.record import KEY, TracedLoss
+from jaxpar.inference.traced import module_of, remember, traced_loss
 from jaxpar.jaxprs.piecewise import piecewise
 from jaxpar.jaxprs.record import FIELD
 from jaxpar.jaxprs.spell import names_of

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxpar.hardware.record import Hardware
 from jaxpar.program.configuration import uncached
 from jaxpar.program.devices import device_mesh
+from jaxpar.program.in_parts import check_parts
 from jaxpar.program.warnings import XlaWarning, compile_quietly, compile_with_warnings
 from jaxpar.step.record import State, Step
 
@@ -238,9 +239,12 @@ def compile_step(step: Step, *, hardware: Hardware, for_speed: bool = True) -> P
             part of it is then compiled when it is first used.
 
     Raises:
-        RequestError: when the machine has fewer devices than the mesh, or cannot compile for them.
+        RequestError: when the machine has fewer devices than the mesh, or cannot compile for them;
+            or when a model's loss is another one in microbatches.
     """
     program = Program(step, hardware, device_mesh(step.layout.mesh, hardware), for_speed)
+    if step.microbatches > 1 and hardware.kind != "described":
+        check_parts(step.layout.model, f"{step.microbatches} microbatches", hardware)
     if for_speed:
         program.update  # noqa: B018  (compiled now, so that what XLA refuses is refused here)
     return program

@@ -14,11 +14,12 @@ import numpy as np
 
 from jaxpar.core.errors import RequestError
 from jaxpar.hardware.record import Hardware
+from jaxpar.inference.probe import WIDE, nudged, probe_batch, widened
 from jaxpar.layout.lay_out import lay_out
 from jaxpar.layout.record import Layout
 from jaxpar.measures.verify.compare import Check, rounding_only
 from jaxpar.measures.verify.diagnosis import later_mistake, likely_mistake
-from jaxpar.measures.verify.probe import WIDE, narrowest, nudged, probe_batch, widened
+from jaxpar.measures.verify.precision import narrowest
 from jaxpar.measures.verify.pure import check_pure
 from jaxpar.measures.verify.reference import Reference, as_written, reference
 from jaxpar.measures.verify.rounding import own_rounding
