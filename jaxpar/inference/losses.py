@@ -59,7 +59,7 @@ class PlainLoss:
         return WideLoss(self)
 
     def __call__(self, module: nnx.Module, batch: Mapping[str, Any], *, key: Any = None):
-        """Call it, in training if there is a `key`; a Flax module keeps random streams of its own."""
+        """Call it, in training if there is a `key`; a Flax module draws from streams of its own."""
         rows = next(iter(batch.values())).shape[0]
         train = key is not None
         with whole(module, self.cuts), nullcontext() if train else evaluating(module):

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -93,9 +95,15 @@ class _Made:
 class _Search:
     """Looks back from results of a jaxpr for the division that made them."""
 
-    def __init__(self, jaxpr: Any, flags: Mapping[Any, _Made], nested: bool):
-        """In a jaxpr, given what each of its arguments is made of."""
-        self.nested, self.flags = nested, dict(flags)
+    def __init__(
+        self,
+        jaxpr: Any,
+        flags: Mapping[Any, _Made],
+        nested: bool,
+        given: Mapping[Any, Callable[[], Any]] = MappingProxyType({}),
+    ):
+        """In a jaxpr, given what each argument is made of, and what divisor an argument had."""
+        self.nested, self.flags, self.given = nested, dict(flags), given
         self.makers: dict[Any, tuple[Any, int]] = {}
         self.within: dict[int, _Search] = {}
         for eqn in jaxpr.eqns:
@@ -103,7 +111,9 @@ class _Search:
             results = [_joined(made)] * len(eqn.outvars)
             if rule_of(eqn).kind == "call":
                 inner, _ = open_jaxpr(held_by(eqn))
-                below = _Search(inner, dict(zip(inner.invars, made, strict=True)), nested)
+                pairs = list(zip(inner.invars, eqn.invars, strict=True))
+                given = {v: partial(self.divisor, atom) for v, atom in pairs}
+                below = _Search(inner, dict(zip(inner.invars, made, strict=True)), nested, given)
                 results = [below.made(atom) for atom in inner.outvars]
                 self.within[id(eqn)] = below
             for index, (variable, flag) in enumerate(zip(eqn.outvars, results, strict=True)):
@@ -126,7 +136,8 @@ class _Search:
         """What made this number by division, if that is of the batch alone; None if nothing did."""
         eqn, index = self._maker(atom)
         if eqn is None:
-            return None
+            known = None if isinstance(atom, Literal) else self.given.get(atom)
+            return known() if known else None
         name, operands = eqn.primitive.name, eqn.invars
         if id(eqn) in self.within:
             inner, _ = open_jaxpr(held_by(eqn))
