@@ -51,7 +51,8 @@ def make_step(
             the gradients are those of the loss itself. 0 is none.
 
     Raises:
-        RequestError: an unknown mode, or a scale that is no power of two. LayoutError:
+        RequestError: an unknown mode, a scale that is no power of two, or an optimizer that a step
+            cannot use. LayoutError:
             microbatches that do not divide the batch, or a layout that the mode cannot do.
     """
     make = partial(
@@ -114,6 +115,7 @@ def _make_plain(layout: Layout, *, optimizer, mode, microbatches, factor) -> Ste
 
     evaluate = differentiated.evaluate or evaluation(layout)
     state = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
+    optimization.check(state.parameters, state.optimizer)
     return Step(
         layout=layout,
         optimizer=optimizer,

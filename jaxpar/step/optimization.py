@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxpar.core.errors import RequestError
@@ -60,6 +61,24 @@ class Optimization:
         updates, state = _asked(self.model, lambda: self._evaluated(function, *arguments))
         return self.own.stored(self.own.by_path(updates)), state
 
+    def check(self, parameters: Mapping[str, Any], state: Any) -> None:
+        """Refuse an optimizer that a step cannot use; shapes alone are looked at.
+
+        Raises:
+            RequestError: it asks for more than there is, or its state changes its shape.
+        """
+        loss = jax.ShapeDtypeStruct((), next(iter(parameters.values())).dtype)
+        _, after = jax.eval_shape(self.update, parameters, state, parameters, loss)
+        before = (jax.tree.structure(state), [(x.shape, x.dtype) for x in jax.tree.leaves(state)])
+        if (
+            jax.tree.structure(after),
+            [(x.shape, x.dtype) for x in jax.tree.leaves(after)],
+        ) != before:
+            raise RequestError(
+                f"model '{self.model}': its optimizer's state has other shapes after an update, "
+                "and a step is compiled once: make what it holds in init"
+            )
+
     def _tree(self, stored: Mapping[str, Any]) -> dict:
         """The model's own tree of arrays by path of storage, pieces as `Pieces`."""
         return self.own.nested(self.own.whole(stored))
@@ -81,7 +100,7 @@ class Optimization:
             lead = len(shape) - len(self.own.shapes[path])
             if lead >= 0 and shape[lead:] == self.own.shapes[path]:
                 return self.own.apart(path, value, lead)
-        return whole(value)
+        return jnp.asarray(whole(value))  # a constant of the optimizer's comes as Python's number
 
 
 def _in_pieces(value: Any) -> bool:

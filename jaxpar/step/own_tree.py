@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxpar.jaxprs.piecewise import Pieces
 from jaxpar.layout.record import Layout
@@ -122,7 +123,7 @@ def abstract(tree: Any) -> Any:
 
     def shape(value):
         if not isinstance(value, Pieces):
-            return jax.ShapeDtypeStruct(value.shape, value.dtype)
+            return jax.ShapeDtypeStruct(jnp.shape(value), jnp.result_type(value))
         lengths = list(value.parts[0].shape)
         lengths[value.dim] = sum(value.sizes)
         return jax.ShapeDtypeStruct(tuple(lengths), value.parts[0].dtype)

@@ -19,6 +19,10 @@ HONEST = 30
 MOST = 1e-3
 """What no bound is widened beyond: the smallest classic mistake is 1.8e-3 of a gradient."""
 
+MOST_OF_A_STATE = 0.3
+"""The same for a state after some steps: a rule that takes a sign makes whole steps of rounding.
+Gradients, and the update from the same ones, are judged by the bound above."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -54,7 +58,7 @@ def relative(got, right) -> float:
     return float(np.max(np.abs(got - right) / np.maximum(np.abs(right), 1e-30)))
 
 
-def compare(name, right, got, bound, *, norms=None, own=MappingProxyType({})) -> Check:
+def compare(name, right, got, bound, *, norms=None, own=MappingProxyType({}), most=MOST) -> Check:
     """The worst relative error of any array, every device's own shard looked at, as a Check.
 
     Args:
@@ -63,13 +67,14 @@ def compare(name, right, got, bound, *, norms=None, own=MappingProxyType({})) ->
         bound: largest relative error accepted.
         norms: arrays by path whose norms errors are relative to; `right` if None.
         own: path -> rounding that one device has by itself, for which the bound is widened.
+        most: what no bound is widened beyond.
     """
     scales = _scales(right if norms is None else norms)
     worst, agree = None, True
     for path in right:
         gap, spread = _gap(np.asarray(right[path]), got[path])
         error = gap / scales[path] if scales[path] else gap
-        allowed = widened_bound(bound, own.get(path, 0.0))
+        allowed = max(bound, min(HONEST * own.get(path, 0.0), most))
         agree &= spread <= allowed * max(scales[path], 1e-300)
         found = Check(name, len(right), path, error, allowed, True, own.get(path, 0.0))
         # A NaN is the worst error there is, and comparisons with it are false.
@@ -79,11 +84,6 @@ def compare(name, right, got, bound, *, norms=None, own=MappingProxyType({})) ->
                 break
     assert worst is not None, name
     return replace(worst, replicas_agree=agree)
-
-
-def widened_bound(bound: float, own: float) -> float:
-    """The bound for an array that one device by itself rounds by `own`."""
-    return max(bound, min(HONEST * own, MOST)) if own else bound
 
 
 def errors_of(right, got, norms=None) -> dict[str, float]:
@@ -127,7 +127,7 @@ def _wide(x) -> np.ndarray:
 def _gap(right: np.ndarray, got: jax.Array | np.ndarray) -> tuple[float, float]:
     """Norm of the error in the worst replica, and the largest distance between two replicas."""
     if not isinstance(got, jax.Array):
-        return _norm(_wide(got) - right), 0.0
+        return _norm(_apart(_wide(got), right)), 0.0
     squares: dict[int, float] = {}
     first: dict[tuple, tuple[np.ndarray, float]] = {}
     spread = 0.0
@@ -137,13 +137,19 @@ def _gap(right: np.ndarray, got: jax.Array | np.ndarray) -> tuple[float, float]:
         known, square = first.get(place, (None, 0.0))
         # Most replicas equal the first to the bit, and so does their error.
         if known is None or not np.array_equal(data, known):
-            square = _norm(_wide(data) - right[shard.index]) ** 2
+            square = _norm(_apart(_wide(data), right[shard.index])) ** 2
             if known is None:
                 first[place] = data, square
             else:
-                spread = max(spread, _norm(_wide(data) - known))
+                spread = max(spread, _norm(_apart(_wide(data), known)))
         squares[shard.replica_id] = squares.get(shard.replica_id, 0.0) + square
     return float(np.sqrt(max(squares.values()))), spread
+
+
+def _apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The difference; none between infinities that are the same."""
+    with np.errstate(invalid="ignore"):
+        return np.where(a == b, 0, a - b)
 
 
 def _norm(x: np.ndarray) -> float:

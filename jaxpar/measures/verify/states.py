@@ -109,9 +109,14 @@ def arrays_as_written(layout: Layout, arrays: Arrays) -> dict[str, np.ndarray]:
     return written
 
 
+def piece_named(name: str) -> str:
+    """The name of an array, that of a piece in optimizer state as a piece of a weight is called."""
+    return re.sub(r"/parts/(\d+)$", r"/\1", name)
+
+
 def as_told(layout: Layout, name: str) -> str:
     """What a person calls an array that is compared by this name: the weight's, not a piece's."""
-    name = re.sub(r"/parts/\d+$", "", name)
+    name = piece_named(name)
     for piece, path in owners(layout.model.cuts).items():
         if f"/{name}".endswith(f"/{piece}"):
             return f"{name.removesuffix(piece)}{path}"

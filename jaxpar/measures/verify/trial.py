@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxpar.measures.verify.compare import HONEST, Check, compare, relative
+from jaxpar.measures.verify.compare import HONEST, MOST, MOST_OF_A_STATE, Check, compare, relative
 from jaxpar.measures.verify.simulation import every_of
 from jaxpar.measures.verify.states import (
     Arrays,
@@ -15,6 +15,7 @@ from jaxpar.measures.verify.states import (
     arrays_of,
     as_told,
     named,
+    piece_named,
     state_as_stored,
     to_host,
 )
@@ -98,7 +99,8 @@ class Trial:
     def steps(self, one: Side, many: Side, steps: int, unjudged: frozenset[str]) -> list[Check]:
         """Losses over some steps, and the state after them; both sides have done the first.
 
-        Where `unjudged` weights have gone is not looked at: their gradients are rounding.
+        Where `unjudged` weights, by path of storage, have gone is not looked at: their gradients
+        are rounding.
         """
         averaging = self.candidate.step.layout.strategy.averaging
         sides, seen = (one, many), []
@@ -114,12 +116,14 @@ class Trial:
         judged = {
             name: value
             for name, value in self.stored(to_host(right)).items()
-            if not any(f"/{self._told(name)}".endswith(f"/{path}") for path in unjudged)
+            if not any(f"/{piece_named(name)}".endswith(f"/{path}") for path in unjudged)
         }
         bound = self.bounds["steps"]
         return [
             self._losses(f"loss over {steps} steps", steps, seen),
-            self._compared(f"state after {steps} steps", judged, arrays_of(got), bound),
+            self._compared(
+                f"state after {steps} steps", judged, arrays_of(got), bound, most=MOST_OF_A_STATE
+            ),
         ]
 
     def stored(self, state: State) -> dict[str, Any]:
@@ -136,10 +140,10 @@ class Trial:
         worst = np.nan if np.isnan(errors).any() else max(errors)
         return Check(name, count, "loss", float(worst), bound, own_rounding=own)
 
-    def _compared(self, name, right, got, bound, *, norms=None) -> Check:
+    def _compared(self, name, right, got, bound, *, norms=None, most=MOST) -> Check:
         """A Check that tells the worst array by the model's own name of it."""
         own = self.own.get(name, {})
-        check = compare(name, right, got, bound, norms=norms, own=own)
+        check = compare(name, right, got, bound, norms=norms, own=own, most=most)
         return replace(check, worst=self._told(check.worst))
 
     def _told(self, name: str) -> str:

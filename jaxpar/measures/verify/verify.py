@@ -24,7 +24,7 @@ from jaxpar.measures.verify.pure import check_pure
 from jaxpar.measures.verify.reference import Reference, as_written, reference
 from jaxpar.measures.verify.rounding import own_rounding
 from jaxpar.measures.verify.simulation import SYNCHRONISATIONS, every_of, mistake_in, simulation
-from jaxpar.measures.verify.states import arrays_as_written, on_devices, to_host
+from jaxpar.measures.verify.states import arrays_as_stored, arrays_as_written, on_devices, to_host
 from jaxpar.measures.verify.trial import Side, Trial
 from jaxpar.measures.verify.verdict import BOUNDS, ROUNDING, Verdict
 from jaxpar.program.record import compile_step
@@ -125,7 +125,8 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
     one = Side.of(right, right.placed(start), right.place(batch))
     gradients = to_host(dict(one.gradients))
     _check_finite(layout, one.metrics, gradients)
-    unjudged = rounding_only(gradients, ROUNDING * bounds["gradient"])
+    stored = arrays_as_stored(layout, gradients)
+    unjudged = rounding_only(stored, ROUNDING * bounds["gradient"])
 
     def tried(trial: Trial) -> tuple[Side, list[Check]]:
         state = on_devices(candidate, start)
