@@ -37,3 +37,10 @@ def leaks_checked():
     """JAX looks for tracers that outlive their trace, slowly: for small steps alone."""
     with jax.checking_leaks():
         yield
+
+
+@pytest.fixture
+def ranks_promoted():
+    """Arrays of fewer dims are broadcast, as in the models that people write; ours do not."""
+    with jax.numpy_rank_promotion("allow"):
+        yield

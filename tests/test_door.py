@@ -12,6 +12,8 @@ from flax import nnx
 import jaxpar
 from jaxpar.case import load_model, load_strategy
 
+pytestmark = pytest.mark.usefixtures("ranks_promoted")
+
 CPU = jaxpar.HARDWARE.load("cpu")()
 BATCH = {"x": jax.ShapeDtypeStruct((8, 6), "float32")}
 

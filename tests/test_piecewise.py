@@ -12,6 +12,8 @@ from jaxpar.inference.pieces import Cut, cut_in, whole
 from jaxpar.jaxprs.piecewise import piecewise
 from jaxpar.models.modules import take_apart
 
+pytestmark = pytest.mark.usefixtures("ranks_promoted")
+
 KEYS = iter(jax.random.split(jax.random.key(0), 64))
 X = jax.random.normal(next(KEYS), (2, 5, 12))
 THREE = [jax.random.normal(next(KEYS), (12, 8)) for _ in range(3)]

@@ -8,6 +8,8 @@ import pytest
 import jaxpar
 from jaxpar.case import load_strategy
 
+pytestmark = pytest.mark.usefixtures("ranks_promoted")
+
 CPU = jaxpar.HARDWARE.load("cpu")()
 
 

@@ -273,11 +273,11 @@ OWNERS = {
         "jaxpar/models",
         "jaxpar/inference",
         "jaxpar/layout",
-        "jaxpar/inference/probe.py",
     ),
     "optax": (
         "jaxpar/optimizers",
         "jaxpar/step",
+        "jaxpar/measures/verify/reference.py",
         "experiments/benchmarks",
         "experiments/any_model.py",
     ),

@@ -16,6 +16,8 @@ from jaxpar.case import load_strategy
 from jaxpar.jaxprs import unify
 from jaxpar.jaxprs.rules.record import Ids
 
+pytestmark = pytest.mark.usefixtures("ranks_promoted")
+
 CPU = jaxpar.HARDWARE.load("cpu")()
 H100 = jaxpar.HARDWARE.load("h100")()
 FACTORIES = factories()
