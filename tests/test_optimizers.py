@@ -73,7 +73,7 @@ def test_a_layout_computes_the_update_of_one_device(name):
     assert verdict.ok and verdict.dtype == "float64", verdict
     found, whole = memory(case.compile(for_speed=False)), case.layout.parameter_bytes
     copies = found.optimizer_state_bytes / found.parameter_bytes
-    assert copies in (0, 1, 2) and found.parameter_bytes < whole
+    assert 0 <= copies <= 2 and found.parameter_bytes < whole
 
 
 def test_adamw_is_optaxs():

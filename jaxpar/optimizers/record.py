@@ -91,11 +91,26 @@ def make_optimizer(
     return optax.apply_if_finite(optimizer, SKIPS_IN_A_ROW) if skips else optimizer
 
 
+def decayed_and_scaled(rule: Optimizer, recipe: Recipe, dims: Dims) -> Optimizer:
+    """A rule of rate 1, with the recipe's weight decay beside it and the recipe's rate on both.
+
+    Args:
+        rule: whose update is what is added to a parameter.
+        recipe: rate and weight decay.
+        dims: of every parameter.
+    """
+    return optax.chain(
+        rule,
+        optax.add_decayed_weights(-recipe.weight_decay, matrices(dims)),
+        optax.scale_by_schedule(recipe.rate()),
+    )
+
+
 def matrices(dims: Dims) -> Any:
     """Which parameters decay: those with two dims and more in one layer. A tree as `dims` is.
 
     >>> matrices({"up": ("layers", "embed", "ffn"), "bias": ("layers", "ffn")})
-    {'up': True, 'bias': False}
+    {'bias': False, 'up': True}
     """
     return jax.tree.map(
         lambda own: sum(dim != "layers" for dim in own) > 1,

@@ -15,8 +15,16 @@ def show_verdict(screen: Screen, verdict: Verdict) -> None:
             f"relative error {judged}",
             style="green",
         )
-        if verdict.algorithm.startswith("parameter"):
+        if verdict.algorithm != "one step for the whole batch":
             screen.say(f"one device did {verdict.algorithm}", style="green")
+        if widened := verdict.widened:
+            worst = max(widened, key=lambda check: check.own_rounding)
+            screen.say(
+                "ill-conditioned: with its rows in another order one device is "
+                f"{worst.own_rounding:.1e} from itself ({worst.name} of {worst.worst}), and the "
+                "bound allows for that",
+                style="yellow",
+            )
         return
     screen.say(
         f"mismatch with one device: {worst.name} of {worst.worst}, relative error {judged}",

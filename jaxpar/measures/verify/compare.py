@@ -76,7 +76,8 @@ def compare(name, right, got, bound, *, norms=None, own=MappingProxyType({}), mo
         error = gap / scales[path] if scales[path] else gap
         allowed = max(bound, min(HONEST * own.get(path, 0.0), most))
         agree &= spread <= allowed * max(scales[path], 1e-300)
-        found = Check(name, len(right), path, error, allowed, True, own.get(path, 0.0))
+        widened = own.get(path, 0.0) if allowed > bound else 0.0
+        found = Check(name, len(right), path, error, allowed, True, widened)
         # A NaN is the worst error there is, and comparisons with it are false.
         if worst is None or np.isnan(error) or error / allowed > worst.error / worst.bound:
             worst = found

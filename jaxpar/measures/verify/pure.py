@@ -49,6 +49,9 @@ def _difference(one: Any, other: Any) -> tuple[str, str]:
         line = line_of(left.source_info)
         if left.primitive is not right.primitive:
             return "an operation", line
+        for key, value in left.params.items():
+            if _is_plain(value) and value != right.params.get(key):
+                return f"the {key} {value} of {left.primitive.name}", line
         for x, y in zip(left.invars, right.invars, strict=True):
             if isinstance(x, Literal) and not (isinstance(y, Literal) and _alike(x.val, y.val)):
                 return f"the number {x.val}", line
@@ -60,6 +63,13 @@ def _difference(one: Any, other: Any) -> tuple[str, str]:
             if differs:
                 return differs, within or line
     return "", ""
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a parameter is numbers, words or tuples of them, which are equal or not."""
+    return isinstance(value, int | float | str) or (
+        isinstance(value, tuple) and all(map(_is_plain, value))
+    )
 
 
 def _alike(x: Any, y: Any) -> bool:

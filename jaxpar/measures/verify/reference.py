@@ -62,6 +62,11 @@ class Reference:
             return "one step for the whole batch"
         return f"one step in {self.microbatches} microbatches, as the model draws or counts in each"
 
+    @cached_property
+    def may_reorder(self) -> bool:
+        """Whether rows in another order are the same to it: not where it draws for each of them."""
+        return not _draws(self.model)
+
     def init(self, seed: int = 0) -> State:
         """A fresh state."""
         return self._init(jnp.uint32(seed))
@@ -214,11 +219,15 @@ def as_written(model: Model) -> Model:
 def _draws_or_counts(model: Model) -> bool:
     """Whether a loss draws random numbers, or leaves other state than it found."""
     closed, parts = traced(model), module_of(model)
-    names = {eqn.primitive.name for eqn, _ in equations(closed)}
     first = len(parts.parameters)
     before = closed.jaxpr.invars[first : first + len(parts.state)]
     after = closed.jaxpr.outvars[len(closed.jaxpr.outvars) - len(parts.state) :]
-    return any(name.startswith("random_bits") for name in names) or list(before) != list(after)
+    return _draws(model) or list(before) != list(after)
+
+
+def _draws(model: Model) -> bool:
+    """Whether a loss draws random numbers in training."""
+    return any(eqn.primitive.name == "random_bits" for eqn, _ in equations(traced(model)))
 
 
 def _added(totals: dict, more: Mapping) -> dict:

@@ -1,4 +1,6 @@
-"""The rounding that one device has by itself: its step again, inputs changed in their last digit.
+"""The rounding that one device has by itself: its step again, its rows in another order.
+
+Inputs are changed in their last digit, too.
 
 A loss that cancels to zero, or batch statistics of few rows that are divided by, multiply rounding
 by orders. What a layout is then off by says nothing, unless it is more than one device is off from
@@ -42,7 +44,11 @@ def own_rounding(
     for seed in range(TIMES):
         rng = np.random.default_rng(seed)
         moved = replace(start, parameters=_moved(start.parameters, rng))
-        other = Side.of(one.runs, one.runs.placed(moved), one.runs.place(_moved(batch, rng)))
+        rows = _moved(batch, rng)
+        if one.runs.may_reorder:
+            order = rng.permutation(len(next(iter(rows.values()))))
+            rows = {name: value[order] for name, value in rows.items()}
+        other = Side.of(one.runs, one.runs.placed(moved), one.runs.place(rows))
         gradients = _moved(to_host(dict(one.gradients)), rng)
         errors = {
             **_differences(usual, _walked(trial, other, steps)),

@@ -52,6 +52,9 @@ class Simulation:
         every = every_of(self.averaging)
         return f"parameter averaging: {self.runs} runs that synchronise every {every} updates"
 
+    may_reorder = False
+    """Rows belong to runs."""
+
     def init(self, seed: int = 0) -> State:
         """One run's first state for all, each with a dropout key of its own."""
         first = self.alone.init(seed)

@@ -138,6 +138,7 @@ class Trial:
         # A loss near zero is known no better than one device knows it, however many digits that is.
         bound = max(self.bounds["loss"], HONEST * own)
         worst = np.nan if np.isnan(errors).any() else max(errors)
+        own = own if bound > self.bounds["loss"] else 0.0
         return Check(name, count, "loss", float(worst), bound, own_rounding=own)
 
     def _compared(self, name, right, got, bound, *, norms=None, most=MOST) -> Check:

@@ -45,6 +45,11 @@ class Verdict:
         return all(check.ok for check in self.checks)
 
     @property
+    def widened(self) -> tuple[Check, ...]:
+        """The checks whose bound is wider than the dtype's: one device itself rounds as much."""
+        return tuple(check for check in self.checks if check.own_rounding)
+
+    @property
     def decisive(self) -> Check:
         """The first check that failed, or the one nearest its bound."""
         failed = [check for check in self.checks if not check.ok]
@@ -71,6 +76,7 @@ class Verdict:
                     "worst": c.worst,
                     "error": c.error,
                     "bound": c.bound,
+                    "own_rounding": c.own_rounding,
                 }
                 for c in self.checks
             ],
