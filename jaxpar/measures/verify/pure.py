@@ -50,7 +50,7 @@ def _difference(one: Any, other: Any) -> tuple[str, str]:
         if left.primitive is not right.primitive:
             return "an operation", line
         for key, value in left.params.items():
-            if _is_plain(value) and value != right.params.get(key):
+            if _is_plain(value) and repr(value) != repr(right.params.get(key)):
                 return f"the {key} {value} of {left.primitive.name}", line
         for x, y in zip(left.invars, right.invars, strict=True):
             if isinstance(x, Literal) and not (isinstance(y, Literal) and _alike(x.val, y.val)):
