@@ -31,7 +31,8 @@ class Account:
         summed_bytes: of the textbook's sums, forward and backward, if it were split.
         other_bytes: of all else that would have to be summed.
         made, spent: whether a weight makes it, and whether one contracts it away.
-        looked_up, picked: whether ids index it in a weight, or are compared with it.
+        looked_up, picked: whether ids index it in a weight, or in what a weight made.
+        matched: whether ids are compared with all of it, which makes a one-hot.
         paired: whether two activations are multiplied for each of it, as attention heads are.
         pairings: in how many such products it is free.
         chosen_by: whether a weight has it beside an activation that has it, as experts do.
@@ -52,6 +53,7 @@ class Account:
     spent: bool = False
     looked_up: bool = False
     picked: bool = False
+    matched: bool = False
     paired: bool = False
     pairings: int = 0
     chosen_by: bool = False
@@ -157,6 +159,9 @@ def _reckon(use: Use, resolve, account, read: set) -> None:
             else:
                 found.picked = True
                 found.other_bytes += use.result.bytes * use.times
+    elif use.kind == "match":
+        for node in about:
+            account(node).matched = True
     elif use.kind in ("whole", "place"):
         for node in about:
             found = account(node)
@@ -222,9 +227,7 @@ def _split(accounts, never, trace, resolve) -> tuple[dict[int, str], dict[int, t
     offered = [
         node
         for node, found in accounts.items()
-        if node not in never
-        and (found.looked_up or (found.made and (found.spent or found.picked)))
-        and found.weights
+        if node not in never and (found.looked_up or _is_used_up(found)) and found.weights
     ]
     offered.sort(key=lambda n: (-accounts[n].bargain, min(accounts[n].weights), n))
     for node in offered:
@@ -237,7 +240,7 @@ def _split(accounts, never, trace, resolve) -> tuple[dict[int, str], dict[int, t
             kept[node] = ("it would be summed more often than a pair of matrices needs", None)
         elif found.paired:
             roles[node] = "heads"
-        elif found.looked_up or (found.picked and not found.spent):
+        elif found.looked_up or found.matched or (found.picked and not found.spent):
             roles[node] = "vocabulary"
         else:
             roles[node] = "inner"
@@ -254,6 +257,12 @@ def _split(accounts, never, trace, resolve) -> tuple[dict[int, str], dict[int, t
         if outer <= roles.keys():  # inside a dim that is split, as a head's width is
             del kept[node]
     return roles, kept
+
+
+def _is_used_up(found: Account) -> bool:
+    """Whether a class is made by a weight, or out of ids, and contracted away or picked from."""
+    made, gone = found.made, found.spent or found.picked or found.matched
+    return (made and gone) or (found.matched and found.spent)
 
 
 def _tell_widths_apart(accounts, roles, trace, resolve) -> None:

@@ -140,7 +140,7 @@ def _base(node, judgement: Judgement, where, trace, fields) -> str:
     if role == "vocabulary" or found.looked_up:
         if found.looked_up and (told := _TABLES.search(path)):
             return "positions" if told[1] else "types"
-        return "vocab" if found.looked_up else "classes"
+        return "vocab" if found.looked_up or (found.matched and found.spent) else "classes"
     if found.convolved and found.made:
         return "channels"
     if role == "inner":

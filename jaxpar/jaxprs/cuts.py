@@ -78,9 +78,11 @@ def find_cuts(jaxpr: Any, results: Mapping[int, Mapping[int, Points]] | None = N
 def _made_by(eqn) -> dict[int, Points]:
     """The cuts that an equation itself makes in what it reads."""
     name, p = eqn.primitive.name, eqn.params
-    if name == "split":
-        return {p["axis"]: frozenset(accumulate(map(int, p["sizes"][:-1])))}
     shape: Any = eqn.invars[0].aval.shape if eqn.invars else ()
+    if name == "split":
+        # A piece of width 0, as of a layer that was configured away, is at an end or between two.
+        points = frozenset(accumulate(map(int, p["sizes"][:-1]))) - {0, shape[p["axis"]]}
+        return {p["axis"]: points} if points else {}
     if name == "unstack":
         return {p["axis"]: frozenset(range(1, int(shape[p["axis"]])))}
     if name == "slice" and all(s == 1 for s in p["strides"] or ()):

@@ -50,6 +50,8 @@ class Pieces:
                 whole = (low, high) == (0, size)
                 found.append(part if whole else lax.slice_in_dim(part, low, high, axis=self.dim))
             at += size
+        if not found:  # a run of no position at all
+            return lax.slice_in_dim(self.parts[0], 0, 0, axis=self.dim)
         return found[0] if len(found) == 1 else Pieces(tuple(found), self.dim)
 
 

@@ -217,17 +217,19 @@ RULES = {
         Rule("other", _matrices(2)),
     ),
     "tridiagonal_solve": Rule("other", _matrices(1)),
+    # A sum of what a mask leaves is how one id is picked among several.
+    "reduce_sum": Rule("reduce", _reduce("sum"), is_piecewise=True, ids="computed"),
     **{
-        f"reduce_{how}": Rule("reduce", _reduce(how), is_piecewise=how in ("sum", "max", "min"))
-        for how in ("sum", "max", "min", "prod", "and", "or")
+        f"reduce_{how}": Rule("reduce", _reduce(how), is_piecewise=True, ids="kept")
+        for how in ("max", "min")
     },
+    **{f"reduce_{how}": Rule("reduce", _reduce(how)) for how in ("prod", "and", "or")},
     # Devices have no collective that would put these together.
     **dict.fromkeys(("argmax", "argmin", "reduce_xor"), Rule("reduce", _reduce(None))),
     "reduce": Rule("reduce", _general_reduce),
-    "sort": Rule("other", _along("dimension")),
-    **dict.fromkeys(
-        ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), Rule("other", _along("axis"))
-    ),
+    "sort": Rule("other", _along("dimension"), ids="sides"),
+    **dict.fromkeys(("cummax", "cummin"), Rule("other", _along("axis"), ids="kept")),
+    **dict.fromkeys(("cumsum", "cumprod", "cumlogsumexp"), Rule("other", _along("axis"))),
     "top_k": Rule("other", _top_k("axis")),
     "approx_top_k": Rule("other", _top_k("reduction_dimension")),
     **dict.fromkeys(

@@ -46,12 +46,12 @@ RULES = {
         "annotation",
         same_shape,
         is_cheap=True,
-        keeps_ids=True,
+        ids="kept",
         keeps_stored=True,
         is_piecewise=True,
     ),
-    ORDERED: Rule("annotation", same_shape, keeps_ids=True),
-    "name": Rule("annotation", same_shape, is_cheap=True, keeps_ids=True, is_piecewise=True),
+    ORDERED: Rule("annotation", same_shape, ids="kept"),
+    "name": Rule("annotation", same_shape, is_cheap=True, ids="kept", is_piecewise=True),
     **{
         name: Rule("collective", traffic=kind, is_cheap=name == "all_gather")
         for name, kind in _COLLECTIVES.items()
