@@ -30,6 +30,11 @@ class FromLinen(nnx.bridge.ToNNX):
         return function(self)
 
 
+def is_being_made(module: nnx.Module) -> bool:
+    """Whether a module is a Linen one that makes its variables in this very call."""
+    return isinstance(module, FromLinen) and module._pytree__state.initializing
+
+
 def from_linen(module: linen.Module, rngs: nnx.Rngs, call: Callable[[Any], Any]) -> FromLinen:
     """Make an NNX module of a Linen one, with variables of its own.
 

@@ -95,6 +95,8 @@ def christen(
                 if roles[name] != "batch":
                     units[name] = trace.classes.size(nodes[0])
             names.append(name)
+        if path in fields and names[0] == ONE:  # of one row
+            names[0], roles["batch"] = "batch", "batch"
         of[path] = tuple(names)
     if any(ONE in names for names in of.values()):
         roles[ONE] = "feature"

@@ -61,7 +61,15 @@ RULES = {
     "pure_callback": Rule("other", looks_at_bits=True),
     "io_callback": Rule("other", looks_at_bits=True),
     **dict.fromkeys(
-        ("debug_callback", "debug_print", "create_token", "empty", "empty2", "platform_index"),
+        (
+            "debug_callback",
+            "debug_print",
+            "inspect_sharding",
+            "create_token",
+            "empty",
+            "empty2",
+            "platform_index",
+        ),
         Rule("other"),
     ),
     **dict.fromkeys(
