@@ -35,7 +35,7 @@ class Account:
         matched: whether ids are compared with all of it, which makes a one-hot.
         paired: whether two activations are multiplied for each of it, as attention heads are.
         pairings: in how many such products it is free.
-        chosen_by: whether a weight has it beside an activation that has it, as experts do.
+        chosen_by: whether a weight has a matrix for each of it, and an activation has it too.
         stands: whether it is a dim of rows that weights are applied to one by one.
         windowed, convolved: whether a window slides along it; whether it is a filter's channels.
         placed: whether numbers other than ids of the batch choose a place along it.
@@ -64,6 +64,12 @@ class Account:
     carried: bool = False
     companion: str = ""
     obstacle: tuple[str, Any] | None = None
+
+    @property
+    def is_choice(self) -> bool:
+        """Whether each token may choose among its matrices, as among experts."""
+        used_up = self.made and self.spent
+        return self.chosen_by and bool(self.weights) and not self.paired and not used_up
 
     @property
     def bargain(self) -> float:
@@ -203,7 +209,9 @@ def _contraction(use, about, inside, result, account, read) -> None:
                 found.flops += use.flops * use.times
                 found.summed_bytes += use.result.bytes * use.times
             elif node in inside[1 - k]:
-                found.chosen_by = True
+                # A matrix for each, unless nothing is summed, as by a scale or a depthwise filter.
+                found.chosen_by |= bool(about)
+                found.flops += use.flops * use.times
             elif node in result:
                 found.made = True
                 found.flops += use.flops * use.times
@@ -222,6 +230,13 @@ def _split(accounts, never, trace, resolve) -> tuple[dict[int, str], dict[int, t
         nodes = {n for dim in dims for n in resolve(dim)}
         for node in nodes:
             together.setdefault(node, set()).update(nodes - {node})
+    # Blocks of a width, each with a matrix of its own, are no alternatives to one another.
+    inside_others = {
+        node
+        for dims in trace.arguments.values()
+        for nodes in map(resolve, dims)
+        for node in nodes * (len(nodes) > 1)
+    }
     roles: dict[int, str] = {}
     kept: dict[int, tuple[str, Any]] = {}
     offered = [
@@ -250,7 +265,7 @@ def _split(accounts, never, trace, resolve) -> tuple[dict[int, str], dict[int, t
                 "no matrix makes it by itself, it is cut out of what a wider one makes",
                 None,
             )
-        if found.chosen_by and found.weights and node not in never and not found.paired:
+        if found.is_choice and node not in never and node not in inside_others:
             roles[node] = "experts"
     for node in list(kept):
         outer = {resolve(trace.arguments[path][at])[0] for path, at in accounts[node].weights}
