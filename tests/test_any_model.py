@@ -154,3 +154,44 @@ def test_a_batch_may_have_one_row():
     with pytest.raises(jaxpar.LayoutError, match="'batch' has size 1"):
         laid_out(model)
     assert laid_out(model.with_batch_size(4)).batch["x"] == P("data", None)
+
+
+def child(name):
+    class Parent(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=True):
+            h = nn.BatchNorm(use_running_average=not train, name=f"{name}_norm")(x)
+            h = nn.Dropout(0.5, deterministic=not train)(nn.Dense(32, name=name)(h))
+            return nn.Dense(4)(nn.relu(h))
+
+    return Parent()
+
+
+@pytest.mark.parametrize("name", ["module", "rngs", "train", "sow", "run", "changing"])
+def test_a_linen_child_may_have_any_name(name):
+    model = jaxpar.model(child(name), loss, {"x": X})
+    assert {f"{name}/kernel", f"{name}/bias", f"{name}_norm/scale"} <= set(model.dims)
+
+
+def test_a_linen_module_with_such_names_is_what_it_is_on_one_device():
+    """Called by other methods too, and with keys of one's own."""
+
+    class Coder(nn.Module):
+        def setup(self):
+            self.train, self.module = nn.Dense(32), nn.Dense(16)
+            self.drop = nn.Dropout(0.5)
+
+        def encode(self, x):
+            return nn.relu(self.train(x))
+
+        def __call__(self, x):
+            return self.module(self.drop(self.encode(x), deterministic=False))
+
+    def called(net, b):
+        keys = {"dropout": jax.random.key(3)}
+        encoded = net.encode(b["x"]) + net(b["x"], method="encode")
+        return jnp.mean(net(b["x"], rngs=keys) ** 2) + encoded.mean()
+
+    layout = laid_out(jaxpar.model(Coder(), called, {"x": X}))
+    assert tuple(layout.parameters["train/kernel"].stored) == (None, "model")
+    assert jaxpar.verify(layout, hardware=CPU, steps=1).ok
