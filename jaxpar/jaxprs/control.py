@@ -9,7 +9,7 @@ from __future__ import annotations
 from jaxpar.core.jax_compat import scan_parts
 from jaxpar.core.mesh import axes_of
 from jaxpar.jaxprs.facts import either, in_every_turn
-from jaxpar.jaxprs.interpreter import held_by
+from jaxpar.jaxprs.interpreter import held_by, solver_of
 
 
 def call(walk, eqn, index, scope, times, where):
@@ -18,6 +18,16 @@ def call(walk, eqn, index, scope, times, where):
     operands = [walk.dims(scope, a) for a in eqn.invars]
     facts = [walk.fact(a) for a in eqn.invars]
     results = walk.inner(jaxpr, operands, facts, scope, index, times, where)
+    for var, (dims, fact) in zip(eqn.outvars, results, strict=True):
+        scope.dims[var], walk.facts[var] = list(dims), fact
+
+
+def solve(walk, eqn, index, scope, times, where):
+    """Relate dims through the function that solves a linear system."""
+    held, given = solver_of(eqn)
+    operands = [walk.dims(scope, eqn.invars[k]) for k in given]
+    facts = [walk.fact(eqn.invars[k]) for k in given]
+    results = walk.inner(held, operands, facts, scope, index, times, where)
     for var, (dims, fact) in zip(eqn.outvars, results, strict=True):
         scope.dims[var], walk.facts[var] = list(dims), fact
 
@@ -143,6 +153,7 @@ def layers(walk, eqn, index, scope, times, where):
 
 RULES = {
     **dict.fromkeys(("call", "remat", "custom"), call),
+    "solve": solve,
     "scan": scan,
     "while": while_loop,
     "cond": cond,

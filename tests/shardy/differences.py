@@ -128,6 +128,11 @@ DELIBERATE = (
         _in_space,
     ),
     Deliberate(
+        "lu_pivots_to_permutation",
+        "whole/reduced",
+        "a row is swapped with one that earlier swaps have left there",
+    ),
+    Deliberate(
         "attend",
         "whole/passes whole/reduced",
         "positions and widths are exchanged by jaxpar.attention, inside of it",

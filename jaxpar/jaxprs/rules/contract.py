@@ -230,7 +230,7 @@ RULES = {
         "schur svd triangular_solve tridiagonal".split(),
         Rule("other", _matrices(2)),
     ),
-    "tridiagonal_solve": Rule("other", _matrices(1)),
+    **dict.fromkeys(("lu_pivots_to_permutation", "tridiagonal_solve"), Rule("other", _matrices(1))),
     # A sum of what a mask leaves is how one id is picked among several.
     "reduce_sum": Rule("reduce", _reduce("sum"), is_piecewise=True, ids="computed"),
     **{

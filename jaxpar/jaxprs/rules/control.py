@@ -34,7 +34,11 @@ _COLLECTIVES = {
 RULES = {
     **dict.fromkeys(("jit", "closed_call", "call"), Rule("call")),
     "remat2": Rule("remat"),
-    **dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), Rule("custom")),
+    **dict.fromkeys(
+        "custom_jvp_call custom_vjp_call custom_vmap_call linear_call composite".split(),
+        Rule("custom"),
+    ),
+    "custom_linear_solve": Rule("solve"),
     "custom_lin": Rule("custom", looks_at_bits=True),
     "scan": Rule("scan"),
     "while": Rule("while"),

@@ -19,6 +19,7 @@ KINDS = (
     "scan",
     "while",
     "cond",
+    "solve",  # a linear system, solved by a function that it holds
     "shards",  # a region on shards: shard_map
     "layers",  # the hook `through`
     "product",  # contracts operands: matrix products and convolutions
