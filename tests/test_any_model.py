@@ -1,5 +1,8 @@
 """What else a model that was not written for jaxpar may say, hold or be given."""
 
+import importlib
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -195,3 +198,34 @@ def test_a_linen_module_with_such_names_is_what_it_is_on_one_device():
     layout = laid_out(jaxpar.model(Coder(), called, {"x": X}))
     assert tuple(layout.parameters["train/kernel"].stored) == (None, "model")
     assert jaxpar.verify(layout, hardware=CPU, steps=1).ok
+
+
+SORTED = """
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Sorted(nnx.Module):
+    def __init__(self, rngs):
+        self.one, self.two = nnx.Linear(16, 32, rngs=rngs), nnx.Linear(32, 16, rngs=rngs)
+        self.three, self.four = nnx.Linear(16, 64, rngs=rngs), nnx.Linear(64, 16, rngs=rngs)
+
+    def __call__(self, x):
+        x = x + self.two(jnp.sort(self.one(x), axis=1))
+        return x + self.four(jnp.sort(self.three(x), axis=1))
+"""
+
+
+@pytest.mark.parametrize("folder", ["jaxpar/inference", "site-packages/jaxpar_models"])
+def test_a_reason_names_the_line_wherever_a_model_lives(folder, tmp_path, monkeypatch):
+    """A folder of one's own may be called jaxpar; and reasons of one kind are one note."""
+    where = tmp_path / folder
+    where.mkdir(parents=True)
+    (where / "sorted_model.py").write_text(SORTED)
+    monkeypatch.syspath_prepend(str(where))
+    monkeypatch.delitem(sys.modules, "sorted_model", raising=False)
+    module = importlib.import_module("sorted_model").Sorted
+    layout = laid_out(jaxpar.model(module, loss, {"x": X}))
+    (note,) = [note for note in layout.notes if "'sort' needs" in note]
+    assert "(32)" in note and "(64)" in note and "stay replicated" in note
+    assert f"{where}/sorted_model.py:12" in note and f"{where}/sorted_model.py:13" in note

@@ -99,7 +99,7 @@ def test_what_prints_costs_no_split():
     """The width is sharded as without it; what a callback computes from needs all of it."""
     roles = {d.size: d.role for d in model_of(printed).named}
     assert roles[32] == "inner"
-    whole = {d.size: d.whole_because for d in model_of(computed).named}
+    whole = {d.size: d.whole_because + d.whole_at for d in model_of(computed).named}
     assert "pure_callback" in whole[32] and "test_callbacks.py" in whole[32]
 
 

@@ -24,6 +24,7 @@ class NamedDim:
         name, role, size: what it is called, what it does, how large it is.
         places: where it appears, as "path[dim]".
         whole_because: why a class that looked like one to shard stays replicated, or "".
+        whole_at: the line of the model that needs it so, or "".
     """
 
     name: str
@@ -31,6 +32,7 @@ class NamedDim:
     size: int
     places: tuple[str, ...]
     whole_because: str = ""
+    whole_at: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def christen(
             roles[name],
             trace.classes.size(node),
             (*seen, *(f"{path}[{at}]" for path, at in where)),
-            _reason(judgement, node),
+            *_reason(judgement, node),
         )
     return Names(tuple(rows.values()), of, roles, units, by_class)
 
@@ -188,16 +190,12 @@ def _apart(bases: Mapping[int, str], judgement: Judgement, said: Mapping[int, st
     return names
 
 
-def _reason(judgement: Judgement, node: int) -> str:
-    """Why a class of dims stays replicated, with the line that needs it so; "" if it does not."""
-    kept = judgement.kept.get(node)
-    if kept is None:
-        return ""
-    what, where = kept
-    line = line_of(where) if where is not None else ""
+def _reason(judgement: Judgement, node: int) -> tuple[str, str]:
+    """Why a class of dims stays replicated, and the line that needs it so; "" if it does not."""
+    what, where = judgement.kept.get(node, ("", None))
     if where is None:
-        return what
-    return f"'{what}' needs it whole" + (f" ({line})" if line else "")
+        return what, ""
+    return f"'{what}' needs it whole", line_of(where)
 
 
 def _natural(path: str) -> tuple:

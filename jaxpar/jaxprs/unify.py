@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
+from jaxpar.core.source_lines import line_of
 from jaxpar.jaxprs import control
 from jaxpar.jaxprs.classes import Classes, Dim
 from jaxpar.jaxprs.equations import needed
@@ -93,7 +94,7 @@ class Walk:
         for var in jaxpr.constvars:
             scope.dims.setdefault(var, self.classes.dims(var.aval.shape))
         for (index, eqn), is_needed in zip(enumerate(jaxpr.eqns), needed(jaxpr), strict=True):
-            where = eqn.source_info if eqn.source_info.traceback else outer
+            where = eqn.source_info if line_of(eqn.source_info) else outer
             rule = control.RULES.get(rule_of(eqn).kind)
             if rule is not None:
                 rule(self, eqn, index, scope, times, where)
