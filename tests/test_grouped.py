@@ -117,3 +117,39 @@ def test_there_are_experts_only_where_there_are_experts(module):
     batch = IMAGES if module is Depthwise else ROWS
     with pytest.raises(jaxpar.LayoutError, match="no dim in role 'experts'"):
         laid_out(module, batch, "expert")
+
+
+class Routed(nnx.Module):
+    """Each token goes to one of four experts, with two places in each (Switch)."""
+
+    def __init__(self, rngs):
+        self.router = nnx.Linear(8, 4, use_bias=False, rngs=rngs)
+        self.up = nnx.Param(jax.random.normal(rngs.params(), (4, 8, 16)))
+        self.down = nnx.Param(jax.random.normal(rngs.params(), (4, 16, 8)))
+
+    def __call__(self, x):
+        scores = jax.nn.softmax(self.router(x))
+        hot = jax.nn.one_hot(jnp.argmax(scores, -1), 4)
+        place = jax.nn.one_hot(((jnp.cumsum(hot, 0) - 1) * hot).sum(-1).astype(int), 2)
+        sent = hot[:, :, None] * place[:, None]
+        h = nnx.relu(jnp.einsum("ecd,edf->ecf", jnp.einsum("tec,td->ecd", sent, x), self.up[...]))
+        y = jnp.einsum("ecf,efd->ecd", h, self.down[...])
+        return x + jnp.einsum("tec,ecd,te->td", sent, y, scores)
+
+
+class Ensemble(nnx.Module):
+    """Four networks that all get every row."""
+
+    def __init__(self, rngs):
+        self.up = nnx.Param(jax.random.normal(rngs.params(), (4, 8, 16)))
+        self.down = nnx.Param(jax.random.normal(rngs.params(), (4, 16, 2)))
+
+    def __call__(self, x):
+        h = nnx.relu(jnp.einsum("bd,edf->ebf", x, self.up[...]))
+        return jnp.einsum("ebf,efo->ebo", h, self.down[...])
+
+
+@pytest.mark.parametrize(("module", "has"), [(Routed, True), (Ensemble, False)])
+def test_experts_are_what_tokens_are_spread_over(module, has):
+    model = jaxpar.model(module, loss, ROWS)
+    assert ("experts" in {d.role for d in model.named if d.size == 4}) is has

@@ -11,70 +11,14 @@ no word about what a block is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from jaxpar.inference.account import Account
 from jaxpar.jaxprs.record import Trace, Use
 
 SMALL = 0.25
 """Share of the textbook's sums that a split may add, such as a softmax's statistics."""
-
-
-@dataclass
-class Account:
-    """What is known of one class.
-
-    Attributes:
-        size: of the dim.
-        weights: (path, dim) of every weight that has it.
-        flops: of the contractions with a weight that has it, in one forward pass.
-        summed_bytes: of the textbook's sums, forward and backward, if it were split.
-        other_bytes: of all else that would have to be summed.
-        made, spent: whether a weight makes it, and whether one contracts it away.
-        looked_up, picked: whether ids index it in a weight, or in what a weight made.
-        matched: whether ids are compared with all of it, which makes a one-hot.
-        paired: whether two activations are multiplied for each of it, as attention heads are.
-        pairings: in how many such products it is free.
-        chosen_by: whether a weight has a matrix for each of it, and an activation has it too.
-        stands: whether it is a dim of rows that weights are applied to one by one.
-        windowed, convolved: whether a window slides along it; whether it is a filter's channels.
-        placed: whether numbers other than ids of the batch choose a place along it.
-        carried: whether a lookup makes it.
-        companion: role of the split class that activations never have it without, or "".
-        obstacle: why it cannot be split, or None.
-    """
-
-    size: int
-    weights: list[tuple[str, int]] = field(default_factory=list)
-    flops: int = 0
-    summed_bytes: int = 0
-    other_bytes: int = 0
-    made: bool = False
-    spent: bool = False
-    looked_up: bool = False
-    picked: bool = False
-    matched: bool = False
-    paired: bool = False
-    pairings: int = 0
-    chosen_by: bool = False
-    stands: bool = False
-    windowed: bool = False
-    convolved: bool = False
-    placed: bool = False
-    carried: bool = False
-    companion: str = ""
-    obstacle: tuple[str, Any] | None = None
-
-    @property
-    def is_choice(self) -> bool:
-        """Whether each token may choose among its matrices, as among experts."""
-        used_up = self.made and self.spent
-        return self.chosen_by and bool(self.weights) and not self.paired and not used_up
-
-    @property
-    def bargain(self) -> float:
-        """Multiply-adds divided, for every byte that has to be summed."""
-        return self.flops / max(1, self.summed_bytes + self.other_bytes)
 
 
 @dataclass(frozen=True)
@@ -187,11 +131,14 @@ def _contraction(use, about, inside, result, account, read) -> None:
     convolved = use.primitive.startswith("conv")
     if not any(weights):
         shared = inside[0] & inside[1] & result
-        for node in shared:
-            account(node).paired = True
-        if shared:
-            for node in (inside[0] ^ inside[1]) & result:
+        apart = (inside[0] ^ inside[1]) & result
+        if shared and about:  # a scale that is written as a product pairs nothing
+            for node in shared:
+                account(node).paired = True
+            for node in apart:
                 account(node).pairings += 1
+        for node in about | apart:
+            account(node).routed = True
         for node in about:
             account(node).other_bytes += use.result.bytes * use.times
         return
@@ -214,6 +161,7 @@ def _contraction(use, about, inside, result, account, read) -> None:
                 found.flops += use.flops * use.times
             elif node in result:
                 found.made = True
+                found.routed |= inside[k] & result == {node}
                 found.flops += use.flops * use.times
                 # Two matrices that read one activation sum its gradient once.
                 reading = (node, use.key[1 - k], use.times)
@@ -242,7 +190,7 @@ def _split(accounts, never, trace, resolve) -> tuple[dict[int, str], dict[int, t
     offered = [
         node
         for node, found in accounts.items()
-        if node not in never and (found.looked_up or _is_used_up(found)) and found.weights
+        if node not in never and (found.looked_up or found.is_used_up) and found.weights
     ]
     offered.sort(key=lambda n: (-accounts[n].bargain, min(accounts[n].weights), n))
     for node in offered:
@@ -272,12 +220,6 @@ def _split(accounts, never, trace, resolve) -> tuple[dict[int, str], dict[int, t
         if outer <= roles.keys():  # inside a dim that is split, as a head's width is
             del kept[node]
     return roles, kept
-
-
-def _is_used_up(found: Account) -> bool:
-    """Whether a class is made by a weight, or out of ids, and contracted away or picked from."""
-    made, gone = found.made, found.spent or found.picked or found.matched
-    return (made and gone) or (found.matched and found.spent)
 
 
 def _tell_widths_apart(accounts, roles, trace, resolve) -> None:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from jaxpar.core.roles import ONE
 from jaxpar.core.source_lines import line_of
-from jaxpar.inference.judge import Account, Judgement
+from jaxpar.inference.account import Account
+from jaxpar.inference.judge import Judgement
 from jaxpar.jaxprs.record import Trace
 
 

@@ -72,7 +72,26 @@ def find_cuts(jaxpr: Any, results: Mapping[int, Mapping[int, Points]] | None = N
                 _back(cuts, eqn, asked)
             if made := _made_by(eqn):
                 cuts.ask(eqn.invars[0], made)
+                cuts.ask(eqn.invars[0], _further(eqn, made, asked))
     return cuts
+
+
+def _further(eqn, made: Mapping[int, Points], asked) -> dict[int, Points]:
+    """The cuts of what an equation cuts out, as cuts of what it cuts: its pieces are cut again."""
+    p = eqn.params
+    if eqn.primitive.name == "slice":
+        return {
+            dim: frozenset(p["start_indices"][dim] + point for point in points)
+            for dim, points in asked[0].items()
+            if dim in made
+        }
+    if eqn.primitive.name != "split":
+        return {}
+    starts = accumulate(map(int, p["sizes"]), initial=0)
+    found: Points = frozenset()
+    for start, cut in zip(starts, asked, strict=False):
+        found |= {start + point for point in cut.get(p["axis"], ())}
+    return {p["axis"]: found} if found else {}
 
 
 def _made_by(eqn) -> dict[int, Points]:
