@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.extend.core import jaxpr_as_fun
 
 from jaxpar.core.errors import RequestError
 from jaxpar.core.source_lines import line_of, line_of_error
@@ -77,7 +78,7 @@ def check_differentiable(called: str, traced: TracedLoss) -> None:
         return
     flat = list(traced.arguments.values())
     learned = [k for k, path in enumerate(traced.arguments) if path in traced.weights]
-    evaluate = jax.extend.core.jaxpr_as_fun(traced.closed)
+    evaluate = jaxpr_as_fun(traced.closed)
 
     def loss(weights):
         args = list(flat)

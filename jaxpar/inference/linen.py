@@ -48,7 +48,7 @@ class FromLinen(nnx.bridge.ToNNX):
         if isinstance(given, jax.Array):
             return {"params": given}
         streams = given if isinstance(given, nnx.Rngs) else self.to_nnx__rngs
-        keys = {name: stream() for name, stream in streams.items()}
+        keys = {name: stream() for name, stream in streams.items()} if streams else {}
         if "params" not in keys and "default" in keys:
             keys["params"] = keys.pop("default")
         return {**keys, **(given if isinstance(given, Mapping) else {})}
