@@ -23,6 +23,29 @@ def _windows(x):
     return lax.reduce_window(x, start, lambda a, b: a + 2 * b, (2, 1), (1, 1), "VALID")
 
 
+def _square(x):
+    """A well-conditioned matrix of six rows."""
+    return jnp.eye(6, dtype=x.dtype) * 4 + x @ x.T / 3
+
+
+def _states(x):
+    """A diagonal state-space layer in complex numbers, its decay learned (S5)."""
+    decay = jnp.exp(lax.complex(-jnp.abs(x[0]), x[1]) * jnp.exp(x[2]))
+    driven = jnp.einsum("n,tn->tn", (decay - 1) / lax.complex(x[0], x[1]), x + 0j)
+
+    def after(a, b):
+        return a[0] * b[0], b[0] * a[1] + b[1]
+
+    _, states = lax.associative_scan(after, (jnp.broadcast_to(decay, driven.shape), driven))
+    return 2 * (states * (1 + 2j)).real
+
+
+def _filtered(x):
+    """A convolution by Fourier transforms, and a recurrence in complex numbers."""
+    once = jnp.fft.irfft(jnp.fft.rfft(x, axis=0) * (1 + 0.5j), n=6, axis=0)
+    return lax.scan(lambda c, y: ((c * 0.5j + y), c.imag), 0j * x[0], once)[1]
+
+
 @pytest.mark.parametrize(
     "function",
     [
@@ -37,8 +60,19 @@ def _windows(x):
         _windows,
         lambda x: jnp.cumsum(x / 3, axis=0),
         lambda x: jnp.sort(x / 3, axis=0),
+        lambda x: jnp.linalg.solve(_square(x), x),
+        lambda x: jnp.linalg.inv(_square(x) + 1j * _square(x)).imag,
+        lambda x: jax.scipy.sparse.linalg.cg(lambda y: _square(x) @ y, x[:, 0], maxiter=3)[0],
+        lambda x: jax.grad(lambda y: jnp.linalg.inv(_square(y)).sum())(x),
+        lambda x: lax.composite(lambda y: jnp.tanh(y) / 3, "its.own")(x),
+        _states,
+        _filtered,
     ],
-    ids="set add subtract multiply max min gradient reduce reduce_window cumsum sort".split(),
+    ids=[
+        *"set add subtract multiply max min gradient reduce reduce_window cumsum sort".split(),
+        *"solve inverse iterations solve_gradient composite".split(),
+        *"states filtered".split(),
+    ],
 )
 def test_what_was_traced_in_float32_is_computed_in_float64(function):
     """The same digits as the function itself gives when it is traced in float64."""

@@ -87,6 +87,22 @@ def tridiagonal(w, x):
     return weighted(lax.linalg.tridiagonal_solve(x, 4 + w, x, jnp.stack([w, x], -1)))
 
 
+def extremes_of_equals(w, x):
+    """Several are the largest of a row, on one shard or on both; the gradient is shared equally."""
+    largest, smallest = jnp.max(w, axis=1), jnp.min(w * x, axis=(1, 2))
+    return weighted(largest) + weighted(smallest) + jnp.max(w) * jnp.min(x)
+
+
+def derivative_of_extremes(w, x):
+    return weighted(jax.jvp(lambda y: jnp.max(y * x, axis=2) ** 2, (w,), (jnp.cos(w),))[1])
+
+
+def among_infinities(w, x):
+    """Of what a mask leaves, and of a row that it leaves nothing of."""
+    left = jnp.where(x > 0, w, -jnp.inf)
+    return weighted(jnp.exp(jnp.max(left, axis=2))) + w.sum()
+
+
 COLUMNS = P(None, "model")
 LAST = P(None, None, "model")
 ROWS = P("data")
@@ -134,6 +150,21 @@ CASES = {
     gradient_of_tanh: lambda: (
         [normal(0, 8), normal(1, 8, 8)],
         [P("model"), P("data", "model")],
+        BOTH,
+    ),
+    extremes_of_equals: lambda: (
+        [jnp.round(normal(0, 4, 8, 6)), jnp.round(normal(1, 4, 8, 6, scale=2))],
+        [P("data", "model"), P("data", "model")],
+        BOTH,
+    ),
+    derivative_of_extremes: lambda: (
+        [jnp.round(normal(0, 4, 6, 8)), jnp.ones((4, 6, 8))],
+        [P("data", None, "model"), P("data", None, "model")],
+        BOTH,
+    ),
+    among_infinities: lambda: (
+        [jnp.round(normal(0, 4, 3, 8)), jnp.sign(normal(1, 4, 3, 8)).at[0, 0].set(-1)],
+        [P("data", None, "model"), P("data", None, "model")],
         BOTH,
     ),
     tridiagonal: lambda: ([normal(0, 8, 5), normal(1, 8, 5)], [ROWS, ROWS], DATA),

@@ -46,12 +46,14 @@ def line_of(source_info: Any) -> str:
     return f"{code.co_filename}:{at} ({code.co_qualname})"
 
 
-def line_of_error(error: BaseException) -> str:
+def line_of_error(error: BaseException | None) -> str:
     """The innermost line of a person's own code that an error passed, as "file:line"; "" if none.
 
     A line of an installed package is told only where there is no other.
     """
-    frames = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
+    frames = [
+        (frame.f_code.co_filename, line) for frame, line in walk_tb(error and error.__traceback__)
+    ]
     own = [(file, line) for file, line in frames if is_own(file)]
     written = [(file, line) for file, line in own if not set(_INSTALLED) & set(Path(file).parts)]
     return "{}:{}".format(*(written or own)[-1]) if own else ""

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpar.core.errors import RequestError
+from jaxpar.core.paths import paths_of
 from jaxpar.models.record import Field
 
 
@@ -69,8 +70,8 @@ def read_example(called: str, batch: Any) -> Example:
             "{'x': jax.ShapeDtypeStruct((32, 784), 'float32')}"
         )
     shapes, arrays = {}, {}
-    for keys, leaf in leaves:
-        path = _path(keys)
+    paths = paths_of(_keys(keys) for keys, _ in leaves)
+    for path, (_, leaf) in zip(paths, leaves, strict=True):
         if not hasattr(leaf, "shape"):
             leaf = np.asarray(leaf)
         if not isinstance(leaf, jax.ShapeDtypeStruct):
@@ -95,7 +96,7 @@ def read_example(called: str, batch: Any) -> Example:
     return Example(tree, shapes, arrays if len(arrays) == len(shapes) else None)
 
 
-def _path(keys: tuple[Any, ...]) -> str:
-    """JAX's keys of a leaf as one path, `a/0/b`; `batch` for the whole tree."""
-    parts = [str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in keys]
-    return "/".join(parts) or "batch"
+def _keys(keys: tuple[Any, ...]) -> tuple[Any, ...]:
+    """JAX's keys of a leaf as what stands in them; `batch` for the whole tree."""
+    parts = tuple(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k))) for k in keys)
+    return parts if any(map(str, parts)) else ("batch",)

@@ -11,62 +11,14 @@ no word about what a block is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from jaxpar.inference.account import Account
 from jaxpar.jaxprs.record import Trace, Use
 
 SMALL = 0.25
 """Share of the textbook's sums that a split may add, such as a softmax's statistics."""
-
-
-@dataclass
-class Account:
-    """What is known of one class.
-
-    Attributes:
-        size: of the dim.
-        weights: (path, dim) of every weight that has it.
-        flops: of the contractions with a weight that has it, in one forward pass.
-        summed_bytes: of the textbook's sums, forward and backward, if it were split.
-        other_bytes: of all else that would have to be summed.
-        made, spent: whether a weight makes it, and whether one contracts it away.
-        looked_up, picked: whether ids index it in a weight, or are compared with it.
-        paired: whether two activations are multiplied for each of it, as attention heads are.
-        pairings: in how many such products it is free.
-        chosen_by: whether a weight has it beside an activation that has it, as experts do.
-        stands: whether it is a dim of rows that weights are applied to one by one.
-        windowed, convolved: whether a window slides along it; whether it is a filter's channels.
-        placed: whether numbers other than ids of the batch choose a place along it.
-        carried: whether a lookup makes it.
-        companion: role of the split class that activations never have it without, or "".
-        obstacle: why it cannot be split, or None.
-    """
-
-    size: int
-    weights: list[tuple[str, int]] = field(default_factory=list)
-    flops: int = 0
-    summed_bytes: int = 0
-    other_bytes: int = 0
-    made: bool = False
-    spent: bool = False
-    looked_up: bool = False
-    picked: bool = False
-    paired: bool = False
-    pairings: int = 0
-    chosen_by: bool = False
-    stands: bool = False
-    windowed: bool = False
-    convolved: bool = False
-    placed: bool = False
-    carried: bool = False
-    companion: str = ""
-    obstacle: tuple[str, Any] | None = None
-
-    @property
-    def bargain(self) -> float:
-        """Multiply-adds divided, for every byte that has to be summed."""
-        return self.flops / max(1, self.summed_bytes + self.other_bytes)
 
 
 @dataclass(frozen=True)
@@ -157,6 +109,9 @@ def _reckon(use: Use, resolve, account, read: set) -> None:
             else:
                 found.picked = True
                 found.other_bytes += use.result.bytes * use.times
+    elif use.kind == "match":
+        for node in about:
+            account(node).matched = True
     elif use.kind in ("whole", "place"):
         for node in about:
             found = account(node)
@@ -176,11 +131,14 @@ def _contraction(use, about, inside, result, account, read) -> None:
     convolved = use.primitive.startswith("conv")
     if not any(weights):
         shared = inside[0] & inside[1] & result
-        for node in shared:
-            account(node).paired = True
-        if shared:
-            for node in (inside[0] ^ inside[1]) & result:
+        apart = (inside[0] ^ inside[1]) & result
+        if shared and about:  # a scale that is written as a product pairs nothing
+            for node in shared:
+                account(node).paired = True
+            for node in apart:
                 account(node).pairings += 1
+        for node in about | apart:
+            account(node).routed = True
         for node in about:
             account(node).other_bytes += use.result.bytes * use.times
         return
@@ -198,9 +156,12 @@ def _contraction(use, about, inside, result, account, read) -> None:
                 found.flops += use.flops * use.times
                 found.summed_bytes += use.result.bytes * use.times
             elif node in inside[1 - k]:
-                found.chosen_by = True
+                # A matrix for each, unless nothing is summed, as by a scale or a depthwise filter.
+                found.chosen_by |= bool(about)
+                found.flops += use.flops * use.times
             elif node in result:
                 found.made = True
+                found.routed |= inside[k] & result == {node}
                 found.flops += use.flops * use.times
                 # Two matrices that read one activation sum its gradient once.
                 reading = (node, use.key[1 - k], use.times)
@@ -217,14 +178,19 @@ def _split(accounts, never, trace, resolve) -> tuple[dict[int, str], dict[int, t
         nodes = {n for dim in dims for n in resolve(dim)}
         for node in nodes:
             together.setdefault(node, set()).update(nodes - {node})
+    # Blocks of a width, each with a matrix of its own, are no alternatives to one another.
+    inside_others = {
+        node
+        for dims in trace.arguments.values()
+        for nodes in map(resolve, dims)
+        for node in nodes * (len(nodes) > 1)
+    }
     roles: dict[int, str] = {}
     kept: dict[int, tuple[str, Any]] = {}
     offered = [
         node
         for node, found in accounts.items()
-        if node not in never
-        and (found.looked_up or (found.made and (found.spent or found.picked)))
-        and found.weights
+        if node not in never and (found.looked_up or found.is_used_up) and found.weights
     ]
     offered.sort(key=lambda n: (-accounts[n].bargain, min(accounts[n].weights), n))
     for node in offered:
@@ -237,7 +203,7 @@ def _split(accounts, never, trace, resolve) -> tuple[dict[int, str], dict[int, t
             kept[node] = ("it would be summed more often than a pair of matrices needs", None)
         elif found.paired:
             roles[node] = "heads"
-        elif found.looked_up or (found.picked and not found.spent):
+        elif found.looked_up or found.matched or (found.picked and not found.spent):
             roles[node] = "vocabulary"
         else:
             roles[node] = "inner"
@@ -247,7 +213,7 @@ def _split(accounts, never, trace, resolve) -> tuple[dict[int, str], dict[int, t
                 "no matrix makes it by itself, it is cut out of what a wider one makes",
                 None,
             )
-        if found.chosen_by and found.weights and node not in never and not found.paired:
+        if found.is_choice and node not in never and node not in inside_others:
             roles[node] = "experts"
     for node in list(kept):
         outer = {resolve(trace.arguments[path][at])[0] for path, at in accounts[node].weights}

@@ -20,8 +20,9 @@ from flax import nnx
 from jaxpar.core.errors import RequestError, unknown
 from jaxpar.core.roles import check_role
 from jaxpar.inference.annotate import annotated
+from jaxpar.inference.aside import notes_aside, read_aside
 from jaxpar.inference.build import remade
-from jaxpar.inference.calling import trying
+from jaxpar.inference.calling import check_differentiable, trying
 from jaxpar.inference.example import read_example
 from jaxpar.inference.judge import judge
 from jaxpar.inference.losses import PlainLoss
@@ -84,24 +85,29 @@ def model(
     """
     called = name or _name_of(module)
     example = read_example(called, batch)
-    loss = _mean_square if loss is None else loss
-    plain = PlainLoss(called, loss, example, trainable)
-    bare = Model(
-        name=called,
-        build=partial(remade, module, plain),
-        loss=plain,
-        batch=example.fields({}, {}),
-        trainable=trainable,
-        data=data,
-        example=example.arrays,
-    )
-    parts = trying(called, "making it", lambda: module_of(bare))
-    if not parts.parameters:
-        raise RequestError(
-            f"model '{called}' has nothing to learn: none of its variables is of the type that "
-            "trainable= names (nnx.Param unless you say otherwise)"
+    given = _mean_square if loss is None else loss
+
+    def read(loss):
+        plain = PlainLoss(called, loss, example, trainable)
+        bare = Model(
+            name=called,
+            build=partial(remade, module, plain),
+            loss=plain,
+            batch=example.fields({}, {}),
+            trainable=trainable,
+            data=data,
+            example=example.arrays,
         )
-    traced = trying(called, "calling its loss", lambda: traced_loss(bare))
+        parts = trying(called, "making it", lambda: module_of(bare))
+        if not parts.parameters:
+            raise RequestError(
+                f"model '{called}' has nothing to learn: none of its variables is of the type that "
+                "trainable= names (nnx.Param unless you say otherwise)"
+            )
+        return plain, bare, parts, trying(called, "calling its loss", lambda: traced_loss(bare))
+
+    (plain, bare, parts, traced), aside = read_aside(given, read)
+    check_differentiable(called, traced)
     closed, arguments = traced.closed, traced.arguments
     dims = _checked(called, dims or {}, arguments)
     fields = {path: leaf for path, leaf in arguments.items() if path.startswith(FIELD)}
@@ -120,7 +126,12 @@ def model(
             break
         never |= cuts.keys() - alike.keys()
         cuts = worth_cutting(closed, arguments, traced.weights, fields, never)
-    return _named(bare, plain, example, parts, traced, dims, roles or {}, loss)
+    notes = notes_aside(*aside)
+    if given is _mean_square:
+        notes.append(
+            "the model came without a loss: the mean square of what it returns stands for one"
+        )
+    return _named(bare, plain, example, parts, traced, dims, roles or {}, notes)
 
 
 def in_parts(traced: TracedLoss, cuts: Mapping[str, Cut]) -> TracedLoss:
@@ -172,7 +183,7 @@ def _checked(called: str, dims: Mapping[str, Any], arguments: Mapping[str, Any])
     return dims
 
 
-def _named(bare, plain, example, parts, traced, dims, roles, loss) -> Model:
+def _named(bare, plain, example, parts, traced, dims, roles, notes) -> Model:
     """The model with names, roles, units and notes from its trace."""
     arguments = {path: a for path, a in traced.arguments.items() if path != KEY}
     fields = {path: leaf for path, leaf in arguments.items() if path.startswith(FIELD)}
@@ -200,20 +211,16 @@ def _named(bare, plain, example, parts, traced, dims, roles, loss) -> Model:
         dims={path: dims for path, dims in names.of.items() if path not in fields},
         units=names.units,
         named=names.dims,
-        notes=_notes(trace, loss, plain.cuts),
+        notes=(*notes, *_notes(trace, plain.cuts)),
         annotate=Annotation(names.of, residual),
     )
     remember(named, traced)
     return named
 
 
-def _notes(trace, loss, cuts) -> tuple[str, ...]:
+def _notes(trace, cuts) -> tuple[str, ...]:
     """What a person should know of how a plain model was read, a sentence each."""
     notes = []
-    if loss is _mean_square:
-        notes.append(
-            "the model came without a loss: the mean square of what it returns stands for one"
-        )
     if trace.unknown:
         notes.append(
             f"no rule relates the dims of {', '.join(sorted(trace.unknown))}: they were taken for "

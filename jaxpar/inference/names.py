@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from jaxpar.core.roles import ONE
 from jaxpar.core.source_lines import line_of
-from jaxpar.inference.judge import Account, Judgement
+from jaxpar.inference.account import Account
+from jaxpar.inference.judge import Judgement
 from jaxpar.jaxprs.record import Trace
 
 
@@ -24,6 +25,7 @@ class NamedDim:
         name, role, size: what it is called, what it does, how large it is.
         places: where it appears, as "path[dim]".
         whole_because: why a class that looked like one to shard stays replicated, or "".
+        whole_at: the line of the model that needs it so, or "".
     """
 
     name: str
@@ -31,6 +33,7 @@ class NamedDim:
     size: int
     places: tuple[str, ...]
     whole_because: str = ""
+    whole_at: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ def christen(
                 if roles[name] != "batch":
                     units[name] = trace.classes.size(nodes[0])
             names.append(name)
+        if path in fields and names[0] == ONE:  # of one row
+            names[0], roles["batch"] = "batch", "batch"
         of[path] = tuple(names)
     if any(ONE in names for names in of.values()):
         roles[ONE] = "feature"
@@ -107,7 +112,7 @@ def christen(
             roles[name],
             trace.classes.size(node),
             (*seen, *(f"{path}[{at}]" for path, at in where)),
-            _reason(judgement, node),
+            *_reason(judgement, node),
         )
     return Names(tuple(rows.values()), of, roles, units, by_class)
 
@@ -140,7 +145,7 @@ def _base(node, judgement: Judgement, where, trace, fields) -> str:
     if role == "vocabulary" or found.looked_up:
         if found.looked_up and (told := _TABLES.search(path)):
             return "positions" if told[1] else "types"
-        return "vocab" if found.looked_up else "classes"
+        return "vocab" if found.looked_up or (found.matched and found.spent) else "classes"
     if found.convolved and found.made:
         return "channels"
     if role == "inner":
@@ -186,16 +191,12 @@ def _apart(bases: Mapping[int, str], judgement: Judgement, said: Mapping[int, st
     return names
 
 
-def _reason(judgement: Judgement, node: int) -> str:
-    """Why a class of dims stays replicated, with the line that needs it so; "" if it does not."""
-    kept = judgement.kept.get(node)
-    if kept is None:
-        return ""
-    what, where = kept
-    line = line_of(where) if where is not None else ""
+def _reason(judgement: Judgement, node: int) -> tuple[str, str]:
+    """Why a class of dims stays replicated, and the line that needs it so; "" if it does not."""
+    what, where = judgement.kept.get(node, ("", None))
     if where is None:
-        return what
-    return f"'{what}' needs it whole" + (f" ({line})" if line else "")
+        return what, ""
+    return f"'{what}' needs it whole", line_of(where)
 
 
 def _natural(path: str) -> tuple:

@@ -32,7 +32,7 @@ def worth_cutting(
     fields: Mapping[str, Any],
     never: Collection[str] = (),
 ) -> dict[str, Cut]:
-    """Path -> cut, of every weight that can be sharded in pieces and could not in one.
+    """Path -> cut, of every weight of which pieces can be sharded and that could not be in one.
 
     Args:
         closed: the loss's ClosedJaxpr.
@@ -59,19 +59,30 @@ def worth_cutting(
 
 
 def _splittable(closed, arguments, weights, fields, offered) -> dict[str, Cut]:
-    """Those cuts of which every piece could be split, if all of them were made."""
+    """Those cuts of which a piece could be split, if all of them were made.
+
+    The others stay whole beside it, as what all heads share does; those that lie side by side stay
+    in one.
+    """
     closed, pieces = held(closed, arguments, offered)
     learned = {piece: pieces[piece] for path in weights for piece in pieces_of(path, offered)}
     trace = relate(closed, pieces, list(learned))
     roles = judge(trace, learned, fields).roles
 
-    def is_split(path: str, cut: Cut) -> bool:
+    def gained(path: str, cut: Cut) -> Cut:
         along = [trace.arguments[piece][cut.dim] for piece in pieces_of(path, offered)]
         firsts = [trace.classes.resolve(dim)[:1] for dim in along]
-        # Half of it split would have to be moved to where the other half is needed whole.
-        return all(nodes and roles.get(nodes[0]) in _SPLIT for nodes in firsts)
+        split = [bool(nodes) and roles.get(nodes[0]) in _SPLIT for nodes in firsts]
+        sizes: list[int] = []
+        for k, size in enumerate(cut.sizes):
+            if k and not split[k] and not split[k - 1]:
+                sizes[-1] += size
+            else:
+                sizes.append(size)
+        return Cut(cut.dim, tuple(sizes))
 
-    return {path: cut for path, cut in offered.items() if is_split(path, cut)}
+    found = {path: gained(path, cut) for path, cut in offered.items()}
+    return {path: cut for path, cut in found.items() if len(cut.sizes) > 1}
 
 
 def held(closed: Any, arguments: Mapping[str, Any], cuts: Mapping[str, Cut]):

@@ -6,12 +6,10 @@ handed on.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from jaxpar.core.jax_compat import scan_parts
 from jaxpar.core.mesh import axes_of
-from jaxpar.jaxprs.interpreter import held_by
-from jaxpar.jaxprs.record import Facts
+from jaxpar.jaxprs.facts import either, in_every_turn
+from jaxpar.jaxprs.interpreter import held_by, solver_of
 
 
 def call(walk, eqn, index, scope, times, where):
@@ -20,6 +18,16 @@ def call(walk, eqn, index, scope, times, where):
     operands = [walk.dims(scope, a) for a in eqn.invars]
     facts = [walk.fact(a) for a in eqn.invars]
     results = walk.inner(jaxpr, operands, facts, scope, index, times, where)
+    for var, (dims, fact) in zip(eqn.outvars, results, strict=True):
+        scope.dims[var], walk.facts[var] = list(dims), fact
+
+
+def solve(walk, eqn, index, scope, times, where):
+    """Relate dims through the function that solves a linear system."""
+    held, given = solver_of(eqn)
+    operands = [walk.dims(scope, eqn.invars[k]) for k in given]
+    facts = [walk.fact(eqn.invars[k]) for k in given]
+    results = walk.inner(held, operands, facts, scope, index, times, where)
     for var, (dims, fact) in zip(eqn.outvars, results, strict=True):
         scope.dims[var], walk.facts[var] = list(dims), fact
 
@@ -35,16 +43,15 @@ def scan(walk, eqn, index, scope, times, where):
     for d, fact in zip(dims[carries:], facts[carries:], strict=True):
         walk.classes.unify(turns, d[0])
         (walk.stacked if fact.is_weight else walk.turned).append(turns)
-    # What a turn hands on may have been made from anything that goes in.
-    mixed = Facts.mixed(facts)
-    inside = [*facts[:consts], *[mixed] * held, *facts[carries:]]
+    carried = in_every_turn(p["jaxpr"], facts[:consts], facts[consts:carries], facts[carries:])
+    inside = [*facts[:consts], *carried, *facts[carries:]]
     operands = [*dims[:carries], *(d[1:] for d in dims[carries:])]
     results = walk.inner(p["jaxpr"], operands, inside, scope, index, times * p["length"], where)
     for k, var in enumerate(eqn.outvars):
         made, fact = results[k]
         if k < held:
             walk.join(dims[consts + k], made)
-            scope.dims[var], walk.facts[var] = list(dims[consts + k]), mixed
+            scope.dims[var], walk.facts[var] = list(dims[consts + k]), carried[k]
         else:
             scope.dims[var], walk.facts[var] = [turns, *made], fact
 
@@ -55,9 +62,8 @@ def while_loop(walk, eqn, index, scope, times, where):
     first, second = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
     dims = [walk.dims(scope, a) for a in eqn.invars]
     facts = [walk.fact(a) for a in eqn.invars]
-    mixed = Facts.mixed(facts)
     carried = dims[second:]
-    held = [mixed] * len(carried)
+    held = in_every_turn(p["body_jaxpr"], facts[first:second], facts[second:])
     walk.inner(
         p["cond_jaxpr"],
         [*dims[:first], *carried],
@@ -76,9 +82,9 @@ def while_loop(walk, eqn, index, scope, times, where):
         times,
         where,
     )
-    for var, before, (after, _) in zip(eqn.outvars, carried, results, strict=True):
+    for var, before, (after, _), fact in zip(eqn.outvars, carried, results, held, strict=True):
         walk.join(before, after)
-        scope.dims[var], walk.facts[var] = list(before), mixed
+        scope.dims[var], walk.facts[var] = list(before), fact
 
 
 def cond(walk, eqn, index, scope, times, where):
@@ -95,7 +101,7 @@ def cond(walk, eqn, index, scope, times, where):
         for other in made[1:]:
             walk.join(first, other[k][0])
         scope.dims[var] = list(first)
-        walk.facts[var] = Facts.mixed([fact, *(other[k][1] for other in made[1:])])
+        walk.facts[var] = either([fact, *(other[k][1] for other in made[1:])])
 
 
 def shard_map(walk, eqn, index, scope, times, where):
@@ -121,7 +127,7 @@ def shard_map(walk, eqn, index, scope, times, where):
             walk.classes.dim(size) if axes_of(entry) else dim
             for dim, entry, size in zip(made, entries, var.aval.shape, strict=True)
         ]
-        walk.facts[var] = replace(fact, field=None, count=None)
+        walk.facts[var] = fact
 
 
 def layers(walk, eqn, index, scope, times, where):
@@ -135,17 +141,19 @@ def layers(walk, eqn, index, scope, times, where):
     for d, fact in zip(dims[consts:end], facts[consts:end], strict=True):
         walk.classes.unify(turns, d[0])
         (walk.stacked if fact.is_weight else walk.turned).append(turns)
-    mixed = Facts.mixed(facts)
-    inside = [*facts[:end], *[mixed] * len(dims[end:])]
+    carried = in_every_turn(p["body"], facts[:end], facts[end:])
+    inside = [*facts[:end], *carried]
     operands = [*dims[:consts], *(d[1:] for d in dims[consts:end]), *dims[end:]]
     results = walk.inner(p["body"], operands, inside, scope, index, times * length, where)
-    for before, (after, _), var in zip(dims[end:], results, eqn.outvars, strict=True):
+    pairs = zip(dims[end:], results, eqn.outvars, carried, strict=True)
+    for before, (after, _), var, fact in pairs:
         walk.join(before, after)
-        scope.dims[var], walk.facts[var] = list(before), mixed
+        scope.dims[var], walk.facts[var] = list(before), fact
 
 
 RULES = {
     **dict.fromkeys(("call", "remat", "custom"), call),
+    "solve": solve,
     "scan": scan,
     "while": while_loop,
     "cond": cond,

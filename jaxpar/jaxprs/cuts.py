@@ -72,15 +72,36 @@ def find_cuts(jaxpr: Any, results: Mapping[int, Mapping[int, Points]] | None = N
                 _back(cuts, eqn, asked)
             if made := _made_by(eqn):
                 cuts.ask(eqn.invars[0], made)
+                cuts.ask(eqn.invars[0], _further(eqn, made, asked))
     return cuts
+
+
+def _further(eqn, made: Mapping[int, Points], asked) -> dict[int, Points]:
+    """The cuts of what an equation cuts out, as cuts of what it cuts: its pieces are cut again."""
+    p = eqn.params
+    if eqn.primitive.name == "slice":
+        return {
+            dim: frozenset(p["start_indices"][dim] + point for point in points)
+            for dim, points in asked[0].items()
+            if dim in made
+        }
+    if eqn.primitive.name != "split":
+        return {}
+    starts = accumulate(map(int, p["sizes"]), initial=0)
+    found: Points = frozenset()
+    for start, cut in zip(starts, asked, strict=False):
+        found |= {start + point for point in cut.get(p["axis"], ())}
+    return {p["axis"]: found} if found else {}
 
 
 def _made_by(eqn) -> dict[int, Points]:
     """The cuts that an equation itself makes in what it reads."""
     name, p = eqn.primitive.name, eqn.params
-    if name == "split":
-        return {p["axis"]: frozenset(accumulate(map(int, p["sizes"][:-1])))}
     shape: Any = eqn.invars[0].aval.shape if eqn.invars else ()
+    if name == "split":
+        # A piece of width 0, as of a layer that was configured away, is at an end or between two.
+        points = frozenset(accumulate(map(int, p["sizes"][:-1]))) - {0, shape[p["axis"]]}
+        return {p["axis"]: points} if points else {}
     if name == "unstack":
         return {p["axis"]: frozenset(range(1, int(shape[p["axis"]])))}
     if name == "slice" and all(s == 1 for s in p["strides"] or ()):

@@ -1,11 +1,11 @@
-"""Every equation of a jaxpr, those of the jaxprs in it too, and how often each runs."""
+"""Every equation of a jaxpr, those of the jaxprs in it too, and which are run and how often."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from jax.extend.core import jaxprs_in_params
+from jax.extend.core import Literal, jaxprs_in_params
 
 from jaxpar.core.jax_compat import open_jaxpr
 from jaxpar.jaxprs.rules import rule_of
@@ -30,3 +30,15 @@ def turns(eqn: Any) -> int:
     if kind == "layers":
         return eqn.invars[eqn.params["consts"]].aval.shape[0]
     return 1
+
+
+def needed(jaxpr: Any) -> list[bool]:
+    """For every equation of an open jaxpr, whether anything asks for its results."""
+    asked = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+    flags = []
+    for eqn in reversed(jaxpr.eqns):
+        flag = bool(eqn.effects) or any(v in asked for v in eqn.outvars)
+        if flag:
+            asked.update(v for v in eqn.invars if not isinstance(v, Literal))
+        flags.append(flag)
+    return flags[::-1]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpar.core.jax_compat import open_jaxpr
-from jaxpar.jaxprs.interpreter import Here, Interpreter, as_it_is, bound
+from jaxpar.jaxprs.interpreter import Here, Interpreter, as_it_is, bound, solver_of
 from jaxpar.jaxprs.rules import rule_of
 
 _DTYPES = ("new_dtype", "preferred_element_type", "dtype")
@@ -59,6 +59,11 @@ class _Wide(Interpreter):
         if rule_of(eqn).looks_at_bits:
             return _as_written(eqn, operands)
         return self.call(eqn, operands, here)
+
+    def solve(self, eqn, operands, here):
+        """The solution of a linear system as its solver computes it."""
+        held, given = solver_of(eqn)
+        return self.run_held(held, [operands[k] for k in given])
 
     def remat(self, eqn, operands, here):
         """The function itself, without rematerialisation."""

@@ -124,6 +124,10 @@ class Interpreter:
         """The results of a function with its own derivative rule: a leaf."""
         return self.leaf(eqn, operands, here)
 
+    def solve(self, eqn: Any, operands, here: Here) -> list:
+        """The solution of a linear system: a leaf."""
+        return self.leaf(eqn, operands, here)
+
     def shards(self, eqn: Any, operands, here: Here) -> list:
         """The results of a shard_map: a leaf."""
         return self.leaf(eqn, operands, here)
@@ -225,7 +229,7 @@ class Interpreter:
 
 _METHODS = {
     kind: {"while": "while_loop"}.get(kind, kind)
-    for kind in ("call", "custom", "shards", "remat", "scan", "while", "cond", "layers")
+    for kind in ("call", "custom", "solve", "shards", "remat", "scan", "while", "cond", "layers")
 }
 """Kind of a primitive that holds jaxprs -> the method that evaluates it."""
 
@@ -233,7 +237,19 @@ _METHODS = {
 def held_by(eqn: Any) -> Any:
     """The jaxpr that a call, a remat or a function with its own derivative holds."""
     p = eqn.params
-    return next(p[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in p)
+    keys = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call", "callee")
+    return next(p[key] for key in keys if key in p)
+
+
+def solver_of(eqn: Any) -> tuple[Any, list[int]]:
+    """The jaxpr by which an equation solves a linear system, and which operands it is given.
+
+    The operands are what the system's function, its transpose, the solver and its transpose close
+    over, each in its turn, and then the right-hand sides, which the solver takes last.
+    """
+    counts, held = eqn.params["const_lengths"], eqn.params["jaxprs"].solve
+    before = counts.matvec + counts.vecmat
+    return held, [*range(before, before + counts.solve), *range(sum(counts), len(eqn.invars))]
 
 
 def loop(eqn: Any, body: Callable, init: Any, xs: Any) -> tuple[Any, Any]:

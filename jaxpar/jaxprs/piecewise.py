@@ -15,6 +15,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, jaxprs_in_params
 
@@ -50,6 +51,8 @@ class Pieces:
                 whole = (low, high) == (0, size)
                 found.append(part if whole else lax.slice_in_dim(part, low, high, axis=self.dim))
             at += size
+        if not found:  # a run of no position at all
+            return lax.slice_in_dim(self.parts[0], 0, 0, axis=self.dim)
         return found[0] if len(found) == 1 else Pieces(tuple(found), self.dim)
 
 
@@ -251,25 +254,21 @@ def _piece_by_piece(eqn, operands) -> list | None:
         columns.append([whole(x.between(*run)) for run in runs])
     made: list[list] = [[] for _ in places]
     for k, parts in enumerate(zip(*columns, strict=True)):
-        params = _params(eqn, places, k, lead)
+        params = _params(eqn, places, k, parts)
         for column, result in zip(made, bound(eqn, parts, params), strict=True):
             column.append(result)
     return [Pieces(tuple(c), dim) for c, (dim, _) in zip(made, places, strict=True)]
 
 
-def _params(eqn, places, k: int, lead: Pieces):
-    """The parameters of an equation, for its k-th piece."""
-    name, p = eqn.primitive.name, dict(eqn.params)
+def _params(eqn, places, k: int, parts) -> dict[str, Any]:
+    """The parameters of an equation, for its k-th piece, given the pieces of its operands."""
+    p, rule = dict(eqn.params), rule_of(eqn)
     dim, points = places[0]
     shape = list(eqn.outvars[0].aval.shape)
     ends = (0, *points, shape[dim])
     shape[dim] = ends[k + 1] - ends[k]
-    if name == "broadcast_in_dim":
-        p["shape"] = tuple(shape)
-    elif name == "reshape":
-        p["new_sizes"] = tuple(shape)
-    elif name == "slice":
-        limits = list(p["limit_indices"])
-        limits[lead.dim] = shape[dim]
-        p["limit_indices"] = tuple(limits)
+    if eqn.primitive.name == "broadcast_in_dim":
+        return {**p, "shape": tuple(shape)}
+    if rule.on_shard is not None:
+        return rule.on_shard(p, eqn, [jnp.shape(x) for x in parts], tuple(shape))
     return p

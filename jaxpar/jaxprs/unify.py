@@ -16,9 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
+from jaxpar.core.source_lines import line_of
 from jaxpar.jaxprs import control
 from jaxpar.jaxprs.classes import Classes, Dim
-from jaxpar.jaxprs.record import FIELD, Facts, Operand, Scope, Trace, Use
+from jaxpar.jaxprs.equations import needed
+from jaxpar.jaxprs.facts import Facts, is_integer, made_by
+from jaxpar.jaxprs.record import FIELD, Operand, Scope, Trace, Use
 from jaxpar.jaxprs.rules import factors, is_known, rule_of
 
 
@@ -35,11 +38,12 @@ def relate(closed: Any, arguments: Mapping[str, Any], weights: Sequence[str]) ->
     scope = Scope()
     for var, path in zip(closed.jaxpr.invars, arguments, strict=True):
         scope.dims[var] = walk.classes.dims(var.aval.shape)
-        integer = _is_integer(var.aval)
+        ids = is_integer(var.aval) and path not in weights
         walk.facts[var] = Facts(
             weight=path in weights,
             other=path not in weights and (path.startswith(FIELD) or not _is_float(var.aval)),
-            field=path if integer and path not in weights else None,
+            ids=ids,
+            fields=frozenset({path} if ids else ()),
             path=path if path in weights else None,
         )
     walk.body(closed.jaxpr, closed.consts, scope, times=1, outer=None)
@@ -89,16 +93,16 @@ class Walk:
                 scope.weights[var] = self.fact(var).path
         for var in jaxpr.constvars:
             scope.dims.setdefault(var, self.classes.dims(var.aval.shape))
-        for index, eqn in enumerate(jaxpr.eqns):
-            where = eqn.source_info if eqn.source_info.traceback else outer
+        for (index, eqn), is_needed in zip(enumerate(jaxpr.eqns), needed(jaxpr), strict=True):
+            where = eqn.source_info if line_of(eqn.source_info) else outer
             rule = control.RULES.get(rule_of(eqn).kind)
             if rule is not None:
                 rule(self, eqn, index, scope, times, where)
             else:
-                self.plain(eqn, scope, times, where)
-            for var in eqn.outvars:
-                if var not in self.facts:
-                    self.facts[var] = Facts.made_from([self.fact(a) for a in eqn.invars], eqn)
+                self.plain(eqn, scope, times if is_needed else 0, where)
+            made = made_by(eqn, [self.fact(a) for a in eqn.invars])
+            for var, fact in zip(eqn.outvars, made, strict=True):
+                self.facts.setdefault(var, fact)
                 if self.facts[var].is_weight:
                     scope.weights[var] = self.facts[var].path
 
@@ -122,7 +126,7 @@ class Walk:
             self.classes.unify(a, b)
 
     def plain(self, eqn: Any, scope: Scope, times: int, where: Any) -> None:
-        """Relate the dims of a first-order equation."""
+        """Relate the dims of a first-order equation, which nothing asks for if it runs 0 times."""
         name = eqn.primitive.name
         if not is_known(name):
             self.unknown.setdefault(name, where)
@@ -140,8 +144,10 @@ class Walk:
             reads.append(Operand(tuple(mine), _bytes(atom.aval), *self.fact(atom).kind))
         for var, dims in zip(eqn.outvars, fac.results, strict=True):
             scope.dims[var] = written(dims)
-        self._note(eqn, fac, node, reads, scope, times, where)
-        self._bound(eqn, fac)
+        # What is not computed, or has no element, needs nothing and costs nothing.
+        if times and any(0 not in var.aval.shape for var in eqn.outvars):
+            self._note(eqn, fac, node, reads, scope, times, where)
+        self._bound(eqn)
 
     def _note(self, eqn, fac, node, reads, scope, times, where) -> None:
         """Append to `uses` what an equation does with the classes of its factors."""
@@ -169,49 +175,46 @@ class Walk:
         whole = [f for f in sorted(fac.whole) if f in read]
         if whole and kind == "lookup":
             indexed = {f for dim in fac.operands[0] for f in dim}
-            ids = self.fact(eqn.invars[1]).field is not None
+            ids = self.fact(eqn.invars[1]).ids
             use("lookup" if ids else "place", [f for f in whole if f in indexed])
         elif whole:
             use("place" if kind == "place" else "whole", whole)
         if kind == "view" and eqn.invars:
             made_new = [f for dim in fac.results[0] for f in dim if f not in read]
             use("stretch", [f for f in made_new if f not in fac.whole])
+        if rule.is_equality and any(self.fact(atom).ids for atom in eqn.invars):
+            for atom, dims in zip(eqn.invars, fac.operands, strict=True):
+                count = self.fact(atom).count
+                use("match", [f for dim in dims for f in dim if fac.sizes[f] == count])
 
-    def _bound(self, eqn, fac) -> None:
+    def _bound(self, eqn) -> None:
         """Where integers of the batch index or are compared with all ids: how many ids there are.
 
         A negative index counts from the end, so JAX adds the size where it is below zero; such
         arithmetic keeps what field the integers are from.
         """
         if rule_of(eqn).kind in ("lookup", "scatter"):
-            field = self.fact(eqn.invars[1]).field
+            fields = self.fact(eqn.invars[1]).fields
             numbers = eqn.params["dimension_numbers"]
             indexed = getattr(numbers, "start_index_map", None)
             if indexed is None:
                 indexed = numbers.scatter_dims_to_operand_dims
-            if field is not None and indexed:
-                self._below(field, min(eqn.invars[0].aval.shape[d] for d in indexed))
+            if indexed:
+                self._below(fields, min(eqn.invars[0].aval.shape[d] for d in indexed))
         elif rule_of(eqn).is_equality:
             sides = [self.fact(atom) for atom in eqn.invars]
             for one, other in (sides, sides[::-1]):
-                if one.field is not None and other.count is not None:
-                    self._below(one.field, other.count)
+                if other.count is not None:
+                    self._below(one.fields, other.count)
 
-    def _below(self, field: str, size: int) -> None:
-        """Lower the bound on the integers in a batch field to `size`."""
-        self.below[field] = min(size, self.below.get(field, size))
+    def _below(self, fields: frozenset[str], size: int) -> None:
+        """Lower the bound on the integers in these fields of the batch to `size`."""
+        self.below |= {field: min(size, self.below.get(field, size)) for field in fields}
 
 
 def _is_float(aval) -> bool:
     """Whether it may be a mask or a scale of weights: random streams and counters are not."""
     return jax.numpy.issubdtype(aval.dtype, np.inexact)
-
-
-def _is_integer(aval) -> bool:
-    """Whether a variable holds integers."""
-    return not jnp.issubdtype(aval.dtype, jax.dtypes.extended) and np.issubdtype(
-        aval.dtype, np.integer
-    )
 
 
 def _bytes(aval) -> int:

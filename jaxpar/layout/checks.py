@@ -2,6 +2,7 @@
 
 from jaxpar.core.errors import LayoutError, unknown
 from jaxpar.core.mesh import MeshShape, axes_of
+from jaxpar.layout.notes import why_whole
 from jaxpar.layout.stages import runs_in_stages
 from jaxpar.models.record import Model, role_of
 from jaxpar.strategies.record import REPLICA, Strategy
@@ -45,11 +46,7 @@ def _check_help(model: Model, strategy: Strategy, mesh: MeshShape, groups, batch
     if any(axis in asked for spec in specs for entry in spec for axis in axes_of(entry)):
         return
     wanted = sorted({role for axis in asked for role in strategy.roles_on(axis)})
-    why = [
-        f"'{d.name}' ({d.size}) stays replicated because {d.whole_because}"
-        for d in model.named
-        if d.whole_because
-    ]
+    why = why_whole(model)
     indivisible = [
         f"'{dim}' ({units}) does not divide"
         for dim, units in model.units.items()

@@ -69,30 +69,55 @@ def notes_of(
 
 def _whole_dims(model, strategy, mesh, parameters) -> list[str]:
     """Which dims of a model that nobody annotated stay replicated where others like them do not."""
-    notes = []
     there = {dim for a in parameters.values() for dim in a.dims}
+    indivisible: dict[tuple[str, ...], list[str]] = {}
     for dim, units in model.units.items():
-        axes = [a for a in strategy.compute.get(role_of(model, dim), ()) if mesh.size(a) > 1]
-        ways = prod(mesh.size(axis) for axis in axes)
-        if dim in there and units % ways:
-            notes.append(
-                f"dim '{dim}' stays replicated: strategy '{strategy.name}' would shard it over "
-                f"{' x '.join(axes)}, and {ways} does not divide {units}"
-            )
+        axes = tuple(a for a in strategy.compute.get(role_of(model, dim), ()) if mesh.size(a) > 1)
+        if dim in there and units % prod(mesh.size(axis) for axis in axes):
+            indivisible.setdefault(axes, []).append(f"'{dim}' ({units})")
+    notes = [
+        f"{_dims(dims)} replicated: strategy '{strategy.name}' would shard {_it(dims)} over "
+        f"{' x '.join(axes)}, and {prod(mesh.size(axis) for axis in axes)} does not divide "
+        f"{_it(dims)}"
+        for axes, dims in indivisible.items()
+    ]
     sharding = {axis for axes in strategy.compute.values() for axis in axes if mesh.size(axis) > 1}
     if sharding & {a for role in ("inner", "heads") for a in strategy.compute.get(role, ())}:
-        notes += [
-            f"dim '{n.name}' ({n.size}) stays replicated: {n.whole_because}"
-            for n in model.named
-            if n.whole_because
-        ]
+        notes += why_whole(model)
     return notes
 
 
-def _some(paths: Sequence[str]) -> str:
-    """The first six paths for a sentence, and how many more there are."""
-    more = f" and {len(paths) - 6} more" if len(paths) > 6 else ""
-    return ", ".join(paths[:6]) + more
+def why_whole(model: Model) -> list[str]:
+    """Why dims that look like ones to shard stay replicated, a sentence for each reason."""
+    found: dict[str, tuple[list[str], list[str]]] = {}
+    for n in model.named:
+        if n.whole_because:
+            dims, lines = found.setdefault(n.whole_because, ([], []))
+            dims.append(f"'{n.name}' ({n.size})")
+            if n.whole_at and n.whole_at not in lines:
+                lines.append(n.whole_at)
+    return [
+        f"{_dims(dims)} replicated: "
+        + (reason.replace(" needs it ", " needs them ") if len(dims) > 1 else reason)
+        + (f" ({_some(lines, 3, '; ')})" if lines else "")
+        for reason, (dims, lines) in found.items()
+    ]
+
+
+def _dims(dims: Sequence[str]) -> str:
+    """The subject and verb of a sentence about dims."""
+    return f"dim {dims[0]} stays" if len(dims) == 1 else f"dims {_some(dims)} stay"
+
+
+def _it(dims: Sequence[str]) -> str:
+    """The pronoun for dims."""
+    return "it" if len(dims) == 1 else "them"
+
+
+def _some(words: Sequence[str], most: int = 6, between: str = ", ") -> str:
+    """The first few for a sentence, and how many more there are."""
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return between.join(words[:most]) + more
 
 
 def _stage_notes(model, strategy, mesh, parameters) -> list[str]:

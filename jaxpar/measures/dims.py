@@ -16,6 +16,7 @@ def dims_of_layout(layout: Layout) -> list[dict]:
                 "size": dim.size,
                 "places": list(dim.places),
                 "whole_because": dim.whole_because or None,
+                "whole_at": dim.whole_at or None,
             }
             for dim in model.named
         ]
@@ -48,6 +49,7 @@ def _annotated(layout: Layout) -> dict[tuple[str, int], dict]:
                     "size": size,
                     "places": [],
                     "whole_because": None,
+                    "whole_at": None,
                 },
             )
             row["places"].append(f"{path}[{at}]")

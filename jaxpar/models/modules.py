@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from jaxpar.core.paths import paths_of
 from jaxpar.models.record import Model
 
 
@@ -43,10 +44,12 @@ def take_apart(module: nnx.Module, trainable: Any = nnx.Param) -> Parts:
         trainable: a Flax filter of what is learned.
     """
     graph, parameters, state = nnx.split(module, trainable, ...)
-    keys = {
-        _path(keys): keys for part in (parameters, state) for keys, _ in nnx.to_flat_state(part)
-    }
-    return Parts(graph, _by_path(parameters), _by_path(state), MappingProxyType(keys))
+    groups = [nnx.to_flat_state(part) for part in (parameters, state)]
+    keys = [own for group in groups for own, _ in group]
+    paths = paths_of(_flat(own) for own in keys)
+    known = dict(zip(keys, paths, strict=True))
+    learned, other = (MappingProxyType({known[own]: v for own, v in group}) for group in groups)
+    return Parts(graph, learned, other, MappingProxyType(dict(zip(paths, keys, strict=True))))
 
 
 def values_of(variables: Mapping[str, nnx.Variable]) -> dict[str, jax.Array]:
@@ -101,14 +104,9 @@ def names_in_metadata(leaf: Any) -> tuple[str | None, ...] | None:
     return None if names is None else tuple(names)
 
 
-def _by_path(state: nnx.State) -> Mapping[str, nnx.Variable]:
-    """Flax's variables by path."""
-    return MappingProxyType({_path(keys): variable for keys, variable in nnx.to_flat_state(state)})
-
-
-def _path(keys: tuple[Any, ...]) -> str:
-    """Flax's keys of a variable as one path, `blocks/0/kernel`."""
-    return "/".join("/".join(map(str, k)) if isinstance(k, tuple) else str(k) for k in keys)
+def _flat(keys: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Flax's keys of a variable, those that are tuples one by one."""
+    return tuple(part for key in keys for part in (key if isinstance(key, tuple) else (key,)))
 
 
 def _holding(variable: Any, value: Any) -> Any:

@@ -20,6 +20,7 @@ from jax.extend.core import Literal
 
 from jaxpar.core.annotations import LEAVING, NAMED
 from jaxpar.core.hooks import ARRIVED
+from jaxpar.jaxprs.equations import needed
 from jaxpar.jaxprs.interpreter import Interpreter
 from jaxpar.jaxprs.rules import rule_of
 from jaxpar.spmd.value import (
@@ -207,8 +208,8 @@ class Frame(Interpreter):
 
     def wanted(self, jaxpr: Any):
         """The equations whose results anything asks for: no collective for dead code."""
-        needed = zip(enumerate(jaxpr.eqns), set_of_needed(jaxpr), strict=True)
-        return (numbered for numbered, is_needed in needed if is_needed)
+        pairs = zip(enumerate(jaxpr.eqns), needed(jaxpr), strict=True)
+        return (numbered for numbered, is_needed in pairs if is_needed)
 
     def inner(self, beside, index):
         """Nothing: inner jaxprs are walked by rules, each with a frame of its own."""
@@ -253,18 +254,6 @@ def targets(jaxpr) -> dict:
         and eqn.params["says"] == LEAVING
         and uses[eqn.invars[0]] == 1
     }
-
-
-def set_of_needed(jaxpr) -> list[bool]:
-    """For every equation, whether anything asks for its results: no collective for dead code."""
-    asked = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
-    flags = []
-    for eqn in reversed(jaxpr.eqns):
-        flag = bool(eqn.effects) or any(v in asked for v in eqn.outvars)
-        if flag:
-            asked.update(v for v in eqn.invars if not isinstance(v, Literal))
-        flags.append(flag)
-    return flags[::-1]
 
 
 def set_of_live(jaxpr, live=None) -> set:

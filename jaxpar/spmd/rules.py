@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 from jaxpar.core.annotations import LEAVING, NAMED, USED
 from jaxpar.core.mesh import axes_of
 from jaxpar.jaxprs.rules import Factors, factors, rule_of
+from jaxpar.spmd.extremes import extreme
 from jaxpar.spmd.value import Deferred, Placement, Value, local_shape, placement_of, varying
 
 
@@ -38,6 +39,8 @@ def compute(frame, eqn, fac, operands, live):
     split = agree(frame, fac, operands)
     arrays = meet(frame, fac, operands, split)
     params = local_params(frame, eqn, fac, split, arrays)
+    if live[0] and any(k in ("max", "min") and split.get(f) for f, k in fac.reduced):
+        return [_extreme(frame, eqn, fac, split, arrays[0])]
     results = eqn.primitive.bind(*arrays, **params)
     results = results if eqn.primitive.multiple_results else [results]
     return combine(frame, eqn, fac, split, results, live)
@@ -145,6 +148,14 @@ def combine(frame, eqn, fac, split, results, live):
     return values
 
 
+def _extreme(frame, eqn, fac, split, array):
+    """The largest or smallest along dims of which some are sharded, where it has a gradient."""
+    axes = tuple(axis for f, _ in fac.reduced for axis in split.get(f, ()))
+    array = extreme(fac.reduced[0][1], tuple(eqn.params["axes"]), axes, array)
+    frame.state.note("all-reduce", axes, _reason(eqn, axes), array)
+    return Value(array, placement(fac.results[0], split))
+
+
 def _reason(eqn, axes) -> str:
     """Why an equation needs a collective over these axes, for the list of collectives."""
     over = " and ".join(f"'{axis}'" for axis in axes)
@@ -179,8 +190,8 @@ def _reduce(frame, eqn, kind, axes, array, alive):
         largest = lax.pmax if kind == "max" else lax.pmin
         result = largest(lax.stop_gradient(array), axes)
     else:
-        # JAX cannot differentiate pmax, and has no product or logical reduction over devices: bring
-        # the candidates together and reduce once more.
+        # JAX has no product or logical reduction over devices: bring the candidates together and
+        # reduce once more.
         together = lax.all_gather(array, axes, axis=0, to="invarying")
         frame.state.note("all-gather", axes, reason, together)
         return {"max": jnp.max, "min": jnp.min, "prod": jnp.prod, "and": jnp.all, "or": jnp.any}[

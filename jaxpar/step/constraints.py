@@ -2,56 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxpar.core.mesh import axes_of, free_axes
+from jaxpar.core.mesh import axes_of
 from jaxpar.layout.record import Array, Layout
-from jaxpar.spmd.value import varying
 
 
 def constrained(layout: Layout, x: jax.Array, spec: PartitionSpec) -> jax.Array:
     """`x`, sharded as `spec` says on the layout's mesh."""
     return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh.abstract, spec))
-
-
-def per_shard(
-    layout: Layout,
-    function: Callable[..., jax.Array],
-    operands: Sequence[jax.Array],
-    specs: Sequence[PartitionSpec],
-    result_spec: PartitionSpec,
-) -> jax.Array:
-    """`function` of the operands, each device on the shards that it holds.
-
-    Only for a function of whose operands and result no sharded dim is summed or needed all at once.
-
-    Args:
-        layout: on whose mesh.
-        function: of arrays, to one array.
-        operands: its arguments.
-        specs: how each of them is sharded.
-        result_spec: how its result is.
-    """
-    mesh = layout.mesh.abstract
-    axes = {axis for spec in specs for entry in spec for axis in axes_of(entry)}
-
-    def here(*shards):
-        # What is replicated is used with what differs: its gradient is summed.
-        missing = [tuple(sorted(axes - varying(x))) for x in shards]
-        pairs = zip(shards, missing, strict=True)
-        return function(*(jax.lax.pcast(x, m, to="varying") if m else x for x, m in pairs))
-
-    return jax.shard_map(
-        here,
-        mesh=mesh,
-        axis_names=free_axes(mesh),
-        in_specs=tuple(specs),
-        out_specs=result_spec,
-    )(*operands)
 
 
 def sharded_as(layout: Layout, what: str, values: Mapping[str, Any]) -> dict[str, Any]:

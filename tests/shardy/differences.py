@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from jaxpar.jaxprs.rules.contract import is_grouped
 from shardy.fates import Place
 
 
@@ -47,10 +46,6 @@ def _in_space(eqn, place):
         "result 0": numbers.out_spec,
     }
     return place.dim in specs[place.array][2:]
-
-
-def _in_groups(eqn, place):
-    return is_grouped(eqn) and not _in_space(eqn, place)
 
 
 def _looked_up(eqn, place):
@@ -133,11 +128,9 @@ DELIBERATE = (
         _in_space,
     ),
     Deliberate(
-        "conv_general_dilated",
-        "whole/passes whole/reduced whole/absent absent/passes absent/reduced",
-        "XLA has gradients of grouped convolutions wrong where it shards them (jax 0.10.2), so "
-        "every mode computes them with all channels on each device",
-        _in_groups,
+        "lu_pivots_to_permutation",
+        "whole/reduced",
+        "a row is swapped with one that earlier swaps have left there",
     ),
     Deliberate(
         "attend",

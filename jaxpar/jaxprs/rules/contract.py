@@ -88,17 +88,30 @@ def _conv_general_dilated(ids, ins, outs, params):
         ids.whole.update(lhs[d])
     for d in kernel:
         ids.whole.update(rhs[d])
-    result[result_b], result[result_o] = lhs[b], rhs[o]
-    if params["feature_group_count"] == 1 and params["batch_group_count"] == 1:
-        rhs[i] = lhs[c]
-        ids.reduced[lhs[c][0]] = "sum"
-    else:
-        # Grouped: a piece of the channels needs the matching piece of the kernel, group by group.
-        ids.whole.update((*lhs[c], *rhs[i], *rhs[o]))
-        if params["batch_group_count"] != 1:
-            ids.whole.update(lhs[b])
-            result[result_b] = (ids.new(outs[0][result_b], whole=True),)
+    # Groups are the outer factor of what they divide, and of what comes out; a device that has some
+    # of the groups needs their kernels alone. A depthwise convolution has a group for each channel.
+    summed = ids.new(ins[1][i])
+    ids.reduced[summed] = "sum"
+    lhs[c], rhs[i] = (summed,), (summed,)
+    groups = max(params["feature_group_count"], params["batch_group_count"])
+    if groups > 1:
+        group = ids.new(groups)
+        rhs[o] = (group, ids.new(ins[1][o] // groups))
+        if params["feature_group_count"] > 1:
+            lhs[c] = (group, summed)
+        else:
+            lhs[b] = (group, ids.new(ins[0][b] // groups))
+    result[result_b], result[result_o] = lhs[b][-1:], rhs[o]
     return [lhs, rhs], [result]
+
+
+def _conv_on_shard(params, eqn, operands, result):
+    """The groups that a device has, told by what its shards hold."""
+    numbers = params["dimension_numbers"]
+    (b, c, *_), (_, i, *_) = numbers.lhs_spec, numbers.rhs_spec
+    lhs, rhs = operands
+    features, rows = lhs[c] // rhs[i], lhs[b] // result[numbers.out_spec[0]]
+    return {**params, "feature_group_count": features, "batch_group_count": rows}
 
 
 def _reduce(kind):
@@ -205,6 +218,7 @@ RULES = {
     "conv_general_dilated": Rule(
         "product",
         _conv_general_dilated,
+        _conv_on_shard,
         sharding="out_sharding",
         is_piecewise=True,
         flops=_conv_flops,
@@ -216,18 +230,20 @@ RULES = {
         "schur svd triangular_solve tridiagonal".split(),
         Rule("other", _matrices(2)),
     ),
-    "tridiagonal_solve": Rule("other", _matrices(1)),
+    **dict.fromkeys(("lu_pivots_to_permutation", "tridiagonal_solve"), Rule("other", _matrices(1))),
+    # A sum of what a mask leaves is how one id is picked among several.
+    "reduce_sum": Rule("reduce", _reduce("sum"), is_piecewise=True, ids="computed"),
     **{
-        f"reduce_{how}": Rule("reduce", _reduce(how), is_piecewise=how in ("sum", "max", "min"))
-        for how in ("sum", "max", "min", "prod", "and", "or")
+        f"reduce_{how}": Rule("reduce", _reduce(how), is_piecewise=True, ids="kept")
+        for how in ("max", "min")
     },
+    **{f"reduce_{how}": Rule("reduce", _reduce(how)) for how in ("prod", "and", "or")},
     # Devices have no collective that would put these together.
     **dict.fromkeys(("argmax", "argmin", "reduce_xor"), Rule("reduce", _reduce(None))),
     "reduce": Rule("reduce", _general_reduce),
-    "sort": Rule("other", _along("dimension")),
-    **dict.fromkeys(
-        ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), Rule("other", _along("axis"))
-    ),
+    "sort": Rule("other", _along("dimension"), ids="sides"),
+    **dict.fromkeys(("cummax", "cummin"), Rule("other", _along("axis"), ids="kept")),
+    **dict.fromkeys(("cumsum", "cumprod", "cumlogsumexp"), Rule("other", _along("axis"))),
     "top_k": Rule("other", _top_k("axis")),
     "approx_top_k": Rule("other", _top_k("reduction_dimension")),
     **dict.fromkeys(

@@ -34,7 +34,11 @@ _COLLECTIVES = {
 RULES = {
     **dict.fromkeys(("jit", "closed_call", "call"), Rule("call")),
     "remat2": Rule("remat"),
-    **dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), Rule("custom")),
+    **dict.fromkeys(
+        "custom_jvp_call custom_vjp_call custom_vmap_call linear_call composite".split(),
+        Rule("custom"),
+    ),
+    "custom_linear_solve": Rule("solve"),
     "custom_lin": Rule("custom", looks_at_bits=True),
     "scan": Rule("scan"),
     "while": Rule("while"),
@@ -46,12 +50,12 @@ RULES = {
         "annotation",
         same_shape,
         is_cheap=True,
-        keeps_ids=True,
+        ids="kept",
         keeps_stored=True,
         is_piecewise=True,
     ),
-    ORDERED: Rule("annotation", same_shape, keeps_ids=True),
-    "name": Rule("annotation", same_shape, is_cheap=True, keeps_ids=True, is_piecewise=True),
+    ORDERED: Rule("annotation", same_shape, ids="kept"),
+    "name": Rule("annotation", same_shape, is_cheap=True, ids="kept", is_piecewise=True),
     **{
         name: Rule("collective", traffic=kind, is_cheap=name == "all_gather")
         for name, kind in _COLLECTIVES.items()
@@ -61,7 +65,15 @@ RULES = {
     "pure_callback": Rule("other", looks_at_bits=True),
     "io_callback": Rule("other", looks_at_bits=True),
     **dict.fromkeys(
-        ("debug_callback", "debug_print", "create_token", "empty", "empty2", "platform_index"),
+        (
+            "debug_callback",
+            "debug_print",
+            "inspect_sharding",
+            "create_token",
+            "empty",
+            "empty2",
+            "platform_index",
+        ),
         Rule("other"),
     ),
     **dict.fromkeys(

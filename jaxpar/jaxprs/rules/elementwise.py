@@ -9,15 +9,19 @@ from __future__ import annotations
 from jaxpar.jaxprs.rules.record import Rule
 
 _PLAIN = """
-abs acos acosh add_any asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clz complex conj
-cos cosh digamma div eq_to erf erf_inv erfc exp exp2 expm1 floor gt igamma igamma_grad_a igammac
-imag integer_pow is_finite le le_to lgamma log log1p log2 logistic lt_to mul ne neg nextafter not
-one_minus_square polygamma polynomial population_count pow real reduce_precision
-regularized_incomplete_beta round rsqrt shift_left shift_right_arithmetic shift_right_logical sign
-sin sinh sqrt square tan tanh xor zeta
+acos acosh asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clz complex conj cos cosh
+digamma eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag
+is_finite le le_to lgamma log log1p log2 logistic lt lt_to ne nextafter one_minus_square polygamma
+polynomial population_count pow real reduce_precision regularized_incomplete_beta round rsqrt sign
+sin sinh sqrt tan tanh zeta
 """.split()
-_KEEP_IDS = "add and clamp ge lt max min or rem select_n stop_gradient sub".split()
-"""Such as what JAX does to a negative index before it reads there."""
+_KEEP_IDS = "clamp max min rem stop_gradient".split()
+"""These make ids in the same range, such as by what JAX does to an index before it reads there."""
+_COMPUTE_IDS = """
+abs add add_any and div integer_pow mul neg not or shift_left shift_right_arithmetic
+shift_right_logical square sub xor
+""".split()
+"""These make other ids: with the offset of a table among several, or hashed."""
 _PLACED = "reshard sharding_constraint".split()
 """These only say how an array is sharded."""
 
@@ -49,17 +53,22 @@ def _bitcast(ids, ins, outs, params):
     return [shared + extra[0]], [shared + extra[1]]
 
 
-_copy = Rule(
-    "cast", same_shape, keeps_ids=True, is_piecewise=True, keeps_stored=True, is_cheap=True
-)
+_copy = Rule("cast", same_shape, ids="kept", is_piecewise=True, keeps_stored=True, is_cheap=True)
 
 RULES = {
     **dict.fromkeys(_PLAIN, Rule("elementwise", same_shape, is_piecewise=True)),
-    **dict.fromkeys(_KEEP_IDS, Rule("elementwise", same_shape, is_piecewise=True, keeps_ids=True)),
+    **dict.fromkeys(_KEEP_IDS, Rule("elementwise", same_shape, is_piecewise=True, ids="kept")),
+    **dict.fromkeys(
+        _COMPUTE_IDS, Rule("elementwise", same_shape, is_piecewise=True, ids="computed")
+    ),
+    # What it chooses by is none of what it holds.
+    "select_n": Rule("elementwise", same_shape, is_piecewise=True, ids="kept", holds=(1, None)),
     "eq": Rule("elementwise", same_shape, is_piecewise=True, is_equality=True),
-    **dict.fromkeys(_PLACED, Rule("annotation", same_shape, is_piecewise=True, is_cheap=True)),
+    **dict.fromkeys(
+        _PLACED, Rule("annotation", same_shape, ids="kept", is_piecewise=True, is_cheap=True)
+    ),
     **dict.fromkeys(("convert_element_type", "copy"), _copy),
-    "optimization_barrier": Rule("annotation", _side_by_side, is_cheap=True),
-    "device_put": Rule("annotation", _side_by_side),
+    "optimization_barrier": Rule("annotation", _side_by_side, is_cheap=True, ids="sides"),
+    "device_put": Rule("annotation", _side_by_side, ids="sides"),
     "bitcast_convert_type": Rule("view", _bitcast, looks_at_bits=True),
 }

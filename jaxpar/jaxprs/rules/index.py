@@ -96,12 +96,19 @@ def _slice_on_shard(params, eqn, operands, result):
 
 
 RULES = {
-    "gather": Rule("lookup", _gather, _rows_on_shard),
+    "gather": Rule("lookup", _gather, _rows_on_shard, ids="kept", holds=(1,)),
+    # What is written where: the operand and the updates, and not the places between them.
     **dict.fromkeys(
-        "scatter scatter-add scatter-sub scatter-mul scatter-max scatter-min".split(),
-        Rule("scatter", _scatter),
+        ("scatter", "scatter-max", "scatter-min"),
+        Rule("scatter", _scatter, ids="kept", holds=(0, 3, 2)),
     ),
-    "dynamic_slice": Rule("place", _dynamic_slice, _slice_on_shard, keeps_stored=True),
-    "dynamic_update_slice": Rule("place", _dynamic_update_slice),
+    **dict.fromkeys(
+        ("scatter-add", "scatter-sub", "scatter-mul"),
+        Rule("scatter", _scatter, ids="computed", holds=(0, 3, 2)),
+    ),
+    "dynamic_slice": Rule(
+        "place", _dynamic_slice, _slice_on_shard, keeps_stored=True, ids="kept", holds=(1,)
+    ),
+    "dynamic_update_slice": Rule("place", _dynamic_update_slice, ids="kept", holds=(2,)),
     "iota": Rule("view", _iota, sharding="sharding"),
 }

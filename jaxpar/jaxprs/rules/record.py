@@ -19,6 +19,7 @@ KINDS = (
     "scan",
     "while",
     "cond",
+    "solve",  # a linear system, solved by a function that it holds
     "shards",  # a region on shards: shard_map
     "layers",  # the hook `through`
     "product",  # contracts operands: matrix products and convolutions
@@ -47,7 +48,9 @@ class Rule:
         on_shard: (parameters, equation, local operand shapes, local result shape) -> the parameters
             for one device's shard; None where they are the same.
         sharding: the parameter by which it is told how its result is sharded, or None.
-        keeps_ids: whether integers that it makes are still the ids that it was given.
+        ids: what becomes of ids: "kept" as they are, "computed" into others, "sides" where its
+            k-th result is its k-th operand in another order, or "" where it makes no ids of them.
+        holds: the operands whose elements its result holds or is computed from, as slice() takes.
         is_piecewise: whether it can be computed a piece at a time along a dim that passes through.
         keeps_stored: whether a weight that is stored sharded can go through it before it is
             gathered.
@@ -62,7 +65,8 @@ class Rule:
     relate: Callable[..., Any] | None = None
     on_shard: Callable[..., Any] | None = None
     sharding: str | None = None
-    keeps_ids: bool = False
+    ids: str = ""
+    holds: tuple[int | None, ...] = (None,)
     is_piecewise: bool = False
     keeps_stored: bool = False
     is_cheap: bool = False
@@ -73,6 +77,7 @@ class Rule:
 
     def __post_init__(self):
         assert self.kind in KINDS, self.kind
+        assert self.ids in ("", "kept", "computed", "sides"), self.ids
 
 
 @dataclass(frozen=True)

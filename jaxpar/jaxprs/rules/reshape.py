@@ -196,7 +196,7 @@ RULES = {
         "view",
         _broadcast_in_dim,
         sharding="sharding",
-        keeps_ids=True,
+        ids="kept",
         is_piecewise=True,
         is_cheap=True,
     ),
@@ -205,31 +205,29 @@ RULES = {
         _reshape,
         _as_result("new_sizes"),
         sharding="sharding",
-        keeps_ids=True,
+        ids="kept",
         is_piecewise=True,
         keeps_stored=True,
         is_cheap=True,
     ),
     **{
-        name: Rule(
-            "view", relate, keeps_ids=True, is_piecewise=True, keeps_stored=True, is_cheap=True
-        )
+        name: Rule("view", relate, ids="kept", is_piecewise=True, keeps_stored=True, is_cheap=True)
         for name, relate in (("squeeze", _squeeze), ("transpose", _transpose))
     },
     "slice": Rule(
         "view",
         _slice,
         _limits_on_shard,
-        keeps_ids=True,
+        ids="kept",
         is_piecewise=True,
         keeps_stored=True,
         is_cheap=True,
     ),
-    "rev": Rule("view", _rev),
-    "pad": Rule("view", _pad, keeps_ids=True),
-    "concatenate": Rule("view", _concatenate, keeps_ids=True, is_piecewise=True),
-    "split": Rule("view", _split, is_piecewise=True),
-    "stack": Rule("view", _stack),
-    "unstack": Rule("view", _unstack),
-    "tile": Rule("view", _tile),
+    "rev": Rule("view", _rev, ids="kept"),
+    "pad": Rule("view", _pad, ids="kept"),
+    "concatenate": Rule("view", _concatenate, ids="kept", is_piecewise=True),
+    "split": Rule("view", _split, is_piecewise=True, ids="kept"),
+    "stack": Rule("view", _stack, ids="kept"),
+    "unstack": Rule("view", _unstack, ids="kept"),
+    "tile": Rule("view", _tile, ids="kept"),
 }

@@ -21,15 +21,16 @@ from jaxpar.core.annotations import ENTERING, USED
 from jaxpar.core.hooks import ARRIVED
 from jaxpar.core.jax_compat import open_jaxpr, scan_parts
 from jaxpar.inference.traced import traced_loss
-from jaxpar.jaxprs.interpreter import as_it_is, held_by
+from jaxpar.jaxprs.interpreter import held_by
 from jaxpar.jaxprs.policy import keep_all_but_cheap
-from jaxpar.jaxprs.rules import factors, is_cast, rule_of
+from jaxpar.jaxprs.rules import is_cast, rule_of
 from jaxpar.jaxprs.rules.contract import is_grouped
 from jaxpar.layout.record import Array, Layout
 from jaxpar.layout.stages import runs_in_stages
 from jaxpar.models.record import role_of
-from jaxpar.step.constraints import constrained, landing_as, per_shard
+from jaxpar.step.constraints import constrained, landing_as
 from jaxpar.step.filled import Filled, Scored, differentiated, filled_loss, scored
+from jaxpar.step.grouped import on_shards
 from jaxpar.step.modes import pipeline
 from jaxpar.step.modes.record import Asked, Differentiated
 from jaxpar.step.placement import Placement, placement
@@ -158,32 +159,13 @@ class _Constrainer(Filled):
     def leaf(self, eqn, operands, here):
         """An operation's results; a cast weight is still known by its path."""
         if is_grouped(eqn):
-            return [self.grouped(eqn, operands)]
+            specs = [self.spec_of(x) for x in operands]
+            return [on_shards(self.layout, eqn, operands, specs)]
         results = super().leaf(eqn, operands, here)
         if is_cast(eqn) and id(operands[0]) in self.weights:
             self.held += results
             self.weights[id(results[0])] = self.weights[id(operands[0])]
         return results
-
-    def grouped(self, eqn, operands):
-        """A grouped convolution, each device its own rows.
-
-        Left to XLA the gradient of its filter is wrong where rows are sharded: only one device's
-        share of it (a plain depthwise convolution under data parallelism, jax 0.10.2).
-        """
-        specs = [self.spec_of(x) for x in operands]
-        fac = factors(eqn)
-        entries = {
-            dim: entry
-            for dims, spec in zip(fac.operands, specs, strict=True)
-            for dim, entry in zip(dims, spec, strict=True)
-        }
-        result = PartitionSpec(*(entries.get(dim) for dim in fac.results[0]))
-
-        def alone(*shards):
-            return as_it_is(eqn, shards)[0]
-
-        return per_shard(self.layout, alone, operands, specs, result)
 
     def spec_of(self, x: jax.Array) -> PartitionSpec:
         """How a named array or a weight is sharded; of what is neither, nothing is."""

@@ -31,6 +31,7 @@ from jaxpar.jaxprs.unify import relate
 from jaxpar.layout.record import Layout
 from jaxpar.layout.stages import runs_in_stages
 from jaxpar.step.filled import Filled, differentiated, filled_loss
+from jaxpar.step.grouped import on_shards, specs_of
 from jaxpar.step.modes.record import Asked, Differentiated, Island
 
 
@@ -212,8 +213,10 @@ class _Typist(Interpreter):
         """An operation's results; an island where JAX has no sharding rule for it."""
         operands = self.all_used(eqn, operands, here)
         if is_grouped(eqn):
-            # XLA has the gradient of its filter wrong where rows are sharded: each device does all.
-            operands = [_typed_as(x, PartitionSpec(*[None] * jnp.ndim(x))) for x in operands]
+            specs = [self.spec(here.beside, atom) for atom in eqn.invars]
+            inside = specs_of(self.layout, eqn, specs)
+            typed = [_typed_as(x, spec) for x, spec in zip(operands, inside, strict=False)]
+            return [on_shards(self.layout, eqn, typed, specs)]
         try:
             if parameter := rule_of(eqn).sharding:
                 mesh = jax.sharding.get_abstract_mesh()

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import linalg
 
-from shardy.cases.arguments import complexes
+from shardy.cases.arguments import complexes, ints
 
 _MATRIX = (5, 4, 4)
 CASES = {
@@ -34,6 +34,7 @@ CASES = {
     "cholesky update": (linalg.cholesky_update, (4, 4), (4,)),
     "tridiagonal": (linalg.tridiagonal, _MATRIX),
     "tridiagonal solve": (linalg.tridiagonal_solve, (5, 4), (5, 4), (5, 4), (5, 4, 2)),
+    "pivots": (lambda p: linalg.lu_pivots_to_permutation(p, 6), ints(5, 4)),
     "fft": (lambda x: jnp.fft.fft(x), complexes(3, 4)),
     "fft of two dims": (lambda x: jnp.fft.ifft2(x), complexes(3, 4, 6)),
     "rfft": (lambda x: jnp.fft.rfft(x), (3, 8)),

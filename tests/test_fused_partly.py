@@ -1,0 +1,85 @@
+"""One matrix that makes several things: those that can be sharded are, the others stay whole."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+import jaxpar
+from jaxpar.case import load_strategy
+
+CPU = jaxpar.HARDWARE.load("cpu")()
+BATCH = {"x": np.random.default_rng(0).standard_normal((4, 6, 16)).astype("float32")}
+
+
+class Attention(nnx.Module):
+    """Multi-query: 4 heads of queries, one of keys and values, from one matrix."""
+
+    def __init__(self, rngs):
+        self.qkv = nnx.Linear(16, 16 + 4 + 4, rngs=rngs)
+        self.out = nnx.Linear(16, 16, rngs=rngs)
+
+    def __call__(self, x):
+        q, k, v = jnp.split(self.qkv(x), [16, 20], axis=-1)
+        q = q.reshape(*x.shape[:2], 4, 4)
+        p = jax.nn.softmax(jnp.einsum("bthd,bsd->bhts", q, k))
+        return x + self.out(jnp.einsum("bhts,bsd->bthd", p, v).reshape(x.shape))
+
+
+class Mamba2(nnx.Module):
+    """A gate, values, what all heads share, and a rate for each of 4 heads, from one matrix."""
+
+    def __init__(self, rngs):
+        self.up = nnx.Linear(16, 2 * 32 + 2 * 4 + 4, use_bias=False, rngs=rngs)
+        self.short = nnx.Conv(40, 40, (3,), feature_group_count=40, padding=((2, 0),), rngs=rngs)
+        self.rate = nnx.Param(jnp.ones(4))
+        self.out = nnx.Linear(32, 16, use_bias=False, rngs=rngs)
+
+    def __call__(self, u):
+        gate, values, step = jnp.split(self.up(u), [32, 72], axis=-1)
+        x, b, c = jnp.split(jax.nn.silu(self.short(values)), [32, 36], axis=-1)
+        x, step = x.reshape(*x.shape[:2], 4, 8), jax.nn.softplus(step)
+        decay = jnp.exp(-step * jnp.exp(self.rate[...]))
+
+        def turn(h, at):
+            decay, x, b, c = at
+            h = h * decay[..., None, None] + jnp.einsum("bhp,bn->bhpn", x, b)
+            return h, jnp.einsum("bhpn,bn->bhp", h, c)
+
+        over = [t.swapaxes(0, 1) for t in (decay, x * step[..., None], b, c)]
+        _, y = lax.scan(turn, jnp.zeros((u.shape[0], 4, 8, 4)), over)
+        return u + self.out(y.swapaxes(0, 1).reshape(gate.shape) * jax.nn.silu(gate))
+
+
+SPLIT = {
+    Attention: {
+        "qkv/kernel/0": (None, "model"),
+        "qkv/kernel/1": (None, None),
+        "qkv/bias/0": ("model",),
+        "qkv/bias/1": (None,),
+        "out/kernel": ("model", None),
+    },
+    Mamba2: {
+        "up/kernel/0": (None, "model"),  # the gate
+        "up/kernel/1": (None, "model"),  # the values
+        "up/kernel/2": (None, None),  # what all heads share
+        "up/kernel/3": (None, "model"),  # the rates
+        "short/kernel/0": (None, None, "model"),
+        "short/kernel/1": (None, None, None),
+        "rate": ("model",),
+        "out/kernel": ("model", None),
+    },
+}
+
+
+@pytest.mark.parametrize("module", SPLIT)
+def test_pieces_that_can_be_sharded_are_and_the_others_lie_together(module):
+    model = jaxpar.model(module, lambda m, b: jnp.mean(m(b["x"]) ** 2), BATCH)
+    mesh = jaxpar.MeshShape.parse("model=4")
+    layout = jaxpar.lay_out(model, strategy=load_strategy("tensor"), mesh=mesh)
+    specs = {path: tuple(a.stored) for path, a in layout.parameters.items()}
+    assert {path: specs[path] for path in SPLIT[module]} == SPLIT[module]
+    verdict = jaxpar.verify(layout, hardware=CPU, steps=1)
+    assert verdict.ok and verdict.dtype == "float64", verdict.decisive
