@@ -145,3 +145,15 @@ def test_what_cannot_be_switched_off_is_said():
     drawn, changed = traced_loss(model, train=False).says
     assert "draws random numbers" in drawn and "loss(model, batch, train)" in drawn
     assert "changes seen" in changed
+
+
+def test_a_loss_that_asks_is_asked_too_where_it_says_constraints_of_its_own():
+    """Whatever is set aside of it, the flag is handed on."""
+
+    def loss(net, b, train):
+        y = jax.lax.with_sharding_constraint(net(b["x"], train), jax.P("data"))
+        return square(y)
+
+    model = jaxpar.model(Linen(), loss, BATCH)
+    assert any("set aside" in note for note in model.notes)
+    assert draws(traced_loss(model)) and not draws(traced_loss(model, train=False))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from jaxpar.core.errors import RequestError
 from jaxpar.core.source_lines import line_of_error
+from jaxpar.inference.evaluating import flags_of
 from jaxpar.inference.linen import is_being_made
 from jaxpar.jaxprs.set_aside import evaluate_aside, said_of_devices
 
@@ -34,16 +36,18 @@ class WithoutDevices:
         """Of a loss that names no axis, as far as is known."""
         self.loss = loss
         self.axes: list[str] = []
+        if flags_of(loss, train=True):  # it asks whether it is in training
+            self.__signature__ = signature(loss)
 
-    def __call__(self, module: nnx.Module, batch: Any) -> Any:
+    def __call__(self, module: nnx.Module, batch: Any, **flags: bool) -> Any:
         """What the loss returns; the module's state changes in place."""
         if is_being_made(module):
-            return self.on_a_mesh(lambda: self.loss(module, batch))
+            return self.on_a_mesh(lambda: self.loss(module, batch, **flags))
         graph, state = nnx.split(module)
 
         def function(state, batch):
             made = nnx.merge(graph, state)
-            returned = self.loss(made, batch)
+            returned = self.loss(made, batch, **flags)
             nnx.pop(made, nnx.Intermediate)
             return returned, nnx.state(made)
 
