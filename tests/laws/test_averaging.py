@@ -19,7 +19,8 @@ from jaxpar.core.catalogue import DATA
 from jaxpar.core.errors import LayoutError, RequestError
 from jaxpar.core.mesh import MeshShape
 from jaxpar.layout.lay_out import lay_out
-from jaxpar.measures.inspect import inspect, traffic_faults
+from jaxpar.measures.faults import traffic_faults
+from jaxpar.measures.inspect import inspect
 from jaxpar.measures.verify.probe import probe_batch, widened
 from jaxpar.measures.verify.verify import verify
 from jaxpar.program.record import compile_step
