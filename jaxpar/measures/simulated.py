@@ -1,6 +1,5 @@
 """Simulated: what the collectives of simulated CPU devices show otherwise than those of GPUs."""
 
-from jaxpar.core.mesh import AXES
 from jaxpar.measures.traffic import TrafficRow
 from jaxpar.program.record import Program
 
@@ -16,15 +15,18 @@ def differences(program: Program, rows: tuple[TrafficRow, ...]) -> str:
     sums = [row for row in rows if row.kind == "all-reduce"]
     if program.hardware.kind != "simulated" or not sums:
         return ""
+    strategy = program.step.layout.strategy
     told, summed = [], {axis for row in sums for axis in row.axes}
-    stores = {axis for axis in AXES if axis in program.step.layout.strategy.store}
-    if stores & summed and not any(row.kind == "reduce-scatter" for row in rows):
+    stores = summed & set(strategy.store)
+    if stores and not any(row.kind == "reduce-scatter" for row in rows):
         told.append("writes a reduce-scatter as an all-reduce and a slice")
-    if summed - stores or not told:
+    if any(strategy.roles_on(axis) & {"inner", "heads"} for axis in summed):
         told.append(
             "may sum one by one what XLA for GPUs sums at once (such as the gradients that "
             "queries, keys and values give their input)"
         )
+    if not told:
+        return ""
     return (
         f"these are the collectives of simulated CPU devices: XLA for CPUs {', and '.join(told)}, "
         f"so that counts and bytes differ from a GPU's, which {OPTION} shows"
