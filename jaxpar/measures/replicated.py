@@ -21,6 +21,8 @@ from jaxpar.layout.record import Layout, itemsize
 from jaxpar.step.record import Step
 
 OPTIMIZER, MODEL = "optimizer state", "model state"
+_FIELDS = {OPTIMIZER: "optimizer", MODEL: "model_state"}
+"""What a `State` calls each group."""
 NOTABLE_ELEMENTS = 16_384
 """Arrays with fewer elements are only added up, as those that `fsdp` leaves replicated."""
 
@@ -31,7 +33,7 @@ class Replicated:
 
     Attributes:
         group: `OPTIMIZER` or `MODEL`.
-        path: where it is in the state.
+        path: where it is in the state, `optimizer/0/mu/...`.
         shape: of the whole array.
         bytes: of it on each device.
         axes: the mesh axes over which others like it are sharded.
@@ -93,7 +95,7 @@ def _replicated(
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         if is_key or prod(leaf.shape) <= 1 or _over(spec, axes):
             continue
-        name = path_of(path)
+        name = f"{_FIELDS[group]}/{path_of(path)}"
         count = device_bytes(leaf, spec, layout.mesh)
         # Replicas of local SGD have theirs along one more dim.
         unasked = not known & {tuple(leaf.shape), tuple(leaf.shape[1:])}

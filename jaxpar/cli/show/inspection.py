@@ -133,13 +133,13 @@ def _show_replicated(screen: Screen, inspection: Inspection) -> None:
     if not found:
         return
     large = notable(found, inspection.layout)
-    rows = [[one.group, one.path, " x ".join(map(str, one.shape)), bytes_text(one.bytes)]
+    rows = [[one.path, " x ".join(map(str, one.shape)), bytes_text(one.bytes)]
             for one in large[:REPLICATED_SHOWN]]  # fmt: skip
     total = bytes_text(sum(one.bytes for one in found))
     axes = " x ".join(found[0].axes)
     screen.say(f"replicated over {axes}: {len(found)} arrays of the state, {total} per device")
     if rows:
-        screen.table(["replicated", "array", "shape", "bytes per device"], rows)
+        screen.table(["replicated", "shape", "bytes per device"], rows)
     if left := len(found) - len(rows):
         rest = bytes_text(sum(one.bytes for one in found if one not in large[:REPLICATED_SHOWN]))
         if rows:

@@ -19,7 +19,7 @@ READS = ("strategy", "mesh", "hardware", "mode", "lint", "batch", "microbatches"
 
 
 def verb(options: Options, screen: Screen) -> int:
-    """Inspect; exit status 1 for an unexpected or missing collective, or a finding of lint."""
+    """Inspect; exit status 1 for an unexpected or missing collective, a finding, or no fit."""
     started = time.perf_counter()
     asked = options.case.resolve()
     with screen.doing(compiling(asked)):
@@ -34,4 +34,5 @@ def verb(options: Options, screen: Screen) -> int:
     show_work(screen, inspection)
     show_memory(screen, inspection)
     screen.finish({**inspection.record(), "seconds": time.perf_counter() - started})
-    return 0 if inspection.ok else 1
+    fits = inspection.device_memory is None or inspection.device_memory.fits is not False
+    return 0 if inspection.ok and fits else 1
