@@ -27,17 +27,15 @@ def flops_text(count: float) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """A time in the largest of s, ms and us of which there is one.
+    """A time in the largest of s, ms, us and ns of which there is one.
 
     >>> seconds_text(75.0), seconds_text(0.0486), seconds_text(2.5e-6), seconds_text(0.0)
     ('75.00 s', '48.60 ms', '2.50 us', '0 s')
     """
     if not seconds:
         return "0 s"
-    size, unit = next(
-        ((seconds * n, u) for n, u in ((1, "s"), (1e3, "ms")) if seconds * n >= 1),
-        (seconds * 1e6, "us"),
-    )
+    sizes = ((seconds * n, unit) for n, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")))
+    size, unit = next((one for one in sizes if one[0] >= 1), (seconds * 1e9, "ns"))
     return f"{size:,.2f} {unit}"
 
 

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
@@ -20,6 +21,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from jaxpar.cli.tables import table
 
 PICTURE_COLUMNS = 108
+SECONDS_UNSAID = 3.0
+"""How long something may take before a line says what it is, where nothing can move."""
 
 
 class Screen:
@@ -66,7 +69,10 @@ class Screen:
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
-        """Say what takes a while: with the time that it takes on a terminal, else in a line."""
+        """Say what takes a while: with the time that it takes on a terminal, else in a line.
+
+        The line comes after some seconds only, so that what is refused at once is all that is said.
+        """
         if self.console.is_interactive and not self._pictured:
             columns = (
                 SpinnerColumn("line"),
@@ -77,9 +83,16 @@ class Screen:
                 progress.add_task(what, total=None)
                 yield
             return
-        if not (self._as_json or self._pictured):
-            self.say(f"{what} ...", style="dim")
-        yield
+        if self._as_json or self._pictured:
+            yield
+            return
+        late = threading.Timer(SECONDS_UNSAID, self.say, (f"{what} ...", "dim"))
+        late.daemon = True
+        late.start()
+        try:
+            yield
+        finally:
+            late.cancel()
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print rows of cells under a head, no wider than the screen."""

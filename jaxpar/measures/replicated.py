@@ -90,15 +90,16 @@ def _replicated(
     told = jax.tree.leaves(specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
     # A parameter that stays replicated is in the layout's notes, and so is what mirrors it.
     known = {a.shape for a in layout.parameters.values() if not _over(getattr(a, what), axes)}
+    # Replicas of local SGD have each its own, along one more dim.
+    lead = int(layout.strategy.averaging is not None)
     found = []
     for (path, leaf), spec in zip(leaves, told, strict=True):
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        if is_key or prod(leaf.shape) <= 1 or _over(spec, axes):
+        if is_key or prod(leaf.shape[lead:]) <= 1 or _over(spec, axes):
             continue
         name = f"{_FIELDS[group]}/{path_of(path)}"
         count = device_bytes(leaf, spec, layout.mesh)
-        # Replicas of local SGD have theirs along one more dim.
-        unasked = not known & {tuple(leaf.shape), tuple(leaf.shape[1:])}
+        unasked = leaf.shape[lead:] not in known
         found.append(Replicated(group, name, tuple(leaf.shape), count, axes, unasked))
     return found
 

@@ -47,9 +47,9 @@ def verb(options: Options, screen: Screen) -> int:
         )
     data = asked.load_data()
 
-    metrics_file = unused(options.folder(asked.name) / "metrics.jsonl")
     with screen.doing(compiling(asked)):
         program = asked.compile()
+        metrics_file = unused(options.folder(asked.name) / "metrics.jsonl")
         inspection = inspect(program, is_strict=options.lint == "error")
     show_layout(screen, asked.layout, asked.hardware)
     show_dims(screen, asked.layout)
