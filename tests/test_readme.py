@@ -43,6 +43,7 @@ CHEAPER = {
     # As many layers as the stages of the pipeline that a page verifies.
     "verify": ["--set", "layers=4", "--set", "width=64", "--set", "sequence=16", "--json"],
     "inspect": ["--json"],
+    "compare": ["--set", "layers=1", "--json"],
     "list": ["--json"],
     "doctor": ["--json"],
 }

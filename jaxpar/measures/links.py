@@ -29,14 +29,15 @@ def moved(one: Collective, devices_per_node: int) -> Moved:
     """What a collective moves at least, where each node has so many devices."""
     if one.pairs:
         return _permuted(one, devices_per_node)
-    device, across = 0.0, Counter[int]()
+    device: float = 0.0
+    across: dict[int, float] = {}
     for group in one.groups:
         nodes = Counter(member // devices_per_node for member in group)
         for node, here in nodes.items():
             inside, outside = _shares(one.kind, len(group), here)
             device = max(device, inside * one.bytes_each)
             if len(nodes) > 1:
-                across[node] += outside * one.bytes_each
+                across[node] = across.get(node, 0.0) + outside * one.bytes_each
     most = max(across.values(), default=0.0)
     return Moved(between_nodes=bool(across), device_bytes=device, node_bytes=most)
 
@@ -59,9 +60,8 @@ def _shares(kind: str, size: int, here: int) -> tuple[float, float]:
         return beside, here * away
     if kind in ("all-gather", "reduce-scatter"):
         return beside, away
-    if kind == "collective-broadcast":
-        return 0.0, 0.0  # which member has the array is not known
-    return 0.0, 0.0  # a ragged all-to-all says only the most that it may move
+    # A ragged all-to-all says only the most that it may move, a broadcast not who has the array.
+    return 0.0, 0.0
 
 
 def _permuted(one: Collective, devices_per_node: int) -> Moved:

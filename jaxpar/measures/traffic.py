@@ -64,6 +64,10 @@ class TrafficRow:
         return f"{self.kind} of {self.purpose}" if self.purpose else self.kind
 
 
+_Key = tuple[str, tuple[str, ...], bool, str, bool | None]
+"""What the collectives of a row have in common: kind, axes, whole, purpose, between nodes."""
+
+
 def traffic(
     text: str, axis_sizes: Mapping[str, int], devices_per_node: int | None = None
 ) -> tuple[TrafficRow, ...]:
@@ -74,19 +78,20 @@ def traffic(
         axis_sizes: the mesh that it was compiled for, outermost axis first.
         devices_per_node: how many consecutive devices share a node, or None if that is not known.
     """
-    grouped: dict[tuple, list[tuple[Collective, Moved | None]]] = {}
+    grouped: dict[_Key, list[tuple[Collective, Moved | None]]] = {}
     for one in collectives(parse(text)):
         axes, whole = axes_of(one, axis_sizes), spans_whole_axes(one, axis_sizes)
         over = None if devices_per_node is None else moved(one, devices_per_node)
         between = None if over is None else over.between_nodes
         key = (one.kind, axes, whole, purpose_of(one), between)
         grouped.setdefault(key, []).append((one, over))
-    rows = [_row(*key, members) for key, members in grouped.items()]
+    rows = [_row(key, members) for key, members in grouped.items()]
     return tuple(sorted(rows, key=lambda row: (-row.bytes, row.title, row.axes)))
 
 
-def _row(kind, axes, whole, purpose, between_nodes, members) -> TrafficRow:
+def _row(key: _Key, members: list[tuple[Collective, Moved | None]]) -> TrafficRow:
     """One row for all collectives of one kind over the same axes."""
+    kind, axes, whole, purpose, between_nodes = key
     sources: Counter[str] = Counter()
     for one, _ in members:
         sources[_source(one)] += round(one.executions * one.bytes_each)
