@@ -73,13 +73,14 @@ ROW = TrafficRow("all-gather", ("data",), True, 1, 9 * 10**9, True, (), link_byt
 
 
 def of(work=WORK, hardware=None, **changes):
-    return bounds(work, [(replace(ROW, **changes), 1.0)], hardware or h100())
+    found = bounds(work, [(replace(ROW, **changes), 1.0)], hardware or h100())
+    assert found is not None
+    return found
 
 
 def test_bounds_follow_from_the_published_rates():
     """A petaflop at 989.4 TFLOP/s, nine gigabytes at 450 GB/s, a node's 40 at 8 x 50 GB/s."""
     found = of(node_bytes=40e9)
-    assert found is not None
     assert found.compute_seconds == pytest.approx(1e15 / 989.4e12)
     assert found.recomputation_seconds == pytest.approx(0.5e15 / 989.4e12)
     assert (found.link_seconds, found.network_seconds) == (0.02, 0.1)

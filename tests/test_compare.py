@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -52,12 +51,14 @@ def on_h100s(found):
         replace(row, between_nodes="data" in row.axes, link_bytes=1e6, node_bytes=4e9)
         for row in found.collectives
     )
-    memory = replace(found.device_memory, device_bytes=h100().memory_bytes)
+    memory = replace(memory_of(found), device_bytes=h100().memory_bytes)
     return replace(found, collectives=rows, target=h100(), device_memory=memory)
 
 
-def figures(text):
-    return re.findall(r"\d[\d.,]*\d|\d", text)
+def memory_of(found):
+    """What an inspection says of memory, which simulated devices give an account of."""
+    assert found.device_memory is not None
+    return found.device_memory
 
 
 @pytest.mark.parametrize("width", [40, 80, 100, 200])
@@ -68,7 +69,7 @@ def test_work_and_memory_are_shown_whole_at_any_width(width):
     show_work(page, found)
     show_memory(page, found)
     words = " ".join(page.text.split())
-    work, memory = found.work, found.device_memory
+    work, memory = found.work, memory_of(found)
     for figure in (
         f"{work.rows:,} rows",
         f"{work.tokens:,} tokens",
@@ -85,10 +86,10 @@ def test_work_and_memory_are_shown_whole_at_any_width(width):
 def test_what_does_not_fit_is_said():
     """And what fits only in more than JAX takes unless it is told to."""
     found = on_h100s(inspection())
-    total = found.device_memory.total_bytes
+    total = memory_of(found).total_bytes
     for room, said in ((total - 1, "does not fit: 100"), (total + 1, "MEM_FRACTION"), (None, "")):
         page = Page(100)
-        memory = replace(found.device_memory, device_bytes=room)
+        memory = replace(memory_of(found), device_bytes=room)
         show_memory(page, replace(found, device_memory=memory))
         assert said in page.text and ("fit" in page.text) == (room is not None)
         assert memory.fits is (None if room is None else room >= total)
@@ -98,23 +99,19 @@ def test_what_does_not_fit_is_said():
 @pytest.mark.parametrize("described", [False, True])
 def test_a_comparison_has_every_figure_of_every_layout(width, described):
     """A row a layout, a column a layout or a block each; what is refused has its sentence."""
-    compared = [
-        Compared(name, on_h100s(found) if described else found)
-        for name, found in (
-            ("hybrid@data=4,model=2", inspection()),
-            ("fsdp@data=8", inspection("fsdp", "data=8")),
-        )
-    ]
+    found = {
+        "hybrid@data=4,model=2": inspection(),
+        "fsdp@data=8": inspection("fsdp", "data=8"),
+    }
+    found = {name: on_h100s(one) if described else one for name, one in found.items()}
+    compared = [Compared(name, one) for name, one in found.items()]
     page = Page(width)
     show_comparison(page, "transformer", [*compared, Compared("data@data=3", None, "it is odd")])
     words = " ".join(page.text.split())
-    for one in compared:
-        assert one.name in "".join(page.text.split())
-        for count in (
-            bytes_text(one.inspection.device_memory.total_bytes),
-            flops_text(one.inspection.work.device_flops),
-        ):
-            assert count in words
+    for name, one in found.items():
+        assert name in "".join(page.text.split())
+        assert bytes_text(memory_of(one).total_bytes) in words
+        assert flops_text(one.work.device_flops) in words
     assert "data@data=3: it is odd" in words
     assert ("least bound" in words) is described
 
@@ -122,7 +119,7 @@ def test_a_comparison_has_every_figure_of_every_layout(width, described):
 def test_layouts_are_compared_by_what_is_typed(capsys):
     """With fields of one layout behind it; one that cannot be laid out is no end of the others."""
     line = "compare mlp data@data=4 fsdp@data=2@width=512 data@data=3 --set width=256 --json"
-    assert execute(line.split(), program="jaxpar") == 0
+    assert execute([*line.split()], program="jaxpar") == 0
     record = json.loads(capsys.readouterr().out)
     first, second, third = record["layouts"]
     assert first["layout"] == "data@data=4" and first["ok"] and first["devices"] == 4

@@ -89,7 +89,7 @@ def test_every_command_succeeds(command, capsys, tmp_path, monkeypatch):
     """
     monkeypatch.delitem(QUICK, "xla_cpu_use_fusion_emitters", raising=False)
     monkeypatch.chdir(tmp_path)
-    words = shlex.split(command)
+    words = shlex.split(re.sub(r" --steps \d+", "", command))  # an option is said once
     bare = any(mark in word for word in words[1:2] for mark in WITHOUT_FIELDS)
     cheaper = ["--json"] if bare else CHEAPER[words[0]]
     assert execute([*words, *cheaper], program="jaxpar") == 0

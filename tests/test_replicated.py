@@ -49,8 +49,8 @@ def whole(parameters):
 
 
 FLAT = optax.GradientTransformation(
-    lambda parameters: {"vector": whole(parameters), "count": jnp.zeros((), int)},
-    lambda updates, state, parameters=None: (updates, state),
+    lambda params: {"vector": whole(params), "count": jnp.zeros((), int)},
+    lambda updates, state, params=None: (updates, state),
 )
 """An optimizer whose state is one vector, which has no dim of a parameter."""
 
