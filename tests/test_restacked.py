@@ -38,7 +38,8 @@ def test_layers_are_stored_as_their_order_says(mesh, chunks, layers):
     for path, value in state.parameters.items():
         order, own = found.step.layout.order_of(path), np.asarray(drawn.parameters[path])
         assert (order is None) == (not path.startswith("blocks/"))
-        np.testing.assert_array_equal(value, own if order is None else own[list(order)])
+        placed = own if order is None else own[list(order)]
+        np.testing.assert_allclose(value, placed, rtol=1e-5)  # XLA may round a draw otherwise
 
 
 def test_a_pipeline_with_the_defaults_of_its_schedule_passes_its_lint():
