@@ -3,9 +3,13 @@
 The catalogues name the entries, so that a new file is held to the laws the moment it exists.
 """
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import cache
 from itertools import cycle
+from typing import Any
+
+import pytest
 
 from jaxpar.case import load_strategy
 from jaxpar.core.catalogue import HARDWARE, MODELS, STRATEGIES
@@ -13,7 +17,9 @@ from jaxpar.core.errors import LayoutError
 from jaxpar.core.mesh import ALWAYS, MeshShape
 from jaxpar.layout.lay_out import lay_out
 from jaxpar.layout.record import Layout
+from jaxpar.measures.inspect import Inspection
 from jaxpar.models.record import Model
+from jaxpar.step.own_tree import OwnTree
 from jaxpar.strategies.record import Strategy
 
 MODES = ("auto", "manual")
@@ -68,6 +74,16 @@ def small_layout(model: str, strategy: str, mesh: str, batch: int = 16, **change
     )
 
 
+def nested(layout: Layout, values: Mapping[str, Any]) -> dict[Any, Any]:
+    """Values by path as the parameters' own tree, which an optimizer is given."""
+    return OwnTree.of(layout).nested(values)
+
+
+def by_path(layout: Layout, tree: Any) -> dict[str, Any]:
+    """What a tree like the parameters' own holds, by path."""
+    return OwnTree.of(layout).by_path(tree)
+
+
 def mesh_for(strategy: str) -> str:
     """A mesh of at most sixteen devices on which a strategy has every axis that it uses."""
     more = [axis for axis in load_strategy(strategy).axes if axis not in ALWAYS]
@@ -118,6 +134,28 @@ def crossed() -> list[tuple[str, str, str]]:
         for m, s in chosen
         for mode in ([next(turns)] if m != DECODER and s in FEW else modes_of(s))
     ]
+
+
+def together(cases: list[tuple[str, str, str]]) -> list[Any]:
+    """The cases (model first), those of a model marked to be run by one worker.
+
+    What they are compared with is the model on one device, which is then compiled once.
+    """
+    return [pytest.param(*case, marks=pytest.mark.xdist_group(case[0])) for case in cases]
+
+
+def assert_as_stated(inspection: Inspection) -> None:
+    """Every kind that a strategy must cause over an axis is there, and none that it never may."""
+    assert inspection.faults == ()
+    stated = inspection.layout.strategy
+    for axis in inspection.layout.mesh.axes:
+        rows = (*inspection.collectives, *inspection.averaging)
+        here = [row for row in rows if axis in row.axes]
+        kinds = {kind for row in here for kind in row.kinds}
+        never = stated.never.get(axis, frozenset())
+        assert not any(row.kinds <= never for row in here if row.kinds)
+        assert kinds >= stated.must.get(axis, frozenset())
+        assert bool(kinds) == (axis in stated.axes)
 
 
 def modes_of(strategy: str) -> tuple[str, ...]:

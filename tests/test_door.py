@@ -261,7 +261,7 @@ class Tabled(Net):
         self.normed = nnx.SpectralNorm(nnx.Linear(6, 6, rngs=rngs), rngs=rngs)
 
     def __call__(self, x):
-        return super().__call__(self.normed(x) + self.table)
+        return super().__call__(self.normed(x) + self.table[None])
 
 
 def test_bare_arrays_and_keys_of_any_kind_are_kept():
@@ -317,7 +317,7 @@ class Grouped(nnx.Module):
         x = self.token(ids) + self.position(places)
         q, k, v = (f(x).reshape(*ids.shape, -1, 8) for f in (self.q, self.k, self.v))
         angle = jnp.arange(16.0)[:, None, None] * jnp.exp(-jnp.arange(8.0))
-        q, k = q * jnp.cos(angle), k * jnp.cos(angle)
+        q, k = q * jnp.cos(angle)[None], k * jnp.cos(angle)[None]
         k, v = (jnp.repeat(y, 2, axis=2) for y in (k, v))
         y = jnp.einsum("bqhd,bkhd->bhqk", q, k)
         y = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(y), v)

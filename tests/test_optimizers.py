@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from small import small_layout
+from small import nested, small_layout
 
 from jaxpar.case import Case
 from jaxpar.core.catalogue import OPTIMIZERS
@@ -127,7 +127,7 @@ def test_options_that_make_no_sense_are_refused():
 def test_momentum_looks_ahead_where_nesterov_asks():
     """Two updates of a constant gradient: 1 and 1.9 times it, or 1.9 and 2.71 times."""
     layout = small_layout("mlp", "single", "data=1")
-    ones = {path: np.ones(a.shape, np.float32) for path, a in layout.parameters.items()}
+    ones = nested(layout, {p: np.ones(a.shape, np.float32) for p, a in layout.parameters.items()})
     plain = {"decay": "constant", "warmup": 0, "weight_decay": 0.0, "clip": 0.0}
     training = Training(optimizer="sgd", learning_rate=1.0, **plain)
     for nesterov, expected in ((False, (1.0, 1.9)), (True, (1.9, 2.71))):
@@ -136,4 +136,4 @@ def test_momentum_looks_ahead_where_nesterov_asks():
         for times in expected:
             update: Any
             update, state = optimizer.update(ones, state, ones)
-            assert np.allclose(update["layers/0/kernel"], -times)
+            assert np.allclose(update["layers"][0]["kernel"], -times)

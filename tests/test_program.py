@@ -11,7 +11,7 @@ from small import STRATEGY_NAMES, cpu, kinds_of_model, mesh_for, small_layout, s
 
 from jaxpar.core.catalogue import HARDWARE
 from jaxpar.core.errors import RequestError
-from jaxpar.measures.verify.probe import probe_batch
+from jaxpar.inference.probe import probe_batch
 from jaxpar.program.devices import device_mesh
 from jaxpar.program.record import Program, compile_step
 from jaxpar.step.make_step import make_step

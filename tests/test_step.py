@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import traverse_util
 from jax.sharding import PartitionSpec as P
 from small import small_layout
 
 from jaxpar.core.errors import LayoutError, RequestError
-from jaxpar.measures.verify.probe import probe_batch
+from jaxpar.inference.probe import probe_batch
 from jaxpar.program.record import QUICK
 from jaxpar.step.make_step import make_step
 
@@ -87,7 +88,7 @@ def test_an_update_is_gradients_then_apply():
     quickly = partial(jax.jit, compiler_options=QUICK)
     whole, metrics = quickly(step.update)(state, batch)
     gradients, model_state, _ = quickly(step.gradients)(state, batch)
-    halves = quickly(step.apply)(state, gradients, model_state)
+    halves = quickly(step.apply)(state, gradients, model_state, metrics["loss"])
     assert int(whole.step) == int(halves.step) == 1
     for path, value in whole.parameters.items():
         assert relative(value, halves.parameters[path]) < ROUNDING
@@ -119,8 +120,8 @@ def test_evaluation_leaves_statistics_alone_and_uses_them():
     assert before != after
 
 
-def _kernels(parameters: Any) -> dict[str, bool]:
-    return {path: "kernel" in path for path in parameters}
+def _kernels(parameters: Any) -> Any:
+    return traverse_util.path_aware_map(lambda path, _: path[-1] == "kernel", parameters)
 
 
 OPTIMIZERS = {
@@ -143,27 +144,36 @@ def test_optimizer_state_is_sharded_like_its_parameters(name):
     shapes = jax.tree.leaves(step.state.optimizer)
     followed = 0
     for (path, spec), leaf in zip(specs, shapes, strict=True):
-        own = [p.key for p in path if isinstance(p, jax.tree_util.DictKey)]
-        assert spec == (stored[own[0]] if own else P()), path
-        assert not own or leaf.shape == layout.parameters[own[0]].shape
+        own = "/".join(str(p.key) for p in path if isinstance(p, jax.tree_util.DictKey))
+        assert spec == (stored[own] if own else P()), path
+        assert not own or leaf.shape == layout.parameters[own].shape
         followed += bool(own)
     assert followed in (len(stored), 2 * len(stored))
 
 
-def test_factored_optimizer_state_stays_replicated():
-    """Adafactor's rows and columns have no parameter's shape, so they have no parameter's spec."""
+OTHER_SHAPES = {
+    "factored": (optax.adafactor(1e-3, min_dim_size_to_factor=8), {"v_row", "v_col"}, P("model")),
+    "history": (
+        optax.lbfgs(1e-2, memory_size=4, linesearch=None),
+        {"diff_params_memory", "diff_updates_memory"},
+        P(None, "model", "data"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_SHAPES)
+def test_optimizer_state_of_another_shape_is_sharded_along_the_dims_it_keeps(name):
+    """Adafactor's rows and columns, and the last four updates that L-BFGS remembers."""
+    optimizer, names, spec = OTHER_SHAPES[name]
     layout = small_layout("mlp", "fsdp+tensor", "data=4,model=2")
-    step = make_step(layout, optimizer=optax.adafactor(1e-3, min_dim_size_to_factor=8))
-    specs = jax.tree.leaves(step.state_specs.optimizer, is_leaf=lambda x: isinstance(x, P))
-    leaves = jax.tree.leaves(step.state.optimizer)
-    sizes = {array.shape for array in layout.parameters.values()}
-    factored = 0
-    for spec, leaf in zip(specs, leaves, strict=True):
-        assert len(spec) in (0, len(leaf.shape))
-        if leaf.shape not in sizes:
-            assert spec == P(), leaf.shape
-            factored += 1
-    assert factored > len(sizes)
+    assert layout.parameters["layers/1/kernel"].stored == P("model", "data")
+    step = make_step(layout, optimizer=optimizer)
+    specs = jax.tree_util.tree_leaves_with_path(
+        step.state_specs.optimizer, is_leaf=lambda x: isinstance(x, P)
+    )
+    found = {jax.tree_util.keystr(path, simple=True, separator="/"): s for path, s in specs}
+    for kept in names:
+        assert found[f"0/{kept}/layers/1/kernel"] == spec
 
 
 def test_the_abstract_state_is_that_which_init_makes():

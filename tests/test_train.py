@@ -4,14 +4,13 @@ import json
 import math
 from dataclasses import replace
 from itertools import islice
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from small import cpu, small_layout
+from small import by_path, cpu, nested, small_layout
 
 import jaxpar
 from jaxpar.core.catalogue import DATA
@@ -183,12 +182,12 @@ def test_the_rate_rises_to_its_peak_and_ends_as_stated(decay, warmup):
         steps=40, learning_rate=1e-2, decay=decay, warmup=warmup, weight_decay=0.0, clip=0.0
     )
     optimizer = optimizer_of(training, layout)
-    ones = {path: np.ones(a.shape, np.float32) for path, a in layout.parameters.items()}
+    ones = nested(layout, {p: np.ones(a.shape, np.float32) for p, a in layout.parameters.items()})
     update = jax.jit(optimizer.update)
     state, rates = optimizer.init(ones), []
     for _ in range(40):
         moved, state = update(ones, state, ones)
-        rates.append(-float(np.ravel(moved["layers/0/bias"])[0]))
+        rates.append(-float(np.ravel(moved["layers"][0]["bias"])[0]))
     assert max(rates) == pytest.approx(1e-2, rel=1e-3)
     assert rates[: max(1, warmup)] == sorted(rates[: max(1, warmup)])
     assert rates[max(0, warmup - 1)] == pytest.approx(1e-2, rel=1e-3)
@@ -203,9 +202,9 @@ def test_matrices_decay_and_vectors_do_not():
     layout = small_layout("transformer", "single", "data=1", bias=True)
     training = Training(decay="constant", warmup=0, weight_decay=0.1, clip=0.0)
     optimizer = optimizer_of(training, layout)
-    ones = {path: np.ones(a.shape, np.float32) for path, a in layout.parameters.items()}
-    zeros = {path: np.zeros_like(v) for path, v in ones.items()}
-    moved: Any = optimizer.update(zeros, optimizer.init(ones), ones)[0]
+    ones = nested(layout, {p: np.ones(a.shape, np.float32) for p, a in layout.parameters.items()})
+    zeros = jax.tree.map(np.zeros_like, ones)
+    moved = by_path(layout, optimizer.update(zeros, optimizer.init(ones), ones)[0])
     decayed = {path for path, update in moved.items() if np.any(np.asarray(update))}
     matrices = {"embedding", "head", "blocks/qkv", "blocks/out", "blocks/up", "blocks/down"}
     assert matrices <= decayed
@@ -219,14 +218,14 @@ def test_clipping_bounds_the_norm_of_the_whole_gradient(clip, norm):
     layout = small_layout("mlp", "single", "data=1")
     optimizer = optimizer_of(Training(clip=clip), layout)
     count = sum(a.size for a in layout.parameters.values())
-    even = {
-        path: np.full(a.shape, 30 / count**0.5, np.float32) for path, a in layout.parameters.items()
-    }
+    each = 30 / count**0.5
+    even = {path: np.full(a.shape, each, np.float32) for path, a in layout.parameters.items()}
+    even = nested(layout, even)
     _, state = optimizer.update(even, optimizer.init(even), even)
     (adam,) = [
         s for s in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu")
     ]
-    given = np.concatenate([np.ravel(mean) for mean in adam.mu.values()]) / 0.1
+    given = np.concatenate([np.ravel(mean) for mean in jax.tree.leaves(adam.mu)]) / 0.1
     assert np.linalg.norm(given) == pytest.approx(norm, rel=1e-4)
 
 

@@ -18,9 +18,9 @@ from experiments.benchmarks.alternate import alternate
 from jaxpar.case import load_strategy
 from jaxpar.core.catalogue import HARDWARE, MODELS
 from jaxpar.core.mesh import MeshShape
+from jaxpar.inference.probe import probe_batch
 from jaxpar.layout.lay_out import lay_out
 from jaxpar.layout.record import Layout
-from jaxpar.measures.verify.probe import probe_batch
 from jaxpar.models.modules import build
 from jaxpar.program.record import Program, compile_step
 from jaxpar.step.make_step import make_step

@@ -42,7 +42,7 @@ def _made(module: Any, plain: PlainLoss, rngs: nnx.Rngs) -> nnx.Module:
     if not isinstance(module, nnx.Module | linen.Module):
         made = _call_factory(called, module, rngs)
     if isinstance(made, linen.Module):
-        return from_linen(made, rngs, lambda m: plain.loss(m, example.zeros()))
+        return from_linen(made, rngs, lambda m: plain.called_on(m, example.zeros(), train=True))
     if isinstance(made, Model) or not isinstance(made, nnx.Module):
         raise RequestError(
             f"model '{called}': expected a Flax module or a factory of one, and got "

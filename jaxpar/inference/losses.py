@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -14,11 +15,13 @@ from flax import nnx
 
 from jaxpar.core.errors import RequestError
 from jaxpar.core.jax_compat import setting
+from jaxpar.inference.evaluating import evaluating, flags_of
 from jaxpar.inference.example import Example
-from jaxpar.inference.pieces import Cut, whole
+from jaxpar.inference.pieces import whole
 from jaxpar.jaxprs.float64 import evaluate_wide
 from jaxpar.jaxprs.record import FIELD
 from jaxpar.models.modules import Parts, refill, take_apart, values_of
+from jaxpar.models.pieces import Cut
 from jaxpar.models.record import Mean
 
 
@@ -56,10 +59,11 @@ class PlainLoss:
         return WideLoss(self)
 
     def __call__(self, module: nnx.Module, batch: Mapping[str, Any], *, key: Any = None):
-        """Call it; `key` is not needed, as a Flax module keeps random streams of its own."""
+        """Call it, in training if there is a `key`; a Flax module draws from streams of its own."""
         rows = next(iter(batch.values())).shape[0]
-        with whole(module, self.cuts):
-            returned = self.loss(module, self.example.assembled(batch))
+        train = key is not None
+        with whole(module, self.cuts), nullcontext() if train else evaluating(module):
+            returned = self.called_on(module, self.example.assembled(batch), train=train)
         nnx.pop(module, nnx.Intermediate)
         value, metrics = returned if isinstance(returned, tuple) and returned else (returned, {})
         metrics = metrics if isinstance(metrics, dict) else {}
@@ -71,6 +75,10 @@ class PlainLoss:
             raise self._no_number(f"an array of shape {jnp.shape(value)}")
         scalars = {n: v for n, v in metrics.items() if n != "loss" and _is_scalar(v)}
         return _weighed(value, rows), {n: _weighed(v, rows) for n, v in scalars.items()}
+
+    def called_on(self, module: Any, batch: Any, *, train: bool) -> Any:
+        """What the person's function returns, told of training if it asks to be."""
+        return self.loss(module, batch, **flags_of(self.loss, train=train))
 
     def _no_number(self, what: str) -> RequestError:
         """The error for a loss that returned `what` and not a scalar."""
@@ -112,7 +120,7 @@ class WideLoss:
             for label, g in zip(("", "", FIELD), values, strict=True)
         ]
         with jax.enable_x64(self.plain.x64):
-            closed, tree = trace_plain(self.plain, parts, *narrow)
+            closed, tree = trace_plain(self.plain, parts, *narrow, train=key is not None)
         results = evaluate_wide(closed.jaxpr, closed.consts, jax.tree.leaves(values))
         loss, metrics, state = jax.tree.unflatten(tree, results)
         refill(module, parts, state)
@@ -123,8 +131,8 @@ class WideLoss:
         return self.plain.dtypes.get(path, x.dtype)
 
 
-def trace_plain(plain: PlainLoss, parts: Parts, parameters, state, batch):
-    """Trace a plain loss on shapes, training or not as the module was when it was taken apart.
+def trace_plain(plain: PlainLoss, parts: Parts, parameters, state, batch, *, train: bool):
+    """Trace a plain loss on shapes, of a module that was in training or not when taken apart.
 
     Returns:
         Its ClosedJaxpr, whose results are (Mean, metrics, state by path), and the tree of these.
@@ -132,7 +140,7 @@ def trace_plain(plain: PlainLoss, parts: Parts, parameters, state, batch):
 
     def function(parameters, state, batch):
         module = parts.put_together(parameters, state)
-        loss, metrics = plain(module, batch)
+        loss, metrics = plain(module, batch, key=jax.random.key(0) if train else None)
         return loss, metrics, values_of(take_apart(module, plain.trainable).state)
 
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(parameters, state, batch)

@@ -26,13 +26,15 @@ from jaxpar.inference.example import read_example
 from jaxpar.inference.judge import judge
 from jaxpar.inference.losses import PlainLoss
 from jaxpar.inference.names import christen
-from jaxpar.inference.pieces import Cut, held, pieces_of, worth_cutting
-from jaxpar.inference.traced import KEY, TracedLoss, module_of, remember, traced_loss
+from jaxpar.inference.pieces import held, worth_cutting
+from jaxpar.inference.record import KEY, TracedLoss
+from jaxpar.inference.traced import module_of, remember, traced_loss
 from jaxpar.jaxprs.piecewise import piecewise
 from jaxpar.jaxprs.record import FIELD
 from jaxpar.jaxprs.spell import names_of
 from jaxpar.jaxprs.unify import relate
 from jaxpar.models.modules import Parts, names_in_metadata
+from jaxpar.models.pieces import Cut, pieces_of
 from jaxpar.models.record import Model
 
 
@@ -107,7 +109,8 @@ def model(
     cuts = worth_cutting(closed, arguments, traced.weights, fields)
     while cuts:
         in_pieces = plain.of_pieces(cuts)
-        cut = replace(bare, loss=in_pieces, build=partial(remade, module, in_pieces))
+        build = partial(remade, module, in_pieces)
+        cut = replace(bare, loss=in_pieces, build=build, cuts=cuts, written=bare)
         taken = module_of(cut)
         alike = {path: c for path, c in cuts.items() if _learned_alike(path, parts, taken, cuts)}
         if alike == cuts:

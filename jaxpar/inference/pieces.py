@@ -9,42 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 
 from jaxpar.inference.judge import judge
 from jaxpar.jaxprs.cuts import MOST, find_cuts
 from jaxpar.jaxprs.piecewise import Pieces, in_pieces
 from jaxpar.jaxprs.unify import relate
 from jaxpar.models.modules import take_apart, value_of
+from jaxpar.models.pieces import Cut, pieces_of
 
 _SPLIT = frozenset({"inner", "heads", "experts", "vocabulary"})
-
-
-@dataclass(frozen=True)
-class Cut:
-    """The dim along which a weight is stored in pieces, and their sizes."""
-
-    dim: int
-    sizes: tuple[int, ...]
-
-    def of(self, array: Any) -> tuple[Any, ...]:
-        """The pieces of an array, or of its shape."""
-        if isinstance(array, jax.ShapeDtypeStruct):
-            return tuple(
-                jax.ShapeDtypeStruct(
-                    (*array.shape[: self.dim], size, *array.shape[self.dim + 1 :]), array.dtype
-                )
-                for size in self.sizes
-            )
-        runs = pairwise((0, *accumulate(self.sizes)))
-        return tuple(lax.slice_in_dim(array, *run, axis=self.dim) for run in runs)
 
 
 def worth_cutting(
@@ -108,11 +86,6 @@ def held(closed: Any, arguments: Mapping[str, Any], cuts: Mapping[str, Cut]):
         values.append(Pieces(parts, cuts[path].dim))
         flat |= dict(zip(pieces_of(path, cuts), parts, strict=True))
     return in_pieces(closed, values), flat
-
-
-def pieces_of(path: str, cuts: Mapping[str, Cut]) -> list[str]:
-    """The paths of a weight's pieces; of one that is not cut, its own."""
-    return [f"{path}/{k}" for k in range(len(cuts[path].sizes))] if path in cuts else [path]
 
 
 def cut_in(module: nnx.Module, trainable: Any, cuts: Mapping[str, Cut]) -> None:

@@ -6,59 +6,26 @@ as the paths of its arguments. Whoever lays out, differentiates, types or compil
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
 from flax import nnx
-from jax.extend.core import ClosedJaxpr
+from jax.sharding import AbstractMesh
 
 from jaxpar.core import hooks
 from jaxpar.core.errors import RequestError
 from jaxpar.core.jax_compat import setting
+from jaxpar.inference.losses import PlainLoss, WideLoss
+from jaxpar.inference.record import KEY, TracedLoss
+from jaxpar.inference.weight import weighed
+from jaxpar.jaxprs.equations import equations
 from jaxpar.jaxprs.record import FIELD
 from jaxpar.models.modules import Parts, abstract, take_apart, values_of
 from jaxpar.models.record import Mean, Model
 
-KEY = "random/key"
-"""The path of the key that drives dropout."""
-
 _HOOKS = {"through": hooks.layers, "attend": hooks.attend}
 """What a loss is given for the hooks that it takes: each is a primitive in the jaxpr."""
-
-
-@dataclass(frozen=True)
-class TracedLoss:
-    """A loss as a jaxpr.
-
-    Attributes:
-        closed: from flat arguments to flat results.
-        arguments: path -> abstract array, in the order of the jaxpr's arguments: parameters, other
-            state, the batch (`FIELD` and the field's path), and `KEY` where it is trained.
-        tree: of the first results, (Mean, {name: Mean}).
-        state: paths of the other results, the state after the call.
-        weights: paths of what is learned, and of what would be if it were not frozen.
-    """
-
-    closed: ClosedJaxpr
-    arguments: Mapping[str, jax.ShapeDtypeStruct]
-    tree: Any
-    state: tuple[str, ...]
-    weights: tuple[str, ...]
-
-    def flat(self, parameters, state, batch, key) -> list[Any]:
-        """One value for each argument of the jaxpr; `key` is None where none is taken."""
-        keys = {} if key is None else {KEY: key}
-        fields = {FIELD + name: value for name, value in batch.items()}
-        values = {**parameters, **state, **fields, **keys}
-        return [values[path] for path in self.arguments]
-
-    def unflat(self, results) -> tuple[Mean, dict[str, Mean], dict[str, Any]]:
-        """The loss, the metrics and the new state, of the jaxpr's results."""
-        count = self.tree.num_leaves
-        loss, metrics = jax.tree.unflatten(self.tree, results[:count])
-        return loss, metrics, dict(zip(self.state, results[count:], strict=True))
 
 
 def traced_loss(model: Model, *, train: bool = True) -> TracedLoss:
@@ -126,17 +93,23 @@ def _trace(model: Model, parts: Parts, train: bool) -> TracedLoss:
     batch = {n: jax.ShapeDtypeStruct(f.shape, f.dtype) for n, f in model.batch.items()}
     chosen = {name: hook for name, hook in _HOOKS.items() if name in model.hooks}
 
+    changed: list[str] = []
+
     def function(parameters, state, batch, keys):
         module = parts.put_together(parameters, state)
         module.train() if train else module.eval()
         loss, metrics = checked(model, model.loss(module, batch, key=keys.get(KEY), **chosen))
         after = take_apart(module, model.trainable)
         _check_variables(model.name, parts, after)
-        return (loss, metrics), values_of(after.state) if train else state
+        left = values_of(after.state)
+        changed.extend(p for p, v in left.items() if v is not state[p] and _is_float(v))
+        return (loss, metrics), left if train else state
 
     keys = {KEY: jax.eval_shape(lambda: jax.random.key(0))} if train else {}
     groups = _abstract((values_of(parts.parameters), values_of(parts.state), batch, keys))
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*groups)
+    # A step may ask for it inside a shard_map: what is kept must know of no mesh.
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*groups)
     labels = ("", "", FIELD, "")
     arguments = {
         label + path: group[path]
@@ -144,13 +117,29 @@ def _trace(model: Model, parts: Parts, train: bool) -> TracedLoss:
         for path in sorted(group)
     }
     scored, state = shapes
-    return TracedLoss(
-        closed,
-        arguments,
-        jax.tree.structure(scored),
-        tuple(sorted(state)),
-        tuple(weights_of(parts)),
-    )
+    tree, names = jax.tree.structure(scored), tuple(sorted(state))
+    says = () if train else _against_evaluation(closed, changed)
+    traced = TracedLoss(closed, arguments, tree, names, tuple(weights_of(parts)), says)
+    plain = isinstance(model.loss, PlainLoss | WideLoss)
+    return weighed(traced, list(parts.parameters)) if plain else traced
+
+
+def _against_evaluation(closed: Any, changed: list[str]) -> tuple[str, ...]:
+    """What of an evaluation is training's, a sentence each."""
+    says = []
+    if any(eqn.primitive.name == "random_bits" for eqn, _ in equations(closed)):
+        says.append("evaluation draws random numbers, as dropout does in training")
+    if changed:
+        says.append(
+            f"evaluation changes {', '.join(changed[:3])}, as batch statistics do in training"
+        )
+    repair = "take a flag in the loss, loss(model, batch, train), and hand it to the model"
+    return tuple(f"{said}: {repair}" for said in says)
+
+
+def _is_float(value: Any) -> bool:
+    """Whether an array holds floats: statistics, where a count or a key of a stream is not."""
+    return jax.numpy.issubdtype(value.dtype, jax.numpy.floating)
 
 
 def weights_of(parts: Parts) -> list[str]:

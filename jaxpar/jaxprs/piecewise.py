@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -93,6 +93,14 @@ def in_pieces(closed: ClosedJaxpr, arguments: Sequence[Any]) -> ClosedJaxpr:
     return jax.make_jaxpr(function)(*arguments)
 
 
+def evaluated_in_pieces(closed: ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
+    """The results of a function of arrays or `Pieces` of them, in pieces where they can be.
+
+    A sum or a largest value over a dim in pieces is that of each piece's, put together.
+    """
+    return _Summed().run(closed.jaxpr, closed.consts, arguments, find_cuts(closed.jaxpr))
+
+
 def _has_work(jaxpr, cuts: Cuts) -> bool:
     """Whether anything is put together that is cut again."""
     for index, eqn in enumerate(jaxpr.eqns):
@@ -155,6 +163,29 @@ class _InPieces(Interpreter):
         if results is None and rule_of(eqn).is_piecewise:
             results = _piece_by_piece(eqn, operands)
         return as_it_is(eqn, [whole(x) for x in operands]) if results is None else results
+
+
+class _Summed(_InPieces):
+    """Evaluates in pieces, and reduces over the dim that is in pieces too."""
+
+    def leaf(self, eqn, operands, here):
+        """An operation's results; a reduction of pieces is one of each, and of these."""
+        value, combine = operands[0] if operands else None, _COMBINED.get(eqn.primitive.name)
+        if combine is not None and isinstance(value, Pieces) and value.dim in eqn.params["axes"]:
+            each = [bound(eqn, [part], eqn.params)[0] for part in value.parts]
+            return [reduce(combine, each)]
+        return super().leaf(eqn, operands, here)
+
+
+_COMBINED = {
+    "reduce_sum": lax.add,
+    "reduce_prod": lax.mul,
+    "reduce_max": lax.max,
+    "reduce_min": lax.min,
+    "reduce_and": lax.bitwise_and,
+    "reduce_or": lax.bitwise_or,
+}
+"""What puts two reductions together."""
 
 
 def _moved(value, by: int):

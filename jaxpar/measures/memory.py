@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
+from jaxpar.inference.probe import probe_batch
 from jaxpar.measures.record import Make, Measure
-from jaxpar.measures.verify.probe import probe_batch
 from jaxpar.program.record import Program
 
 

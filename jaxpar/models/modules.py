@@ -5,7 +5,7 @@ own types, unless the model says otherwise.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -80,16 +80,17 @@ def build(model: Model, seed: Any) -> nnx.Module:
 
 def abstract(model: Model) -> Parts:
     """The module taken apart, its arrays as shapes: nothing is allocated."""
-    taken = []
+    structure = []
 
     def make():
         # Taken apart while its arrays are arrays: Flax would take bare shapes for structure.
         parts = take_apart(build(model, 0), model.trainable)
-        taken.append(parts)
+        structure.append((parts.graph, parts.keys))
         return dict(parts.parameters), dict(parts.state)
 
     parameters, state = map(MappingProxyType, jax.eval_shape(make))
-    return replace(taken[-1], parameters=parameters, state=state)
+    graph, keys = structure[-1]
+    return Parts(graph, parameters, state, keys)
 
 
 def names_in_metadata(leaf: Any) -> tuple[str | None, ...] | None:

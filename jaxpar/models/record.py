@@ -16,6 +16,7 @@ from flax import nnx
 
 from jaxpar.core.errors import RequestError, unknown
 from jaxpar.core.roles import ROLES, check_role
+from jaxpar.models.pieces import Cut
 
 
 @jax.tree_util.register_dataclass
@@ -102,6 +103,8 @@ class Model:
         annotate: (traced loss as a ClosedJaxpr, its abstract arguments by path, paths of weights)
             -> the same with the dims of its arrays named in it; None for a loss that names them
             itself.
+        cuts: path of a weight that is stored in pieces -> how it is cut.
+        written: the model with those weights whole, as its author wrote it; None where none is cut.
         traced: what was traced of this model before, so that it is not again; see
             `jaxpar.inference.traced`.
     """
@@ -123,6 +126,8 @@ class Model:
     example: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
     annotate: Callable[..., Any] | None = None
+    cuts: Mapping[str, Cut] = field(default_factory=dict)
+    written: "Model | None" = field(default=None, repr=False, compare=False)
     traced: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self):
@@ -134,7 +139,7 @@ class Model:
                 f"model '{self.name}': its loss takes no 'key': declare loss(module, batch, *, "
                 "key=None), and leave key unused if there is no dropout"
             )
-        for table in ("batch", "roles", "dims", "units"):
+        for table in ("batch", "roles", "dims", "units", "cuts"):
             object.__setattr__(self, table, MappingProxyType(dict(getattr(self, table))))
 
     @property

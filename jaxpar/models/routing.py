@@ -57,12 +57,12 @@ def route(probability_SE: jax.Array, *, active: int, places: int) -> Route:
     """
     tokens, experts = probability_SE.shape
     hit_ASE = _likeliest(probability_SE, active)
-    weight_AS = jnp.sum(jnp.where(hit_ASE, probability_SE, 0), axis=-1)
+    weight_AS = jnp.sum(jnp.where(hit_ASE, probability_SE[None], 0), axis=-1)
     if active > 1:
-        weight_AS = weight_AS / jnp.sum(weight_AS, axis=0)
+        weight_AS = weight_AS / jnp.sum(weight_AS, axis=0, keepdims=True)
     hit_TE = hit_ASE.reshape(active * tokens, experts).astype(jnp.int32)
     before_TE = jnp.cumsum(hit_TE, axis=0) - hit_TE  # choices of the same expert that come first
-    place_TE = places * jnp.arange(experts, dtype=jnp.int32) + before_TE
+    place_TE = places * jnp.arange(experts, dtype=jnp.int32)[None] + before_TE
     fits_T = jnp.sum(hit_TE * before_TE, axis=1) < places
     place_T = jnp.where(fits_T, jnp.sum(hit_TE * place_TE, axis=1), experts * places)
     return Route(place_T.reshape(active, tokens), weight_AS, jnp.sum(hit_TE, axis=0))

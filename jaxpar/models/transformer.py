@@ -129,6 +129,16 @@ def _normal(scale: float):
     return nnx.initializers.normal(scale)
 
 
+def _along(value: jax.Array, x: jax.Array) -> jax.Array:
+    """`value`, of the last dims of `x`, with as many dims as it has."""
+    return jnp.expand_dims(value, range(x.ndim - value.ndim))
+
+
+def _biased(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
+    """`x` and a bias of its last dims, if there is one."""
+    return x if bias is None else x + _along(bias[...].astype(x.dtype), x)
+
+
 _zeros, _ones = nnx.initializers.zeros_init(), nnx.initializers.ones_init()
 
 
@@ -154,10 +164,8 @@ class Norm(nnx.Module):
             wide = 1.0 * wide
             wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
         power = jnp.mean(wide * wide, axis=-1, keepdims=True)
-        y = wide * jax.lax.rsqrt(power + self.epsilon) * self.scale[...]
-        if self.shift is not None:
-            y = y + self.shift[...]
-        return y.astype(x_BSD.dtype)
+        y = wide * jax.lax.rsqrt(power + self.epsilon) * _along(self.scale[...], wide)
+        return _biased(y, self.shift).astype(x_BSD.dtype)
 
 
 class Block(nnx.Module):
@@ -180,9 +188,9 @@ class Block(nnx.Module):
             (c.key_value_heads, group, c.head_width, c.width),
             ("kv_heads", "group", "head_dim", "embed"),
         )
-        if c.bias:
-            self.qkv_bias = param(rngs, _zeros, (c.key_value_heads, group + 2, c.head_width), heads)
-            self.out_bias = param(rngs, _zeros, (c.width,), ("embed",))
+        shape = (c.key_value_heads, group + 2, c.head_width)
+        self.qkv_bias = param(rngs, _zeros, shape, heads) if c.bias else None
+        self.out_bias = param(rngs, _zeros, (c.width,), ("embed",)) if c.bias else None
         self.ffn_norm = Norm(c, rngs)
         self._make_feed_forward(out, rngs)
 
@@ -194,9 +202,8 @@ class Block(nnx.Module):
         shape, dims = (c.width, *sides, c.ffn), ("embed", *names, "ffn")
         self.up = param(rngs, _normal(0.02), shape, dims)
         self.down = param(rngs, _normal(0.02 * out), (c.ffn, c.width), ("ffn", "embed"))
-        if c.bias:
-            self.up_bias = param(rngs, _zeros, shape[1:], dims[1:])
-            self.down_bias = param(rngs, _zeros, (c.width,), ("embed",))
+        self.up_bias = param(rngs, _zeros, shape[1:], dims[1:]) if c.bias else None
+        self.down_bias = param(rngs, _zeros, (c.width,), ("embed",)) if c.bias else None
 
     def __call__(self, x_BSD, key, *, attend) -> jax.Array:
         """Run one block; `key` draws its dropout masks, None leaves dropout out."""
@@ -211,8 +218,7 @@ class Block(nnx.Module):
 
     def _attention(self, x_BSD, attend):
         qkv_BSKCH = jnp.einsum("bsd,dkch->bskch", x_BSD, self.qkv[...].astype(x_BSD.dtype))
-        if self.config.bias:
-            qkv_BSKCH = qkv_BSKCH + self.qkv_bias[...].astype(x_BSD.dtype)
+        qkv_BSKCH = _biased(qkv_BSKCH, self.qkv_bias)
         group = qkv_BSKCH.shape[3] - 2
         if self.config.positions == "rope":
             at_S = hooks.positions(x_BSD.shape[1])
@@ -223,18 +229,17 @@ class Block(nnx.Module):
         y_BSKGH = attend(q_BSKGH, k_BSKH, qkv_BSKCH[:, :, :, group + 1], causal=True)
         y_BSKGH = checkpoint_name(y_BSKGH, "attended")
         y_BSD = jnp.einsum("bskgh,kghd->bsd", y_BSKGH, self.out[...].astype(x_BSD.dtype))
-        return y_BSD + self.out_bias[...].astype(x_BSD.dtype) if self.config.bias else y_BSD
+        return _biased(y_BSD, self.out_bias)
 
     def _feed_forward(self, x_BSD):
         c = "c" if self.config.gated else ""
         h = jnp.einsum(f"bsd,d{c}f->bs{c}f", x_BSD, self.up[...].astype(x_BSD.dtype))
-        if self.config.bias:
-            h = h + self.up_bias[...].astype(x_BSD.dtype)
+        h = _biased(h, self.up_bias)
         activation = ACTIVATIONS[self.config.activation]
         y_BSF = activation(h[:, :, 0]) * h[:, :, 1] if self.config.gated else activation(h)
         y_BSF = checkpoint_name(y_BSF, "ffn_inner")
         y_BSD = jnp.einsum("bsf,fd->bsd", y_BSF, self.down[...].astype(x_BSD.dtype))
-        return y_BSD + self.down_bias[...].astype(x_BSD.dtype) if self.config.bias else y_BSD
+        return _biased(y_BSD, self.down_bias)
 
     def _dropped(self, y_BSD, key):
         return dropped(y_BSD, self.config.dropout, key)
@@ -255,8 +260,9 @@ def rotate(x_BSKCH: jax.Array, base: float, at_S: jax.Array) -> jax.Array:
     wide = jnp.promote_types(x_BSKCH.dtype, jnp.float32)
     half = x_BSKCH.shape[-1] // 2
     rate_H = base ** (-jnp.arange(half, dtype=wide) / half)
-    angle_SH = at_S.astype(wide)[:, None] * rate_H
-    cos, sin = (f(angle_SH)[:, None, None, :].astype(x_BSKCH.dtype) for f in (jnp.cos, jnp.sin))
+    angle_SH = at_S.astype(wide)[:, None] * rate_H[None]
+    angle_BSKCH = _along(angle_SH[:, None, None, :], x_BSKCH)
+    cos, sin = (f(angle_BSKCH).astype(x_BSKCH.dtype) for f in (jnp.cos, jnp.sin))
     a, b = x_BSKCH[..., :half], x_BSKCH[..., half:]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
@@ -297,7 +303,7 @@ class Decoder(nnx.Module):
         x_BSD = hooks.leaving(self.embedding[...].astype(dtype)[tokens_BS], RESIDUAL)
         if c.positions == "learned":
             rows_SD = self.positions[...].astype(dtype)[: tokens_BS.shape[1]]
-            x_BSD = x_BSD + hooks.in_position_order(rows_SD)
+            x_BSD = x_BSD + _along(hooks.in_position_order(rows_SD), x_BSD)
         if key is None or c.dropout == 0:
             return x_BSD, None
         key, first = jax.random.split(key)

@@ -7,7 +7,9 @@ skipping are the same for every rule, and are here.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import jax
 import optax
 
 from jaxpar.core.catalogue import OPTIMIZERS
@@ -17,8 +19,8 @@ DECAYS = ("cosine", "constant", "linear")
 SKIPS_IN_A_ROW = 20
 """Updates that are not finite, one after another, before one is taken all the same."""
 
-Dims = Mapping[str, tuple[str, ...]]
-"""Path of a parameter -> the names of its dims."""
+Dims = Mapping[Any, Any]
+"""The parameters' own tree, with the names of its dims, a tuple, in place of each parameter."""
 
 Optimizer = optax.GradientTransformation
 """What every entry returns: `init` and `update`, pure functions of trees of arrays."""
@@ -89,13 +91,17 @@ def make_optimizer(
     return optax.apply_if_finite(optimizer, SKIPS_IN_A_ROW) if skips else optimizer
 
 
-def matrices(dims: Dims) -> dict[str, bool]:
-    """Which parameters decay: those with two dims and more in one layer.
+def matrices(dims: Dims) -> Any:
+    """Which parameters decay: those with two dims and more in one layer. A tree as `dims` is.
 
     >>> matrices({"up": ("layers", "embed", "ffn"), "bias": ("layers", "ffn")})
     {'up': True, 'bias': False}
     """
-    return {path: sum(dim != "layers" for dim in own) > 1 for path, own in dims.items()}
+    return jax.tree.map(
+        lambda own: sum(dim != "layers" for dim in own) > 1,
+        dims,
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
 
 
 def check_counts(record: object, **least: int) -> None:

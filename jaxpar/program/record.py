@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxpar.hardware.record import Hardware
 from jaxpar.program.configuration import uncached
 from jaxpar.program.devices import device_mesh
+from jaxpar.program.in_parts import check_parts
 from jaxpar.program.warnings import XlaWarning, compile_quietly, compile_with_warnings
 from jaxpar.step.record import State, Step
 
@@ -178,18 +180,6 @@ class Program:
         return self._quickly(probe, self.step.state, self.step.batch, more=FEW_PASSES)
 
     @cached_property
-    def apply(self) -> Any:
-        """Compiled optimizer update: (State, gradients, model_state) -> State."""
-        specs, state = self.step.state_specs, self.step.state
-        apply = jax.jit(
-            self.step.apply,
-            in_shardings=_on(self.mesh, (specs, self.step.gradient_specs, specs.model_state)),
-            out_shardings=self.state_shardings,
-        )
-        arguments = (state, state.parameters, state.model_state)
-        return self._quickly(apply, *arguments, more=FEW_PASSES)
-
-    @cached_property
     def local_rows(self) -> slice:
         """Which rows of a batch this process hands in: those that its own devices hold."""
         name, sharding = next(iter(self.batch_shardings.items()))
@@ -215,11 +205,28 @@ class Program:
         with uncached() if self.hardware.kind == "described" else nullcontext():
             return lowered.compile({**self.hardware.compiler_options, **quick} or None)
 
-    def _quickly(self, function, *arguments, more: Mapping[str, Any] = {}) -> Any:  # noqa: B006
+    def _quickly(self, function, *arguments, more: Mapping[str, Any] = MappingProxyType({})) -> Any:
         """Compile what runs only a few times; `more` are further options on simulated devices."""
-        lowered = function.lower(*arguments)
-        options = {**QUICK, **more} if self.hardware.kind == "simulated" else None
-        return compile_quietly(lambda: lowered.compile(options))
+        return compile_quickly(self.hardware, function, *arguments, more=more)
+
+
+def compile_quickly(
+    hardware: Hardware,
+    function: Any,
+    *arguments: Any,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> Any:
+    """A jitted function compiled to run a few times.
+
+    Args:
+        hardware: that it runs on.
+        function: what jax.jit gives.
+        arguments: abstract ones.
+        more: further options of XLA's on simulated devices.
+    """
+    lowered = function.lower(*arguments)
+    options = {**QUICK, **more} if hardware.kind == "simulated" else None
+    return compile_quietly(lambda: lowered.compile(options))
 
 
 def compile_step(step: Step, *, hardware: Hardware, for_speed: bool = True) -> Program:
@@ -232,9 +239,12 @@ def compile_step(step: Step, *, hardware: Hardware, for_speed: bool = True) -> P
             part of it is then compiled when it is first used.
 
     Raises:
-        RequestError: when the machine has fewer devices than the mesh, or cannot compile for them.
+        RequestError: when the machine has fewer devices than the mesh, or cannot compile for them;
+            or when a model's loss is another one in microbatches.
     """
     program = Program(step, hardware, device_mesh(step.layout.mesh, hardware), for_speed)
+    if step.microbatches > 1 and hardware.kind != "described":
+        check_parts(step.layout.model, f"{step.microbatches} microbatches", hardware)
     if for_speed:
         program.update  # noqa: B018  (compiled now, so that what XLA refuses is refused here)
     return program

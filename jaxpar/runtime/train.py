@@ -19,10 +19,12 @@ import numpy as np
 from jaxpar.core.errors import RequestError
 from jaxpar.data.record import Dataset
 from jaxpar.layout.record import Layout
+from jaxpar.models.pieces import pieces_of
 from jaxpar.models.record import Model
 from jaxpar.optimizers.record import Optimizer, Recipe, check_counts, make_optimizer
 from jaxpar.program.record import Program
 from jaxpar.step.loss_scale import check_scale
+from jaxpar.step.own_tree import OwnTree
 from jaxpar.step.record import State
 
 
@@ -83,8 +85,9 @@ def optimizer_of(training: Training, layout: Layout, **options: Any) -> Optimize
     `options` are the rule's own, such as AdamW's `b2`. With a loss scale an update that is not
     finite is skipped.
     """
-    dims = {path: array.dims for path, array in layout.parameters.items()}
-    return make_optimizer(training, dims, skips=bool(training.loss_scale), **options)
+    own = OwnTree.of(layout)
+    dims = {path: layout.parameters[pieces_of(path, own.cuts)[0]].dims for path in own.keys}
+    return make_optimizer(training, own.nested(dims), skips=bool(training.loss_scale), **options)
 
 
 def check_data(model: Model, data: Dataset) -> None:

@@ -130,9 +130,9 @@ def _per_replica(layout: Layout, replica: Step) -> dict[str, Callable]:
     def gradients(state, batch):
         return each(lambda rows, own: replica.gradients(own, rows))(batch, entering(state))
 
-    def apply(state, gradients, model_state):
-        new = each(lambda _, *own: replica.apply(*own))({}, entering(state), gradients, model_state)
-        return left(state, new)
+    def apply(state, gradients, model_state, loss):
+        own = (entering(state), gradients, model_state, loss)
+        return left(state, each(lambda _, *own: replica.apply(*own))({}, *own))
 
     return {
         "init": init,

@@ -15,7 +15,7 @@ from jaxpar.attention.fit import dealt
 from jaxpar.attention.record import Exchange
 from jaxpar.core import hooks
 from jaxpar.core.annotations import ATTEND, NAMED, ORDERED, bind_named
-from jaxpar.inference.traced import TracedLoss
+from jaxpar.inference.record import TracedLoss
 from jaxpar.jaxprs.interpreter import Here, Interpreter
 from jaxpar.jaxprs.untransposed import untransposed
 from jaxpar.layout.record import Layout

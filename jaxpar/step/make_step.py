@@ -23,6 +23,7 @@ from jaxpar.step.constraints import sharded_as
 from jaxpar.step.loss_scale import check_scale, means_of
 from jaxpar.step.modes.auto import evaluation
 from jaxpar.step.modes.record import Asked
+from jaxpar.step.optimization import Optimization
 from jaxpar.step.record import State, Step
 from jaxpar.step.restacked import restacked
 from jaxpar.step.state_specs import state_specs
@@ -68,7 +69,7 @@ def _make_plain(layout: Layout, *, optimizer, mode, microbatches, factor) -> Ste
     """The step of one network, whatever the strategy says of averaging."""
     differentiate = MODES.load(mode)
     _check_microbatches(layout, microbatches)
-    asked = Asked(layout, microbatches, factor)
+    asked, optimization = Asked(layout, microbatches, factor), Optimization(optimizer, layout)
     differentiated = differentiate(asked)
 
     def init(key) -> State:
@@ -79,7 +80,7 @@ def _make_plain(layout: Layout, *, optimizer, mode, microbatches, factor) -> Ste
             step=jnp.zeros((), jnp.int32),
             parameters=parameters,
             model_state=values_of(parts.state),
-            optimizer=optimizer.init(parameters),
+            optimizer=optimization.init(parameters),
             key=step_key,
         )
 
@@ -92,12 +93,12 @@ def _make_plain(layout: Layout, *, optimizer, mode, microbatches, factor) -> Ste
         mean = means_of(totals, metrics["loss"].weight, factor)
         return mean, new, {name: m.value for name, m in metrics.items()}
 
-    def apply(state: State, gradients, model_state) -> State:
+    def apply(state: State, gradients, model_state, loss) -> State:
         # Each device updates the shards whose optimizer state it holds; weights are then gathered.
         shards, gradients = (
             sharded_as(layout, "optimizer_state", t) for t in (state.parameters, gradients)
         )
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, shards)
+        updates, optimizer_state = optimization.update(gradients, state.optimizer, shards, loss)
         parameters = sharded_as(layout, "optimizer_state", _added(shards, updates))
         parameters = sharded_as(layout, "stored", parameters)
         return State(state.step + 1, parameters, model_state, optimizer_state, state.key)
@@ -108,7 +109,7 @@ def _make_plain(layout: Layout, *, optimizer, mode, microbatches, factor) -> Ste
 
     def probe(state: State, batch):
         gradients, model_state, metrics = means(lands, state, batch)
-        new = apply(state, gradients, model_state)
+        new = apply(state, gradients, model_state, metrics["loss"])
         skipped = optax.tree_utils.tree_get(new.optimizer, "total_notfinite")
         return new, metrics if skipped is None else {**metrics, "skipped": skipped}, gradients
 

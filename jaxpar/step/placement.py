@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxpar.core.annotations import ENTERING, NAMED, USED
 from jaxpar.core.mesh import axes_of
 from jaxpar.core.source_lines import line_of
-from jaxpar.inference.traced import TracedLoss
+from jaxpar.inference.record import TracedLoss
 from jaxpar.jaxprs.equations import equations
 from jaxpar.jaxprs.rules import rule_of
 from jaxpar.layout.record import Layout

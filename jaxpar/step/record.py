@@ -52,7 +52,7 @@ class Step:
             that it was made from. Metrics are scalars by name, or one for each replica of local
             SGD; `skipped` counts the updates so far that an `optax.apply_if_finite` left out.
         gradients: (State, batch) -> (gradients by path, new model_state, metrics).
-        apply: (State, gradients, model_state) -> State.
+        apply: (State, gradients, model_state, loss) -> State; the loss is for optimizers that ask.
         evaluate: (State, batch) -> {name: Mean} without dropout or running statistics' change.
         state: abstract State, of jax.ShapeDtypeStruct.
         state_specs: State of PartitionSpec, how each array is sharded between steps.

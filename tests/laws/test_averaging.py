@@ -18,10 +18,10 @@ from jaxpar.case import load_strategy
 from jaxpar.core.catalogue import DATA
 from jaxpar.core.errors import LayoutError, RequestError
 from jaxpar.core.mesh import MeshShape
+from jaxpar.inference.probe import probe_batch, widened
 from jaxpar.layout.lay_out import lay_out
 from jaxpar.measures.faults import traffic_faults
 from jaxpar.measures.inspect import inspect
-from jaxpar.measures.verify.probe import probe_batch, widened
 from jaxpar.measures.verify.verify import verify
 from jaxpar.program.record import compile_step
 from jaxpar.runtime.train import Training, train
@@ -200,7 +200,7 @@ def momentum_twice(step, state):
     """The outer momentum is taken along once more than Nesterov does."""
     after = step.average(state)
     momentum = {p: 0.9 * v for p, v in state.outer["momentum"].items()}
-    further = {p: v - 0.7 * momentum[p] for p, v in after.parameters.items()}
+    further = {p: v - 0.7 * momentum[p][None] for p, v in after.parameters.items()}
     return replace(
         after, parameters=further, outer={**after.outer, "anchor": after.outer["anchor"]}
     )
@@ -274,7 +274,7 @@ def test_an_update_with_collectives_over_replica_is_a_fault():
 def _mixed(step, state, batch):
     gradients, model_state, metrics = step.gradients(state, batch)
     same = {p: jnp.broadcast_to(g.mean(0), g.shape) for p, g in gradients.items()}
-    return step.apply(state, same, model_state), metrics, same
+    return step.apply(state, same, model_state, metrics["loss"]), metrics, same
 
 
 def test_what_cannot_be_averaged_is_refused():

@@ -273,7 +273,7 @@ OWNERS = {
         "jaxpar/models",
         "jaxpar/inference",
         "jaxpar/layout",
-        "jaxpar/measures/verify/probe.py",
+        "jaxpar/inference/probe.py",
     ),
     "optax": (
         "jaxpar/optimizers",

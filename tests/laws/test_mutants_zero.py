@@ -7,13 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from small import cpu, small_layout
-from test_mutants import assert_says, found_wrong, over_all, own, times, with_gradients
+from test_mutants import assert_says, found_wrong, one_share, over_all, own, times, with_gradients
 
-from jaxpar.core.mesh import MeshShape, axes_of
-from jaxpar.layout.lay_out import lay_out
+from jaxpar.core.mesh import axes_of
 from jaxpar.program.devices import device_mesh
 from jaxpar.step.make_step import make_step
-from jaxpar.strategies.record import Strategy
 
 WAYS = 4
 COPIES = f"replica=2,data={WAYS}"
@@ -46,8 +44,8 @@ def test_zero1_that_does_not_gather_the_new_weights_is_caught():
             check_vma=False,  # else JAX itself would see that they differ
         )
 
-        def apply(state, gradients, model_state):
-            new = step.apply(state, gradients, model_state)
+        def apply(state, gradients, model_state, loss):
+            new = step.apply(state, gradients, model_state, loss)
             return replace(new, parameters=stale(state.parameters, new.parameters))
 
         return with_gradients(replace(step, apply=apply), step.gradients)
@@ -77,9 +75,7 @@ def by_replicas(local):
     """A `make` whose gradients each device takes of its own rows by `local`."""
 
     def make(layout):
-        alone = make_step(
-            lay_out(layout.model, strategy=Strategy(name="one device"), mesh=MeshShape())
-        )
+        alone = one_share(layout, layout.mesh.size("replica") * layout.mesh.size("data"))
         gradients = jax.shard_map(
             partial(local, alone),
             mesh=device_mesh(layout.mesh, cpu()),

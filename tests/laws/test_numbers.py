@@ -9,10 +9,12 @@ from dataclasses import replace
 from functools import partial
 from itertools import cycle
 
+import jax
 import jax.numpy as jnp
 import pytest
 from small import (
     MODES,
+    assert_as_stated,
     cpu,
     crossed,
     kinds_of_model,
@@ -20,12 +22,14 @@ from small import (
     small_layout,
     small_model,
     small_strategy,
+    together,
 )
 
 from jaxpar.core.catalogue import HARDWARE, MODELS
 from jaxpar.core.errors import RequestError
 from jaxpar.core.mesh import MeshShape, axes_of
 from jaxpar.layout.lay_out import lay_out
+from jaxpar.measures.inspect import inspect
 from jaxpar.measures.verify.verdict import BOUNDS
 from jaxpar.measures.verify.verify import verify
 from jaxpar.step.make_step import make_step
@@ -54,12 +58,18 @@ def prove(layout, *, mode: str = "auto", microbatches: int = 1, dtype: str = "fl
         assert check.replicas_agree, check
         if dtype == "float64":
             assert check.error * HEADROOM <= check.bound, check
+    return verdict.program
 
 
-@pytest.mark.parametrize(("model", "strategy", "mode"), crossed())
+@pytest.mark.parametrize(("model", "strategy", "mode"), together(crossed()))
 def test_every_strategy_computes_what_one_device_does(model, strategy, mode):
-    """One update under any strategy, on all of its axes at once, equals one device's."""
-    prove(small_layout(model, strategy, mesh_for(strategy)), mode=mode)
+    """One update under any strategy, on all of its axes at once, equals one device's.
+
+    And by the collectives that the strategy states: see `test_traffic` for their bytes.
+    """
+    program = prove(small_layout(model, strategy, mesh_for(strategy)), mode=mode)
+    with jax.enable_x64(True):  # what is not yet traced of the step is of float64 too
+        assert_as_stated(inspect(program))
 
 
 @pytest.mark.parametrize(("mesh", "mode"), list(zip(MESHES, cycle(MODES), strict=False)))

@@ -13,10 +13,10 @@ from jaxpar.case import load_strategy
 from jaxpar.core.catalogue import HARDWARE, SCHEDULES
 from jaxpar.core.errors import LayoutError
 from jaxpar.core.mesh import MeshShape
+from jaxpar.inference.probe import probe_batch
 from jaxpar.layout.lay_out import lay_out
 from jaxpar.layout.stages import schedule_for
 from jaxpar.measures.inspect import inspect
-from jaxpar.measures.verify.probe import probe_batch
 from jaxpar.measures.verify.verify import verify
 from jaxpar.program.record import QUICK, compile_step
 from jaxpar.step.make_step import make_step

@@ -7,7 +7,7 @@ import pytest
 from small import cpu, small_layout
 
 from jaxpar.core.errors import RequestError
-from jaxpar.measures.verify.probe import probe_batch
+from jaxpar.inference.probe import probe_batch
 from jaxpar.measures.verify.verify import verify
 from jaxpar.program.record import compile_step
 from jaxpar.runtime.train import Training, optimizer_of

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
@@ -17,12 +18,13 @@ import numpy as np
 import pytest
 from flax import nnx
 from plain.catalogue import factories
-from small import cpu, kinds_of_model, mesh_for, small_layout
+from small import cpu, kinds_of_model, mesh_for, small_layout, small_model
 
 import jaxpar
 from jaxpar.case import load_strategy
 from jaxpar.core import hooks
 from jaxpar.core.mesh import MeshShape
+from jaxpar.inference.traced import traced_loss
 
 PLAIN = ("decoder:in_nnx", "resnet:in_linen", "scanned:in_nnx")
 STRATEGIES = ("hybrid", "fsdp+tensor", "data")
@@ -244,3 +246,17 @@ def test_a_convolution_is_typed():
     """JAX takes how its result is sharded, so that it is no island."""
     step = jaxpar.make_step(layout_of("resnet:in_linen", "data"), mode="explicit")
     assert not [i for i in step.traced.islands if i.primitive.startswith("conv")]
+
+
+def test_a_loss_first_asked_for_inside_a_shard_map_knows_no_mesh():
+    """What is kept of it is evaluated under any other mesh later."""
+    model, found = small_model("mlp").with_batch_size(3), []
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def here(x):
+        found.append(traced_loss(replace(model, traced={})))
+        return x
+
+    jax.eval_shape(jax.shard_map(here, mesh=mesh, in_specs=jax.P(), out_specs=jax.P()), 1.0)
+    avals = [v.aval for eqn in found[0].closed.jaxpr.eqns for v in eqn.outvars]
+    assert avals and all(aval.sharding.mesh.empty for aval in avals)

@@ -9,7 +9,15 @@ from itertools import product
 
 import jax
 import pytest
-from small import DECODER, MODES, crossed, kinds_of_model, mesh_for, small_layout
+from small import (
+    DECODER,
+    MODES,
+    assert_as_stated,
+    crossed,
+    kinds_of_model,
+    mesh_for,
+    small_layout,
+)
 
 from jaxpar.core.catalogue import HARDWARE
 from jaxpar.core.mesh import axes_of
@@ -94,20 +102,14 @@ def statistics_bytes(inspection) -> tuple[int, int]:
     return state, 2 * state
 
 
-@pytest.mark.parametrize(("hardware", "model", "strategy", "mode"), on_hardware(crossed()))
-def test_a_strategys_collectives_are_those_it_states(hardware, model, strategy, mode):
-    """Every kind that it must cause over an axis is there, and none that it may never cause."""
+@needs_gpu_compiler
+@pytest.mark.parametrize(
+    ("strategy", "mode"), [(s, mode) for model, s, mode in crossed() if model == DECODER]
+)
+def test_a_strategys_collectives_on_gpus_are_those_it_states(strategy, mode):
+    """On simulated devices `test_numbers` holds this, of the programs whose numbers it compares."""
     mesh = mesh_for(strategy)
-    inspection = inspected(model, strategy, hardware=hardware, mesh=mesh, mode=mode)
-    assert inspection.faults == ()
-    stated = inspection.layout.strategy
-    for axis in inspection.layout.mesh.axes:
-        rows = (*inspection.collectives, *inspection.averaging)
-        kinds = {kind for row in rows if axis in row.axes for kind in row.kinds}
-        never = stated.never.get(axis, frozenset())
-        assert not any(row.kinds <= never for row in rows if axis in row.axes and row.kinds)
-        assert kinds >= stated.must.get(axis, frozenset())
-        assert bool(kinds) == (axis in stated.axes)
+    assert_as_stated(inspected(DECODER, strategy, hardware="h100", mesh=mesh, mode=mode))
 
 
 @pytest.mark.parametrize(

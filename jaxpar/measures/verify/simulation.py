@@ -13,14 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpar.core.mesh import MeshShape
 from jaxpar.hardware.record import Hardware
-from jaxpar.layout.lay_out import lay_out
 from jaxpar.layout.record import Layout
-from jaxpar.program.record import Program, compile_step
-from jaxpar.step.make_step import make_step
+from jaxpar.measures.verify.reference import Reference, reference
 from jaxpar.step.record import State, Step
-from jaxpar.strategies.record import REPLICA, Averaging, Strategy
+from jaxpar.strategies.record import REPLICA, Averaging
 
 SYNCHRONISATIONS = 2
 """Synchronisations while replicas are judged: from the second on the outer momentum counts."""
@@ -37,17 +34,15 @@ def every_of(averaging: Averaging) -> int:
 
 @dataclass(frozen=True)
 class Simulation:
-    """Runs on one device, with those parts of a `Program` that `verify` asks of its reference.
+    """Runs on one device, with those parts of a `Reference` that `verify` asks.
 
     Attributes:
-        step: the step on trial, of which only the shapes of its state are used.
-        alone: one device's plain program for one run's rows.
+        alone: one device's reference for one run's rows.
         averaging: how the runs are averaged.
         runs: how many there are.
     """
 
-    step: Step
-    alone: Program
+    alone: Reference
     averaging: Averaging
     runs: int
 
@@ -56,12 +51,6 @@ class Simulation:
         """What is simulated, for people."""
         every = every_of(self.averaging)
         return f"parameter averaging: {self.runs} runs that synchronise every {every} updates"
-
-    @property
-    def state_shardings(self) -> State:
-        """The sharding of every array of a state: the one device."""
-        there = jax.sharding.SingleDeviceSharding(self.alone.mesh.devices.flat[0])
-        return jax.tree.map(lambda _: there, self.step.state)
 
     def init(self, seed: int = 0) -> State:
         """One run's first state for all, each with a dropout key of its own."""
@@ -73,6 +62,10 @@ class Simulation:
             outer = {"anchor": first.parameters, "momentum": rest}
         keys = [jax.random.fold_in(first.key, run) for run in range(self.runs)]
         return replace(state, step=first.step, key=jnp.stack(keys), outer=outer)
+
+    def placed(self, state: State) -> State:
+        """A state in host memory, on the device."""
+        return self.alone.placed(state)
 
     def place(self, batch: dict[str, np.ndarray]) -> list[dict[str, Any]]:
         """A batch as one placed batch a run, rows in order."""
@@ -88,10 +81,10 @@ class Simulation:
         new, metrics, gradients = (_stacked(list(x)) for x in zip(*runs, strict=True))
         return replace(new, step=runs[0][0].step, outer=state.outer), metrics, gradients
 
-    def apply(self, state: State, gradients, model_state) -> State:
+    def apply(self, state: State, gradients, model_state, loss) -> State:
         """The state after each run's update by its own optimizer."""
         new = [
-            self.alone.apply(self._run(state, r), *_own((gradients, model_state), r))
+            self.alone.apply(self._run(state, r), *_own((gradients, model_state, loss), r))
             for r in range(self.runs)
         ]
         return replace(_stacked(new), step=new[0].step, outer=state.outer)
@@ -120,9 +113,8 @@ class Simulation:
         )
 
     def _run(self, state: State, run: int) -> State:
-        """The state of one run, placed on the one device."""
-        own = _own(replace(state, step=None, outer={}), run)
-        return jax.device_put(replace(own, step=state.step), self.alone.state_shardings)
+        """The state of one run."""
+        return replace(_own(replace(state, step=None, outer={}), run), step=state.step)
 
     def _repeated(self, mean: np.ndarray) -> np.ndarray:
         """`mean` once for each run, stacked."""
@@ -132,12 +124,14 @@ class Simulation:
 def simulation(layout: Layout, step: Step, hardware: Hardware) -> Simulation:
     """The runs that a layout with averaging has to equal, by the optimizer of `step` on trial."""
     runs = layout.mesh.size(REPLICA)
-    model = layout.model.with_batch_size(layout.model.batch_size // runs)
-    alone = lay_out(model, strategy=Strategy(name="one run"), mesh=MeshShape())
-    plain = make_step(alone, optimizer=step.optimizer, microbatches=step.microbatches)
-    program = compile_step(plain, hardware=hardware, for_speed=False)
+    alone = reference(
+        layout.model.with_batch_size(layout.model.batch_size // runs),
+        optimizer=step.optimizer,
+        microbatches=step.microbatches,
+        hardware=hardware,
+    )
     assert layout.strategy.averaging is not None, layout.strategy.name
-    return Simulation(step, program, layout.strategy.averaging, runs)
+    return Simulation(alone, layout.strategy.averaging, runs)
 
 
 def mistake_in(check: str) -> str:

@@ -1,8 +1,9 @@
 """What a comparison finds, and how far an array may be from one device's."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxpar.measures.verify.compare import Check
+from jaxpar.program.record import Program
 
 BOUNDS = {
     # Honest layouts reach 3e-14 in float64 and 1.5e-6 (gradient), 5e-5 (parameters after 20 steps
@@ -26,7 +27,8 @@ such an array is judged by its gradient and not by where it has gone."""
 class Verdict:
     """What `verify` found: `checks` in order, the dtype judged in, and of a failure the mistake.
 
-    `algorithm` is what one device was made to do for the comparison.
+    `algorithm` is what one device was made to do for the comparison. `program` is the layout's step
+    as it was tried, so that its collectives can be read: in the precision of `dtype`.
     """
 
     dtype: str
@@ -35,6 +37,7 @@ class Verdict:
     batch_size: int
     likely_mistake: str | None
     algorithm: str = "one step for the whole batch"
+    program: Program | None = field(default=None, repr=False, compare=False)
 
     @property
     def ok(self) -> bool:

@@ -6,8 +6,7 @@ then one optimizer update from the same gradient, then a few whole steps.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -15,25 +14,22 @@ import numpy as np
 
 from jaxpar.core.errors import RequestError
 from jaxpar.hardware.record import Hardware
+from jaxpar.inference.probe import WIDE, nudged, probe_batch, widened
 from jaxpar.layout.lay_out import lay_out
 from jaxpar.layout.record import Layout
-from jaxpar.measures.verify.alone import on_one_device
-from jaxpar.measures.verify.compare import Check, compare, relative, rounding_only
+from jaxpar.measures.verify.compare import Check, rounding_only
 from jaxpar.measures.verify.diagnosis import later_mistake, likely_mistake
-from jaxpar.measures.verify.probe import WIDE, narrowest, nudged, probe_batch, widened
+from jaxpar.measures.verify.precision import narrowest
+from jaxpar.measures.verify.pure import check_pure
+from jaxpar.measures.verify.reference import Reference, as_written, reference
+from jaxpar.measures.verify.rounding import own_rounding
 from jaxpar.measures.verify.simulation import SYNCHRONISATIONS, every_of, mistake_in, simulation
-from jaxpar.measures.verify.states import (
-    arrays_of,
-    arrays_to_host,
-    as_stored,
-    named_state,
-    on_devices,
-    to_host,
-)
+from jaxpar.measures.verify.states import arrays_as_written, on_devices, to_host
+from jaxpar.measures.verify.trial import Side, Trial
 from jaxpar.measures.verify.verdict import BOUNDS, ROUNDING, Verdict
-from jaxpar.program.record import Program, compile_step
+from jaxpar.program.record import compile_step
 from jaxpar.step.make_step import make_step
-from jaxpar.step.record import State, Step
+from jaxpar.step.record import Step
 
 LEAST_BATCH = 4
 """Rows that a layout with few parts is tried on."""
@@ -52,8 +48,9 @@ def verify(
 ) -> Verdict:
     """Compare a layout's training step with the same step on one device.
 
-    A strategy that averages parameters is another algorithm than one step for the whole batch, and
-    is compared with that algorithm run on one device, see `_simulation`.
+    That is the model's own loss on the whole batch and the user's optimizer on Flax's tree, see
+    `Reference`. A strategy that averages parameters is another algorithm, and is compared with that
+    algorithm run on one device, see `Simulation`.
 
     Args:
         layout: what is on trial.
@@ -64,7 +61,8 @@ def verify(
         seed: of the parameters, the probe batch and dropout.
 
     Raises:
-        RequestError: for described hardware, which cannot run.
+        RequestError: for described hardware, which cannot run; for a model whose loss is not the
+            same function each time, or not finite.
     """
     if hardware.kind == "described":
         raise RequestError(
@@ -73,12 +71,14 @@ def verify(
         )
     if averaging := layout.strategy.averaging:
         steps = max(steps, SYNCHRONISATIONS * every_of(averaging) + 1)
+    check_pure(layout.model)
+    microbatches = make(layout).microbatches
     with jax.enable_x64(True):
-        wide = _relaid(layout, widened(layout.model), make(layout).microbatches)
-        if narrowest(wide) == WIDE:
+        wide = _relaid(layout, widened(layout.model), microbatches)
+        if narrowest(as_written(wide.model)) == WIDE:
             return _verify(wide, hardware, make, steps, seed, WIDE)
-    narrow = _relaid(layout, layout.model, make(layout).microbatches)
-    return _verify(narrow, hardware, make, steps, seed, narrowest(narrow))
+    narrow = _relaid(layout, layout.model, microbatches)
+    return _verify(narrow, hardware, make, steps, seed, narrowest(as_written(narrow.model)))
 
 
 def _check_finite(layout: Layout, metrics: Mapping[str, Any], gradients: Mapping[str, Any]) -> None:
@@ -113,147 +113,75 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
     step = make(layout)
     candidate = compile_step(step, hardware=hardware, for_speed=False)
     averaging = layout.strategy.averaging
-    if averaging:
-        reference: Any = simulation(layout, step, hardware)
-    else:
-        reference = on_one_device(
-            layout.model,
-            optimizer=step.optimizer,
-            microbatches=step.microbatches,
-            hardware=hardware,
-        )
+    right: Any = simulation(layout, step, hardware) if averaging else _alone(layout, step, hardware)
     batch = probe_batch(layout.model, seed)
-    start = to_host(reference.init(seed))
-    stored = partial(as_stored, layout)
+    start = to_host(right.init(seed))
     # A plain module is made as it was written, in float32, and its init may compute.
     drawn = BOUNDS["float32"]["init"] if layout.model.units else bounds["init"]
-    checks = [
-        compare("initial state", stored(arrays_of(start)), arrays_of(candidate.init(seed)), drawn)
-    ]
+    trial = Trial(candidate, bounds)
+    drawn_alike = trial.states("initial state", start, candidate.init(seed), drawn)
     start = replace(start, parameters=nudged(start.parameters, seed))
 
-    sides = _Side.of(reference, start, batch), _Side.of(candidate, start, batch)
-    (right, right_state, right_metrics), (got, got_state, got_metrics) = (
-        (side.gradients, side.state.model_state, side.metrics) for side in sides
-    )
-    _check_finite(layout, right_metrics, right)
-    right = arrays_to_host(right)
-    gradient = compare("gradient", stored(right), got, bounds["gradient"])
-    checks.append(gradient)
-    loss_error = relative(got_metrics["loss"], right_metrics["loss"])
-    checks.append(Check("loss", 1, "loss", loss_error, bounds["loss"]))
-    if right_state:
-        named = (named_state(right_state), named_state(got_state))
-        checks.append(compare("model state", *named, bounds["gradient"]))
-    states = (right_state, got_state)
-    checks.append(_update_check(reference, candidate, start, right, states, bounds["update"]))
-    unjudged = rounding_only(right, ROUNDING * bounds["gradient"])
-    checks += _steps_checks(*sides, steps, bounds, unjudged)
+    one = Side.of(right, right.placed(start), right.place(batch))
+    gradients = to_host(dict(one.gradients))
+    _check_finite(layout, one.metrics, gradients)
+    unjudged = rounding_only(gradients, ROUNDING * bounds["gradient"])
 
+    def tried(trial: Trial) -> tuple[Side, list[Check]]:
+        state = on_devices(candidate, start)
+        many = Side.of(candidate, state, candidate.place(batch))
+        checks = [drawn_alike, *trial.first_step(one, many, gradients)]
+        checks.append(trial.update(start, one, many))
+        return many, checks + trial.steps(one, many, steps, unjudged)
+
+    many, checks = tried(trial)
+    if not all(check.ok for check in checks[1:]):
+        # An ill-conditioned model is judged by what its rounding is on one device.
+        many, checks = tried(replace(trial, own=own_rounding(trial, one, start, batch, steps)))
     mistake = None
-    if averaging:
-        failed = [check.name for check in checks if not check.ok]
-        mistake = mistake_in(failed[0]) if failed else None
-    elif not gradient.ok:
-        mistake = likely_mistake(
-            arrays_to_host(got),
-            stored(right),
-            mesh=layout.mesh,
-            microbatches=step.microbatches,
-            gradient_of_rows=lambda rows: stored(
-                _part_gradient(layout, step, hardware, start, batch, rows)
-            ),
-            rows=layout.model.batch_size,
-            replicas_agree=gradient.replicas_agree,
-            loss_agrees=loss_error <= bounds["loss"],
-            tolerance=bounds["gradient"],
-        )
-    elif not all(c.ok for c in checks):
-        mistake = later_mistake(next(c for c in checks if not c.ok))
-    verdict = Verdict(dtype, tuple(checks), steps, layout.model.batch_size, mistake)
-    return replace(verdict, algorithm=reference.algorithm) if averaging else verdict
-
-
-def _update_check(reference, candidate, start, gradients, model_states, bound) -> Check:
-    """One update from the same gradients, its error relative to the size of the update itself."""
-    before = start.parameters
-    right = to_host(reference.apply(on_devices(reference, start), gradients, model_states[0]))
-    state = on_devices(candidate, start)
-    stored = partial(as_stored, candidate.step.layout)
-    shared = jax.device_put(stored(gradients), candidate.gradient_shardings)
-    got = candidate.apply(state, shared, model_states[1])
-    moved = {p: right.parameters[p] - before[p] for p in before}
-    return compare(
-        "update",
-        stored(arrays_of(right)),
-        arrays_of(got),
-        bound,
-        norms=stored(arrays_of(replace(right, parameters=moved))),
+    if not all(check.ok for check in checks):
+        mistake = _mistake(layout, step, hardware, start, batch, checks, gradients, many, bounds)
+    return Verdict(
+        dtype,
+        tuple(checks),
+        steps,
+        layout.model.batch_size,
+        mistake,
+        algorithm=right.algorithm,
+        program=candidate,
     )
 
 
-@dataclass(frozen=True)
-class _Side:
-    """One side of a comparison after some steps: the program, its placed batch, and what it made.
-
-    Attributes:
-        program: a Program or a Simulation.
-        batch: on its devices.
-        state, metrics, gradients: of the last step.
-    """
-
-    program: Any
-    batch: Any
-    state: State
-    metrics: Mapping[str, Any]
-    gradients: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, program: Any, start: State, batch: Mapping[str, np.ndarray]) -> "_Side":
-        """The side after its first step from `start`."""
-        placed = program.place(batch)
-        return cls(program, placed, *program.probe(on_devices(program, start), placed))
-
-    def after_another(self, state: State) -> "_Side":
-        """The side after one more step, from `state`."""
-        return _Side(self.program, self.batch, *self.program.probe(state, self.batch))
+def _alone(layout: Layout, step: Step, hardware: Hardware, rows: int | None = None) -> Reference:
+    """One device's training of the model that a layout is of, on so many rows."""
+    model = layout.model if rows is None else layout.model.with_batch_size(rows)
+    parts = step.microbatches if rows is None else 1
+    return reference(model, optimizer=step.optimizer, microbatches=parts, hardware=hardware)
 
 
-def _steps_checks(reference: _Side, candidate: _Side, steps, bounds, unjudged) -> list[Check]:
-    """Losses over some steps, and the state after them; both sides have done the first."""
-    averaging = candidate.program.step.layout.strategy.averaging
-    sides, worst = (reference, candidate), 0.0
-    states = tuple(side.state for side in sides)
-    for done in range(1, steps + 1):
-        if done > 1:
-            sides = tuple(s.after_another(x) for s, x in zip(sides, states, strict=True))
-        error = relative(sides[1].metrics["loss"], sides[0].metrics["loss"])
-        worst = error if np.isnan(error) else max(worst, error)
-        states = tuple(side.state for side in sides)
-        if averaging and done % every_of(averaging) == 0:
-            states = tuple(s.program.average(x) for s, x in zip(sides, states, strict=True))
-    right, got = states
-    stored = as_stored(candidate.program.step.layout, arrays_of(to_host(right)))
-    judged = {
-        name: value
-        for name, value in stored.items()
-        if not any(f"/{name}".endswith(f"/{path}") for path in unjudged)
-    }
-    return [
-        Check(f"loss over {steps} steps", steps, "loss", worst, bounds["loss"]),
-        compare(f"state after {steps} steps", judged, arrays_of(got), bounds["steps"]),
-    ]
+def _mistake(layout, step, hardware, start, batch, checks, gradients, many, bounds) -> str:
+    """What most likely went wrong where some checks failed."""
+    failed = next(check for check in checks if not check.ok)
+    if layout.strategy.averaging:
+        return mistake_in(failed.name)
+    by_name = {check.name: check for check in checks}
+    gradient, loss = by_name["gradient"], by_name["loss"]
+    if gradient.ok:
+        return later_mistake(failed)
 
+    def of_rows(rows):
+        part = {name: value[rows] for name, value in batch.items()}
+        right = _alone(layout, step, hardware, len(next(iter(part.values()))))
+        return to_host(dict(right.probe(right.placed(start), right.place(part))[2]))
 
-def _part_gradient(layout, step, hardware, start, batch, rows) -> dict[str, np.ndarray]:
-    """The gradient of these rows alone, on one device, by path."""
-    part = {name: value[rows] for name, value in batch.items()}
-    model = layout.model.with_batch_size(len(next(iter(part.values()))))
-    program = on_one_device(model, optimizer=step.optimizer, microbatches=1, hardware=hardware)
-    return arrays_to_host(_gradients(program, start, part)[0])
-
-
-def _gradients(program: Program, start: State, batch):
-    """(gradients, model state, metrics) of a program from a host state and a host batch."""
-    gradients, state, metrics = program.gradients(on_devices(program, start), program.place(batch))
-    return gradients, state, metrics
+    return likely_mistake(
+        arrays_as_written(layout, to_host(dict(many.gradients))),
+        gradients,
+        mesh=layout.mesh,
+        microbatches=step.microbatches,
+        gradient_of_rows=of_rows,
+        rows=layout.model.batch_size,
+        replicas_agree=gradient.replicas_agree,
+        loss_agrees=loss.ok,
+        tolerance=bounds["gradient"],
+    )

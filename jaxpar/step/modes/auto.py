@@ -29,10 +29,9 @@ from jaxpar.layout.record import Array, Layout
 from jaxpar.layout.stages import runs_in_stages
 from jaxpar.models.record import role_of
 from jaxpar.step.constraints import constrained, landing_as, per_shard
-from jaxpar.step.filled import Filled, Scored, differentiated, scored
+from jaxpar.step.filled import Filled, Scored, differentiated, filled_loss, scored
 from jaxpar.step.modes import pipeline
 from jaxpar.step.modes.record import Asked, Differentiated
-from jaxpar.step.one_device import plain_loss
 from jaxpar.step.placement import Placement, placement
 
 
@@ -44,7 +43,7 @@ def mode(asked: Asked) -> Differentiated:
 
     def gradients(lands, parameters, model_state, batch, key):
         if layout.mesh.devices == 1:
-            loss = partial(plain_loss, layout)
+            loss = filled_loss(asked.microbatch, asked.loss, lambda: Filled(None))
         else:
             loss = partial(_constrained_loss, asked.microbatch, asked.loss, asked.placement)
         totals, new, means = differentiated(loss, asked.factor)(parameters, model_state, batch, key)
@@ -57,12 +56,12 @@ def evaluation(layout: Layout) -> Callable[..., dict[str, Any]]:
     """(parameters, model_state, batch) -> {name: Mean}, without dropout or changing statistics."""
 
     def evaluate(parameters, model_state, batch):
+        traced = traced_loss(layout.model, train=False)
         if layout.mesh.devices == 1:
-            mean, metrics, _ = plain_loss(layout, parameters, model_state, batch, None, train=False)
+            loss = filled_loss(layout, traced, lambda: Filled(None))
         else:
-            traced = traced_loss(layout.model, train=False)
             loss = partial(_constrained_loss, layout, traced, placement(layout, traced))
-            mean, metrics, _ = loss(parameters, model_state, batch, None)
+        mean, metrics, _ = loss(parameters, model_state, batch, None)
         return {"loss": mean, **metrics}
 
     return evaluate

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxpar.core.errors import LayoutError
 from jaxpar.core.jax_compat import sharding_errors
 from jaxpar.core.mesh import axes_of, entry_of
-from jaxpar.inference.traced import KEY
+from jaxpar.inference.record import KEY
 from jaxpar.jaxprs.interpreter import Interpreter, as_it_is, bound
 from jaxpar.jaxprs.record import FIELD, Scope, Trace
 from jaxpar.jaxprs.rules import rule_of

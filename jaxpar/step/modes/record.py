@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from jaxpar.inference.traced import TracedLoss, traced_loss
+from jaxpar.inference.record import TracedLoss
+from jaxpar.inference.traced import traced_loss
 from jaxpar.layout.record import Layout
 from jaxpar.step.placement import Placement, placement
 

@@ -16,7 +16,7 @@ from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 from jaxpar.core.errors import LayoutError
 from jaxpar.core.hooks import layers
 from jaxpar.core.jax_compat import jaxpr_of, with_constants_first
-from jaxpar.inference.traced import KEY, TracedLoss
+from jaxpar.inference.record import KEY, TracedLoss
 from jaxpar.jaxprs.record import FIELD
 from jaxpar.jaxprs.rules import rule_of
 from jaxpar.layout.record import Layout

@@ -1,0 +1,192 @@
+"""What a person's mean is a mean over: the last division by something made of the batch alone.
+
+`(each * mask).sum() / mask.sum()` is a mean over what the mask keeps. Put together from parts of a
+batch it is the sum of the parts' numerators over the sum of their denominators, so the denominator
+is the weight of a part. A loss in whose trace there is no such division is taken for a mean over
+rows; `jaxpar.inference.parts` tries whether it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+
+from jaxpar.core.jax_compat import open_jaxpr
+from jaxpar.inference.record import TracedLoss
+from jaxpar.jaxprs.interpreter import Interpreter, held_by
+from jaxpar.jaxprs.record import FIELD
+from jaxpar.jaxprs.rules import rule_of
+
+_PASSED = frozenset(
+    "convert_element_type copy neg reshape squeeze broadcast_in_dim reduce_precision".split()
+)
+"""Operations on one number that leave it a mean over the same."""
+
+
+def weighed(traced: TracedLoss, parameters: Sequence[str]) -> TracedLoss:
+    """A plain loss, and each of its metrics, with the weight that its trace shows.
+
+    Args:
+        traced: its means weigh as many rows as the batch has.
+        parameters: paths of what is learned.
+    """
+    if not any(_divisors(traced, parameters, nested=True)):
+        return traced
+    # Divisions may stand in functions that are called, such as jnp.mean's own: calls are inlined.
+    closed = traced.closed
+
+    def inlined(*args):
+        return Interpreter().run(closed.jaxpr, closed.consts, args)
+
+    flat = replace(traced, closed=jax.make_jaxpr(inlined)(*closed.in_avals))
+    found = _divisors(flat, parameters, nested=False)
+    inner, count = flat.closed.jaxpr, traced.tree.num_leaves
+    extra = [variable for pair in found if pair for variable in pair]
+    jaxpr = inner.replace(outvars=[*inner.outvars, *extra])
+    whole = jaxpr_as_fun(ClosedJaxpr(jaxpr, flat.closed.consts))
+
+    def function(*args):
+        results = whole(*args)
+        more = iter(results[len(inner.outvars) :])
+        for k, pair in enumerate(found):
+            if pair:
+                value, divisor = next(more), next(more)
+                weight = divisor.astype(value.dtype)
+                results[2 * k : 2 * k + 2] = [value * weight, weight]
+        return results[: len(inner.outvars)]
+
+    assert count == 2 * len(found), traced.tree
+    return replace(traced, closed=jax.make_jaxpr(function)(*closed.in_avals))
+
+
+def _divisors(traced: TracedLoss, parameters: Sequence[str], *, nested: bool) -> list[Any]:
+    """Of each mean, (its value, what it was last divided by), or None if nothing is found.
+
+    With `nested` what is found may be a variable of a jaxpr that is called.
+    """
+    jaxpr = traced.closed.jaxpr
+    learned = set(parameters)
+    flags = {
+        variable: _Made(path in learned, path.startswith(FIELD))
+        for variable, path in zip(jaxpr.invars, traced.arguments, strict=True)
+    }
+    search = _Search(jaxpr, flags, nested)
+    totals = jaxpr.outvars[: traced.tree.num_leaves : 2]
+    return [search.of_mean(total) for total in totals]
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a value is made of: of parameters, of the batch."""
+
+    of_parameters: bool = False
+    of_batch: bool = False
+
+    def __or__(self, other: _Made) -> _Made:
+        return _Made(self.of_parameters or other.of_parameters, self.of_batch or other.of_batch)
+
+
+class _Search:
+    """Looks back from results of a jaxpr for the division that made them."""
+
+    def __init__(
+        self,
+        jaxpr: Any,
+        flags: Mapping[Any, _Made],
+        nested: bool,
+        given: Mapping[Any, Callable[[], Any]] = MappingProxyType({}),
+    ):
+        """In a jaxpr, given what each argument is made of, and what divisor an argument had."""
+        self.nested, self.flags, self.given = nested, dict(flags), given
+        self.makers: dict[Any, tuple[Any, int]] = {}
+        self.within: dict[int, _Search] = {}
+        for eqn in jaxpr.eqns:
+            made = [self.made(atom) for atom in eqn.invars]
+            results = [_joined(made)] * len(eqn.outvars)
+            if rule_of(eqn).kind == "call":
+                inner, _ = open_jaxpr(held_by(eqn))
+                pairs = list(zip(inner.invars, eqn.invars, strict=True))
+                given = {v: partial(self.divisor, atom) for v, atom in pairs}
+                below = _Search(inner, dict(zip(inner.invars, made, strict=True)), nested, given)
+                results = [below.made(atom) for atom in inner.outvars]
+                self.within[id(eqn)] = below
+            for index, (variable, flag) in enumerate(zip(eqn.outvars, results, strict=True)):
+                self.flags[variable], self.makers[variable] = flag, (eqn, index)
+
+    def made(self, atom: Any) -> _Made:
+        """What an atom is made of; constants of neither."""
+        return _Made() if isinstance(atom, Literal) else self.flags.get(atom, _Made())
+
+    def of_mean(self, total: Any) -> tuple[Any, Any] | None:
+        """(value, divisor) of a mean whose total is its value times the number of rows."""
+        eqn, _ = self._maker(total)
+        if eqn is None or eqn.primitive.name != "mul" or not isinstance(eqn.invars[1], Literal):
+            return None
+        value = eqn.invars[0]
+        divisor = self.divisor(value)
+        return None if divisor is None else (value, divisor)
+
+    def divisor(self, atom: Any) -> Any:
+        """What made this number by division, if that is of the batch alone; None if nothing did."""
+        eqn, index = self._maker(atom)
+        if eqn is None:
+            known = None if isinstance(atom, Literal) else self.given.get(atom)
+            return known() if known else None
+        name, operands = eqn.primitive.name, eqn.invars
+        if id(eqn) in self.within:
+            inner, _ = open_jaxpr(held_by(eqn))
+            below = self.within[id(eqn)].divisor(inner.outvars[index])
+            return below if self.nested else None
+        if name == "div" and self._is_weight(operands[1]):
+            return self._count(operands[1])
+        if name in _PASSED:
+            return self.divisor(operands[0])
+        if name == "mul":
+            for one in filter(self._is_weight, operands):
+                maker, _ = self._maker(one)  # a product with a reciprocal is a division
+                if maker is not None and maker.primitive.name == "div":
+                    return self._count(maker.invars[1])
+        if name in ("mul", "div") and not self.made(operands[1]).of_batch:
+            return self.divisor(operands[0])
+        if name == "mul" and not self.made(operands[0]).of_batch:
+            return self.divisor(operands[1])
+        if name in ("add", "sub"):
+            # What is of no row, such as a penalty on weights, is the same in every part.
+            return next(filter(None, map(self.divisor, operands)), None)
+        if name == "select_n" and not self.made(operands[0]).of_parameters:
+            return next(filter(None, map(self.divisor, operands[1:])), None)
+        return None
+
+    def _is_weight(self, atom: Any) -> bool:
+        """Whether a divisor is one number made of the batch and of nothing learned."""
+        made = self.made(atom)
+        return made.of_batch and not made.of_parameters and atom.aval.shape == ()
+
+    def _count(self, atom: Any) -> Any:
+        """What is counted, where the divisor is that or 1 if it is less: `maximum(count, 1)`."""
+        eqn, _ = self._maker(atom)
+        if eqn is not None and eqn.primitive.name == "convert_element_type":
+            return self._count(eqn.invars[0]) if self._is_weight(eqn.invars[0]) else atom
+        if eqn is not None and eqn.primitive.name == "max":
+            for one, other in (eqn.invars, eqn.invars[::-1]):
+                if isinstance(other, Literal) and float(other.val) <= 1 and self._is_weight(one):
+                    return one
+        return atom
+
+    def _maker(self, atom: Any) -> tuple[Any, int]:
+        """The equation that made an atom, and which of its results it is; None for an argument."""
+        return (None, 0) if isinstance(atom, Literal) else self.makers.get(atom, (None, 0))
+
+
+def _joined(made: Sequence[_Made]) -> _Made:
+    """What is made of all of these."""
+    joined = _Made()
+    for one in made:
+        joined = joined | one
+    return joined

@@ -1,0 +1,106 @@
+"""An optimizer applied to a model's own parameters, however these are stored.
+
+It is given Flax's tree with whole weights. Where some are stored in pieces, what it computes is
+traced on whole ones and evaluated in pieces wherever that is the same; an operation that needs a
+whole matrix, as an orthogonalisation does, gets it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+
+from jaxpar.core.errors import RequestError
+from jaxpar.inference.calling import trying
+from jaxpar.jaxprs.piecewise import Pieces, evaluated_in_pieces, whole
+from jaxpar.layout.record import Layout
+from jaxpar.step.own_tree import OwnTree, abstract
+
+
+class Optimization:
+    """`init` and `update` of an optimizer for parameters by path of storage.
+
+    Its state is the optimizer's own, with `Pieces` in place of what has the shape of a weight that
+    is stored in pieces.
+    """
+
+    def __init__(self, optimizer: optax.GradientTransformation, layout: Layout):
+        """Of any optax transformation, for the parameters of a layout."""
+        self.own, self.model = OwnTree.of(layout), layout.model.name
+        self.optimizer = optax.with_extra_args_support(optimizer)
+
+    def init(self, parameters: Mapping[str, Any]) -> Any:
+        """The state before the first update."""
+        tree = self._tree(parameters)
+        return _asked(self.model, lambda: self._evaluated(self.optimizer.init, tree))
+
+    def update(
+        self,
+        gradients: Mapping[str, Any],
+        state: Any,
+        parameters: Mapping[str, Any],
+        value: Any,
+    ) -> tuple[dict[str, Any], Any]:
+        """What is added to each parameter, by path of storage, and the new state.
+
+        `value` is the loss that the gradients are of; an optimizer that asks for it gets it.
+
+        Raises:
+            RequestError: the optimizer asks for what a step does not have, or raises an error.
+        """
+
+        def function(gradients, state, parameters, value):
+            return self.optimizer.update(gradients, state, parameters, value=value, grad=gradients)
+
+        arguments = (self._tree(gradients), state, self._tree(parameters), value)
+        updates, state = _asked(self.model, lambda: self._evaluated(function, *arguments))
+        return self.own.stored(self.own.by_path(updates)), state
+
+    def _tree(self, stored: Mapping[str, Any]) -> dict:
+        """The model's own tree of arrays by path of storage, pieces as `Pieces`."""
+        return self.own.nested(self.own.whole(stored))
+
+    def _evaluated(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What `function` makes of trees that hold `Pieces`, traced as if it were given none."""
+        if not self.own.cuts:
+            return function(*arguments)
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*map(abstract, arguments))
+        results = evaluated_in_pieces(closed, jax.tree.leaves(arguments, is_leaf=_in_pieces))
+        leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
+        pairs = zip(leaves, results, strict=True)
+        return jax.tree.unflatten(tree, [self._as_kept(keys, x) for (keys, _), x in pairs])
+
+    def _as_kept(self, keys: tuple[Any, ...], value: Any) -> Any:
+        """A result in pieces if it has the shape of a weight that is, whole if it has not."""
+        path, shape = self.own.path_at(keys), abstract(value).shape
+        if path in self.own.cuts:
+            lead = len(shape) - len(self.own.shapes[path])
+            if lead >= 0 and shape[lead:] == self.own.shapes[path]:
+                return self.own.apart(path, value, lead)
+        return whole(value)
+
+
+def _in_pieces(value: Any) -> bool:
+    """Whether a node of a tree stands for one array."""
+    return isinstance(value, Pieces)
+
+
+def _asked(model: str, function: Callable[[], Any]) -> Any:
+    """What an optimizer's own code gives; RequestError for whatever it raises."""
+    try:
+        return trying(model, "its optimizer", function)
+    except RequestError as error:
+        cause = error.__cause__
+        missing = isinstance(cause, TypeError) and "required keyword-only" in str(cause)
+        names = re.findall(r"'(\w+)'", str(cause)) if missing else []
+        if not names:
+            raise
+        raise RequestError(
+            f"model '{model}': its optimizer asks for {', '.join(names)}, and a step gives an "
+            "optimizer the gradients, the loss and the parameters once an update: use one that "
+            "does not call the loss again, such as optax.lbfgs with linesearch=None"
+        ) from cause
