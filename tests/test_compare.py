@@ -219,6 +219,16 @@ def test_json_is_one_record_whatever_a_model_prints(tmp_path):
         assert said in done.stderr, said
 
 
+def test_a_picture_has_every_word_of_a_long_line(tmp_path):
+    """It is as wide as a page, and what is longer goes on in the next line."""
+    screen = Screen(as_json=False, pictured=True)
+    screen.console.file = io.StringIO()
+    screen.say(" ".join(f"word{number}" for number in range(60)))
+    screen.picture(tmp_path / "shown.svg", "a title")
+    drawn = (tmp_path / "shown.svg").read_text().replace("&#160;", " ")
+    assert all(f"word{number}" in drawn for number in range(60))
+
+
 def test_work_that_takes_long_is_said_in_a_line_in_a_pipe(monkeypatch):
     """Not at once: what is refused at once has its sentence and no other."""
     monkeypatch.setattr("jaxpar.cli.screen.SECONDS_UNSAID", 0.01)

@@ -64,8 +64,8 @@ class Screen:
                 print(json.dumps(_strict(self._record)), file=out, flush=True)
 
     def say(self, text: str = "", style: str | None = None) -> None:
-        """Print a line, never cut: a terminal goes on in the next one."""
-        self.console.print(text, style=style, markup=False, soft_wrap=True)
+        """Print a line, never cut: a terminal goes on in the next one, and so does a picture."""
+        self.console.print(text, style=style, markup=False, soft_wrap=not self._pictured)
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:

@@ -8,6 +8,9 @@ from jaxpar.cli.screen import Screen
 from jaxpar.cli.tables import table
 from jaxpar.measures.inspect import Inspection
 
+AS_GOOD = 1e-3
+"""Bounds that differ by less are called the same."""
+
 
 @dataclass(frozen=True)
 class Compared:
@@ -103,7 +106,9 @@ def _show_least(screen: Screen, made: Sequence[Compared]) -> None:
         if one.inspection is not None and one.is_usable and one.inspection.bounds is not None
     }
     if len(least) > 1:
-        name = min(least, key=lambda one: least[one])
+        best = min(least.values())
+        names = [name for name, seconds in least.items() if seconds <= best * (1 + AS_GOOD)]
         screen.say(
-            f"least bound: {name}; bounds follow from published rates, and a real step takes longer"
+            f"least bound: {' and '.join(names)}; bounds follow from published rates, and a real "
+            "step takes longer"
         )
