@@ -16,6 +16,8 @@ from jaxpar.core.errors import RequestError
 from jaxpar.core.mesh import sizes_of
 from jaxpar.measures.inspect import inspect
 from jaxpar.measures.verify.verify import verify
+from jaxpar.program.devices import device_mesh
+from jaxpar.program.record import compile_step
 from jaxpar.runtime.train import bits, train
 
 TAKES = "MODEL"
@@ -47,9 +49,12 @@ def verb(options: Options, screen: Screen) -> int:
         )
     data = asked.load_data()
 
+    # What can be refused is, before a folder is made, and that before the long work.
+    device_mesh(asked.layout.mesh, asked.hardware)
+    step = asked.make(asked.layout)
+    metrics_file = unused(options.folder(asked.name) / "metrics.jsonl")
     with screen.doing(compiling(asked)):
-        program = asked.compile()
-        metrics_file = unused(options.folder(asked.name) / "metrics.jsonl")
+        program = compile_step(step, hardware=asked.hardware)
         inspection = inspect(program, is_strict=options.lint == "error")
     show_layout(screen, asked.layout, asked.hardware)
     show_dims(screen, asked.layout)
