@@ -10,6 +10,7 @@ from jaxpar.core.catalogue import STRATEGIES as STRATEGIES
 from jaxpar.core.errors import LayoutError as LayoutError
 from jaxpar.core.errors import RequestError as RequestError
 from jaxpar.core.mesh import MeshShape as MeshShape
+from jaxpar.data import iterable as iterable
 from jaxpar.data.record import Dataset as Dataset
 from jaxpar.experiment import Claim as Claim
 from jaxpar.experiment import Experiment as Experiment

@@ -213,12 +213,24 @@ def load_data(model: Model, name: str | None) -> Dataset:
     return data
 
 
+_SAID_IN_THE_MODULE = {
+    "compute_dtype": "give its layers dtype=jnp.bfloat16, as Flax's own have it",
+    "remat": "wrap its blocks in nnx.remat or nn.remat",
+}
+"""Fields of the catalogue's decoders, and how a person's own module says the same."""
+
+
 def _check_fields(
     model: Model, training: Training, changes: dict[str, Any], options: tuple[str, ...]
 ) -> None:
     """Refuse a change that no record takes; `options` are those of the optimizer and strategy."""
     own = [] if model.config is None else [f.name for f in fields(model.config)]
     for name in changes:
+        if model.config is None and name in _SAID_IN_THE_MODULE:
+            raise RequestError(
+                f"--set {name}: model '{model.name}' is your own and has no fields; "
+                f"{_SAID_IN_THE_MODULE[name]}"
+            )
         if name not in own:
             known = [*own, *(f.name for f in fields(training)), *options]
             raise unknown(

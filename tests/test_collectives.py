@@ -289,7 +289,9 @@ def test_traffic_sums_by_kind_and_axes_and_sorts_by_bytes():
     records = json.loads(json.dumps(traffic.as_records(rows)))
     assert records[1] == {
         "kind": "all-reduce",
+        "of": None,
         "axes": ["data"],
+        "between_nodes": None,
         "count": 7,
         "bytes": 3584,
         "sources": ["/home/me/model.py:12 block", "grads"],

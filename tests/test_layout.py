@@ -174,7 +174,7 @@ def test_combining_refuses_what_contradicts(one, other, sentence):
 def test_what_one_of_two_needs_the_other_cannot_forbid():
     """fsdp+data on one axis: data never gathers, fsdp must."""
     both = combine(load_strategy("data"), load_strategy("fsdp"))
-    assert "all-gather" in both.must["data"]
+    assert "all-gather of weights" in both.must["data"]
     assert not both.must["data"] & both.never["data"]
     assert {"all-to-all", "collective-permute"} <= both.never["data"]
 

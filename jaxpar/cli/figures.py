@@ -1,9 +1,11 @@
-"""How figures are written for a person: bytes with their unit, metrics, meshes, places in code."""
+"""How figures are written for a person: with their unit, metrics, meshes, places in code."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-_UNITS = ("B", "KB", "MB", "GB", "TB")
+_BYTES = ("B", "KB", "MB", "GB", "TB", "PB")
+_FLOPS = ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP")
 
 
 def bytes_text(count: float) -> str:
@@ -12,13 +14,53 @@ def bytes_text(count: float) -> str:
     >>> bytes_text(999), bytes_text(33_800), bytes_text(80e9)
     ('999 B', '33.80 KB', '80.00 GB')
     """
-    size, units = float(count), iter(_UNITS)
-    unit = next(units)
-    for larger in units:
+    return _scaled(count, _BYTES)
+
+
+def flops_text(count: float) -> str:
+    """Floating-point operations, in powers of a thousand.
+
+    >>> flops_text(60), flops_text(474.4e12)
+    ('60 FLOP', '474.40 TFLOP')
+    """
+    return _scaled(count, _FLOPS)
+
+
+def seconds_text(seconds: float) -> str:
+    """A time in the largest of s, ms, us and ns of which there is one.
+
+    >>> seconds_text(75.0), seconds_text(0.0486), seconds_text(2.5e-6), seconds_text(0.0)
+    ('75.00 s', '48.60 ms', '2.50 us', '0 s')
+    """
+    if not seconds:
+        return "0 s"
+    sizes = ((seconds * n, unit) for n, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")))
+    size, unit = next((one for one in sizes if one[0] >= 1), (seconds * 1e9, "ns"))
+    return f"{size:,.2f} {unit}"
+
+
+def number_text(value: float) -> str:
+    """A number of any size, four digits of it at least.
+
+    >>> number_text(2.5), number_text(0.00012345), number_text(1234567.8), number_text(1e20)
+    ('2.5000', '0.0001234', '1,234,568', '1e+20')
+    """
+    size = abs(value)
+    if not math.isfinite(value) or size >= 1e15 or 0 < size < 0.1:
+        return f"{value:.4g}"
+    if size >= 1e6:
+        return f"{value:,.0f}"
+    return f"{value:.4f}" if size < 1000 else f"{value:,.1f}"
+
+
+def _scaled(count: float, units: tuple[str, ...]) -> str:
+    """A count in the largest of the units of which there is one; whole in the smallest."""
+    size, unit = float(count), units[0]
+    for name in units[1:]:
         if size < 1000:
             break
-        size, unit = size / 1000, larger
-    return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.2f} {unit}"
+        size, unit = size / 1000, name
+    return f"{size:,.0f} {unit}" if unit == units[0] else f"{size:,.2f} {unit}"
 
 
 def sizes_text(sizes: Mapping[str, int]) -> str:
@@ -39,7 +81,8 @@ def metrics_text(head: str, metrics: Mapping[str, float]) -> str:
     parts = []
     for name, value in metrics.items():
         name = name.removeprefix("test_").replace("_", " ")
-        parts.append(f"{name} {value:.1%}" if name == "accuracy" else f"{name} {value:.4f}")
+        is_share = name == "accuracy" and math.isfinite(value)
+        parts.append(f"{name} {value:.1%}" if is_share else f"{name} {number_text(value)}")
     return f"{head}: {', '.join(parts)}"
 
 
@@ -60,6 +103,8 @@ def entry_text(name: str, value: Any) -> str:
 
     >>> entry_text("memory.total_bytes", 2048), entry_text("train.last_loss", 0.123456)
     ('2.05 KB', '0.1235')
+    >>> entry_text("train.tokens_per_second", 123456.78), entry_text("inspect.ok", True)
+    ('123,456.8', 'True')
     """
     if value is None:
         return "-"
@@ -68,4 +113,4 @@ def entry_text(name: str, value: Any) -> str:
     own = name.rpartition(".")[2].split("_")
     if name.startswith("communication.") or ("bytes" in own and "per_byte" not in name):
         return bytes_text(value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return number_text(value) if isinstance(value, float) else str(value)

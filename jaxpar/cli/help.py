@@ -14,8 +14,8 @@ from jaxpar.core.catalogue import OPTIMIZERS, STRATEGIES, Catalogue
 from jaxpar.core.errors import unknown
 
 VERBS = Catalogue("jaxpar.cli.verbs", "verb")
-"""A file each, which says in `TAKES` what word follows it (in brackets where it may be left out)
-and in `READS` which options it reads beside those that all share.
+"""A file each, which says in `TAKES` what words follow it (in brackets where one may be left out,
+with ... where more may follow) and in `READS` which options it reads beside those that all share.
 """
 
 

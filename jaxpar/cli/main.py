@@ -6,7 +6,6 @@ Exit status 0 when all is well, 1 when a check or claim failed, 2 when the reque
 
 import os
 import sys
-from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 from absl import logging
@@ -49,9 +48,11 @@ def execute(argv: list[str], *, program: str) -> int:
 def _check_words(name: str, words: list[str], program: str) -> None:
     """Refuse too few or too many words after a verb."""
     takes = VERBS.constant(name, "TAKES")
-    if takes and takes[0] != "[" and not words:
-        raise RequestError(f"'{name}' needs a {takes}: {program} {name} {takes} ...")
-    if len(words) > bool(takes):
+    named = takes.split()
+    if len(words) < sum(word.isalpha() for word in named):
+        like = takes if "..." in named else f"{takes} ..."
+        raise RequestError(f"'{name}' needs a {takes}: {program} {name} {like}")
+    if len(words) > len(named) and "..." not in named:
         most = f"one {takes.strip('[]')}" if takes else "no name"
         raise RequestError(
             f"'{name}' takes {most}, and got {' '.join(words)}: options start with --"
@@ -76,7 +77,7 @@ def _run(name: str, argv: list[str], options: command_line.Options) -> int:
         prefer_cpu()
     screen = Screen(options.json, pictured=options.picture is not None)
     try:
-        with redirect_stdout(sys.stderr) if options.json else nullcontext():
+        with screen.alone():
             status = VERBS.load(name)(options, screen)
     except KeyboardInterrupt:
         kept = [str(path) for path in screen.files if path.exists()]

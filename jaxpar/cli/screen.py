@@ -3,18 +3,26 @@
 With `--json` standard output belongs to the record, so all else goes to standard error.
 """
 
+import atexit
+import io
 import json
 import math
+import os
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from jaxpar.cli.tables import table
 
 PICTURE_COLUMNS = 108
+SECONDS_UNSAID = 3.0
+"""How long something may take before a line says what it is, where nothing can move."""
 
 
 class Screen:
@@ -29,16 +37,62 @@ class Screen:
         width = PICTURE_COLUMNS if pictured else None
         self.console = Console(stderr=as_json, highlight=False, record=pictured, width=width)
         self.files: list[Path] = []
-        self._record_goes_to = sys.stdout if as_json else None
+        self._as_json, self._pictured = as_json, pictured
+        self._record: dict | None = None
 
     @property
     def width(self) -> int:
         """Characters in a line; 80 in a pipe."""
         return self.console.width
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within, with `--json`, nothing but the record reaches standard output.
+
+        Whatever else is printed goes to standard error: by Python, by other languages and other
+        processes to descriptor 1, and by what is still to run when the process ends. The record
+        follows at the end, if there is one.
+        """
+        if not self._as_json:
+            yield
+            return
+        with ExitStack() as closing:
+            out = closing.enter_context(_kept_apart())
+            with redirect_stdout(sys.stderr):
+                yield
+            if self._record is not None:
+                print(json.dumps(_strict(self._record)), file=out, flush=True)
+
     def say(self, text: str = "", style: str | None = None) -> None:
-        """Print a line, never cut: a terminal goes on in the next one."""
-        self.console.print(text, style=style, markup=False, soft_wrap=True)
+        """Print a line, never cut: a terminal goes on in the next one, and so does a picture."""
+        self.console.print(text, style=style, markup=False, soft_wrap=not self._pictured)
+
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Say what takes a while: with the time that it takes on a terminal, else in a line.
+
+        The line comes after some seconds only, so that what is refused at once is all that is said.
+        """
+        if self.console.is_interactive and not self._pictured:
+            columns = (
+                SpinnerColumn("line"),
+                TextColumn("{task.description}", markup=False),
+                TimeElapsedColumn(),
+            )
+            with Progress(*columns, console=self.console, transient=True) as progress:
+                progress.add_task(what, total=None)
+                yield
+            return
+        if self._as_json or self._pictured:
+            yield
+            return
+        late = threading.Timer(SECONDS_UNSAID, self.say, (f"{what} ...", "dim"))
+        late.daemon = True
+        late.start()
+        try:
+            yield
+        finally:
+            late.cancel()
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print rows of cells under a head, no wider than the screen."""
@@ -49,14 +103,41 @@ class Screen:
             self.say(line)
 
     def finish(self, record: dict) -> None:
-        """Print the record, if it was asked for."""
-        if self._record_goes_to is not None:
-            print(json.dumps(_strict(record)), file=self._record_goes_to, flush=True)
+        """Keep the record, for `alone` to print if it was asked for."""
+        self._record = record
 
     def picture(self, path: Path, title: str) -> None:
         """Save all that was shown as an SVG picture, for a page or a slide."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.console.save_svg(str(path), title=title)
+
+
+@contextmanager
+def _kept_apart() -> Iterator[TextIO]:
+    """A stream to standard output, whose descriptor is standard error's meanwhile."""
+    out = sys.stdout
+    try:
+        own = out.fileno()
+        out.flush()
+        saved = os.dup(own)
+    except (AttributeError, OSError, io.UnsupportedOperation):
+        yield out  # no file: only what Python prints could reach it
+        return
+    with open(saved, "w", encoding=out.encoding, errors=out.errors) as apart:
+        os.dup2(2, own)
+        try:
+            yield apart
+        finally:
+            out.flush()
+            os.dup2(saved, own)
+            # What was registered before runs after this.
+            atexit.register(_to_standard_error, own)
+
+
+def _to_standard_error(descriptor: int) -> None:
+    """Let what is still written to a descriptor go to standard error."""
+    sys.stdout.flush()
+    os.dup2(2, descriptor)
 
 
 def _strict(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """NVIDIA H100 SXM 80 GB, described to XLA: as many as a mesh needs, eight a node, none present."""
 
-from jaxpar.hardware.record import Hardware
+from jaxpar.hardware.record import Hardware, Rates
 
 _DEVICE = """
 gpu_device_info {
@@ -29,6 +29,23 @@ runtime_version { major: 12 minor: 8 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
+_RATES = Rates(
+    # Products of float32 run as TF32, which is what XLA does with them unless it is told otherwise.
+    flops_per_second={
+        "float64": 66.9e12,
+        "float32": 494.7e12,
+        "bfloat16": 989.4e12,
+        "float16": 989.4e12,
+        "float8_e4m3fn": 1978.9e12,
+        "float8_e5m2": 1978.9e12,
+        "int8": 1978.9e12,
+    },
+    link_bytes_per_second=450e9,
+    network_bytes_per_second=50e9,
+    source="NVIDIA H100 Tensor Core GPU Architecture (2022), table of SXM5: tensor cores without "
+    "sparsity, NVLink 900 GB/s both ways; NVIDIA DGX H100 datasheet: eight 400 Gb/s adapters",
+)
+
 
 def hardware() -> Hardware:
     """Return described H100s."""
@@ -45,4 +62,5 @@ def hardware() -> Hardware:
             "xla_gpu_enable_triton_gemm": False,
         },
         source="XLA's own description of an H100 SXM; NVIDIA H100 datasheet",
+        rates=_RATES,
     )

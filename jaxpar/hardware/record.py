@@ -1,7 +1,25 @@
-"""The Hardware record: what kind of devices a step is compiled for, and XLA's options."""
+"""The Hardware record: what kind of devices a step is compiled for, their rates, XLA's options."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device can do at most, as its maker publishes it: time that follows is a lower bound.
+
+    Attributes:
+        flops_per_second: dtype of a product's operands -> multiply-adds times two in a second,
+            without sparsity.
+        link_bytes_per_second: to and from the other devices of its node, each way.
+        network_bytes_per_second: its share of the node's network, each way.
+        source: where the figures are published.
+    """
+
+    flops_per_second: Mapping[str, float]
+    link_bytes_per_second: float
+    network_bytes_per_second: float
+    source: str
 
 
 @dataclass(frozen=True)
@@ -17,6 +35,7 @@ class Hardware:
         target: XLA's text description of one GPU, for described ones.
         compiler_options: what XLA is told beside it.
         source: where the figures come from.
+        rates: what is published of its speed, or None.
     """
 
     name: str
@@ -26,3 +45,4 @@ class Hardware:
     target: str | None = None
     compiler_options: Mapping[str, bool | int | str] = field(default_factory=dict)
     source: str = ""
+    rates: Rates | None = None

@@ -1,24 +1,32 @@
-"""Inspect: a compiled program's collectives and memory, and whether its strategy states them.
+"""Inspect: a compiled program's collectives, memory and work, and whether it is what was asked for.
 
-Read from the program that XLA made for the hardware asked for, loops counted as often as they run.
-No array is allocated.
+Read from the program that XLA made for the hardware asked for, loops counted as often as they run;
+work is counted in the traced loss. No array is allocated.
 """
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from jaxpar.core.mesh import axes_of, sizes_of
+from jaxpar.hardware.record import Hardware
 from jaxpar.layout.record import Layout
 from jaxpar.layout.stages import runs_in_stages, schedule_for
+from jaxpar.measures.bounds import Bounds, bounds
+from jaxpar.measures.device_memory import DeviceMemory, device_memory
 from jaxpar.measures.dims import dims_of_layout
+from jaxpar.measures.faults import early_synchronisations, traffic_faults
 from jaxpar.measures.lint import Finding, lint
 from jaxpar.measures.record import Make, Measure
+from jaxpar.measures.replicated import Replicated, replicated
+from jaxpar.measures.simulated import differences
 from jaxpar.measures.traffic import TrafficRow, as_records, traffic
+from jaxpar.measures.work import Work, work
 from jaxpar.program.record import Program
 from jaxpar.schedules.record import Schedule
 from jaxpar.step.modes.record import Island
 from jaxpar.step.pipeline.timetable import timetable
-from jaxpar.strategies.record import REPLICA
+from jaxpar.step.record import Step
 
 
 @dataclass(frozen=True)
@@ -26,32 +34,72 @@ class Inspection:
     """What a program was found to do.
 
     Attributes:
-        layout: what was laid out.
-        hardware: name of what it was compiled for.
+        step: what was compiled.
+        target: what it was compiled for.
         collectives: of one update, by kind and mesh axes, most bytes first.
         averaging: as `collectives`, of one synchronisation of replicas of local SGD; else empty.
-        memory: XLA's own totals for one device, by name, in bytes.
+        device_memory: what it takes of one device; None where a backend gives no account.
+        replicated: arrays of the optimizer and the model that every device has whole although
+            others like them are sharded.
         faults: unexpected and missing collectives, a sentence each.
         lint: where the program is not what the layout asked for.
         islands: operations that explicit mode left to XLA.
         trace_seconds, compile_seconds: how long it took to make; short if JAX had kept it.
         is_strict: whether what lint finds is an error, or else a warning.
         schedule: which stage does what when, where layers run in stages.
+        differences: what simulated devices show otherwise than GPUs, in a sentence, or "".
     """
 
-    layout: Layout
-    hardware: str
-    mode: str
+    step: Step
+    target: Hardware
     collectives: tuple[TrafficRow, ...]
-    memory: dict[str, int]
+    device_memory: DeviceMemory | None
     faults: tuple[str, ...]
     lint: tuple[Finding, ...] = ()
+    replicated: tuple[Replicated, ...] = ()
     is_strict: bool = True
     islands: tuple[Island, ...] = ()
     trace_seconds: float = 0.0
     compile_seconds: float = 0.0
     averaging: tuple[TrafficRow, ...] = ()
     schedule: Schedule | None = None
+    differences: str = ""
+
+    @property
+    def layout(self) -> Layout:
+        """What was laid out."""
+        return self.step.layout
+
+    @property
+    def hardware(self) -> str:
+        """Name of what it was compiled for."""
+        return self.target.name
+
+    @property
+    def mode(self) -> str:
+        """The mode of the step."""
+        return self.step.mode
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """What it takes of one device, by name, in bytes; empty where it is not known."""
+        return {} if self.device_memory is None else self.device_memory.record()
+
+    @cached_property
+    def work(self) -> Work:
+        """What a step computes; counted when it is first asked for."""
+        return work(self.step)
+
+    @property
+    def bounds(self) -> Bounds | None:
+        """How long a step takes at least; None for hardware of which no rates are published."""
+        return bounds(self.work, self._rows(), self.target)
+
+    def _rows(self) -> tuple[tuple[TrafficRow, float], ...]:
+        """Every row of collectives, with how many of them a step has."""
+        averaging = self.layout.strategy.averaging
+        share = 1 / averaging.every if averaging and averaging.every else 0.0
+        return (*((row, 1.0) for row in self.collectives), *((r, share) for r in self.averaging))
 
     @property
     def bytes_per_step(self) -> float:
@@ -59,14 +107,27 @@ class Inspection:
 
         It counts for each of the updates that it comes after, and for none at the end of training.
         """
-        averaging = self.layout.strategy.averaging
-        every = averaging.every if averaging else 0
-        rare = sum(row.bytes for row in self.averaging)
-        return sum(row.bytes for row in self.collectives) + (rare / every if every else 0)
+        return sum(row.bytes * times for row, times in self._rows())
+
+    def bytes_by_axes(self) -> dict[str, dict[str, float]]:
+        """Bytes per device per step by mesh axes, "data x model", within nodes and between them.
+
+        Where nodes are not known, as on simulated devices, all are "anywhere".
+        """
+        where = {None: "anywhere", False: "inside_nodes", True: "between_nodes"}
+        found: dict[str, dict[str, float]] = {}
+        for row, times in self._rows():
+            sums = found.setdefault(" x ".join(row.axes), {})
+            place = where[row.between_nodes]
+            sums[place] = sums.get(place, 0.0) + row.bytes * times
+        return found
 
     @property
     def ok(self) -> bool:
-        """Whether collectives are those the strategy states, and a strict lint finds nothing."""
+        """Whether collectives are those the strategy states, and a strict lint finds nothing.
+
+        Whether it fits is another question, and `device_memory` answers it.
+        """
         return not self.faults and not (self.lint and self.is_strict)
 
     def record(self) -> dict:
@@ -89,7 +150,12 @@ class Inspection:
             "averaging_collectives": as_records(self.averaging),
             "averaging_every": averaging.every if averaging else None,
             "bytes_per_step": self.bytes_per_step,
+            "bytes_per_step_by_axes": self.bytes_by_axes(),
+            "collectives_differ": self.differences or None,
+            "work": self.work.record(),
+            "bounds": None if (bound := self.bounds) is None else bound.record(),
             "memory": self.memory,
+            "replicated": [asdict(one) for one in self.replicated],
             "schedule": None if self.schedule is None else _table(self.schedule),
             "arrays": [
                 {
@@ -118,30 +184,31 @@ def inspect(program: Program, *, is_strict: bool = True) -> Inspection:
 
     Args:
         program: compiled for anything.
-        islands: operations that explicit mode left to XLA.
-        trace_seconds, compile_seconds: how long it took to make; short if JAX had kept it.
         is_strict: whether what `lint` finds makes the inspection not ok, or is a warning.
     """
-    layout = program.step.layout
-    sizes = sizes_of(layout.mesh)
-    rows = traffic(program.text, sizes)
-    averaging = () if program.average is None else traffic(program.average.as_text(), sizes)
+    step, hardware = program.step, program.hardware
+    layout, sizes = step.layout, sizes_of(step.layout.mesh)
+    node = hardware.devices_per_node
+    rows = traffic(program.text, sizes, node)
+    averaging = () if program.average is None else traffic(program.average.as_text(), sizes, node)
     return Inspection(
-        layout=layout,
-        hardware=program.hardware.name,
-        mode=program.step.mode,
+        step=step,
+        target=hardware,
         collectives=rows,
-        memory=_memory(program),
-        faults=traffic_faults(layout, rows + averaging) + _between_synchronisations(layout, rows),
+        device_memory=device_memory(program),
+        faults=traffic_faults(layout, rows + averaging, step.mode)
+        + early_synchronisations(layout, rows),
         lint=lint(program),
+        replicated=replicated(step),
         is_strict=is_strict,
-        islands=program.step.traced.islands,
-        trace_seconds=program.step.traced.seconds,
+        islands=step.traced.islands,
+        trace_seconds=step.traced.seconds,
         compile_seconds=program.made.compile_seconds,
         averaging=averaging,
-        schedule=schedule_for(layout.strategy, layout.mesh, program.step.microbatches)
+        schedule=schedule_for(layout.strategy, layout.mesh, step.microbatches)
         if runs_in_stages(layout.strategy, layout.mesh)
         else None,
+        differences=differences(program, rows),
     )
 
 
@@ -159,85 +226,6 @@ def _table(schedule: Schedule) -> dict:
         "permutes": timetable(schedule).permutes,
         "table": schedule.picture().splitlines(),
     }
-
-
-def traffic_faults(layout: Layout, rows: tuple[TrafficRow, ...]) -> tuple[str, ...]:
-    """Collectives in `rows` that the strategy never causes, and those it must; a sentence each."""
-    strategy, mesh = layout.strategy, layout.mesh
-    faults = []
-    for axis in mesh.axes:
-        if mesh.size(axis) == 1:
-            continue
-        found = {row.kind for row in rows if axis in row.axes}
-        for row in rows:
-            if axis in row.axes and row.kind in strategy.never.get(axis, ()):
-                where = f", from {row.sources[0]}" if row.sources else ""
-                mixing = (
-                    ", or the loss takes rows of the whole batch together there"
-                    if layout.model.named and axis in layout.row_axes
-                    else ""
-                )
-                faults.append(
-                    f"unexpected collective: strategy '{strategy.name}' never causes {row.kind} "
-                    f"over axis '{axis}', and the program does {row.count} per step, "
-                    f"{row.bytes:,} bytes per device{where}: an array is not sharded as its use "
-                    f"needs it{mixing}"
-                )
-        for kind in sorted(strategy.must.get(axis, ())):
-            if kind not in found and _uses(layout, axis, kind):
-                faults.append(
-                    f"missing collective: strategy '{strategy.name}' must cause {kind} over axis "
-                    f"'{axis}', and the program does none: the arrays it should move are not "
-                    "sharded over that axis"
-                )
-    return tuple(faults)
-
-
-def _between_synchronisations(layout: Layout, rows: tuple[TrafficRow, ...]) -> tuple[str, ...]:
-    """Collectives of an update over the axis of replicas that only synchronise now and then."""
-    if layout.strategy.averaging is None:
-        return ()
-    return tuple(
-        f"unexpected collective: strategy '{layout.strategy.name}' has none over axis '{REPLICA}' "
-        f"until replicas synchronise, and an update does {row.count} {row.kind} per step, "
-        f"{row.bytes:,} bytes per device: something of one replica is used by another"
-        for row in rows
-        if REPLICA in row.axes
-    )
-
-
-def _uses(layout: Layout, axis: str, kind: str) -> bool:
-    """Whether anything of this model is sharded over `axis`, so that `kind` can be expected."""
-    between = {axis for axes in layout.strategy.between.values() for axis in axes}
-    specs = [a.stored for a in layout.parameters.values()]
-    if kind == "all-gather" and axis in between:
-        return True
-    if kind in ("all-reduce", "all-to-all", "collective-permute"):
-        specs += list(layout.batch.values())
-    if kind == "all-gather":
-        specs = [
-            a.optimizer_state for a in layout.parameters.values() if a.optimizer_state != a.used
-        ]
-    return any(axis in axes_of(entry) for spec in specs for entry in spec)
-
-
-def _memory(program: Program) -> dict[str, int]:
-    """XLA's own totals for one device in bytes, by name; empty where a backend gives none."""
-    stats = program.update.memory_analysis()
-    if stats is None:
-        return {}
-    memory = {
-        "arguments_bytes": stats.argument_size_in_bytes,
-        "outputs_bytes": stats.output_size_in_bytes,
-        "reused_bytes": stats.alias_size_in_bytes,
-        "temporary_bytes": stats.temp_size_in_bytes,
-    }
-    lasting = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-    memory["total_bytes"] = lasting + stats.temp_size_in_bytes
-    if program.hardware.kind != "described":
-        init = program.init_memory
-        memory["init_peak_bytes"] = init.output_size_in_bytes + init.temp_size_in_bytes
-    return memory
 
 
 def _taken(program: Program, make: Make) -> dict[str, Any]:

@@ -252,11 +252,11 @@ def _as_test(means: dict[str, float]) -> dict[str, float]:
 
 
 def _writer(path: Path | None) -> Callable[[dict], None]:
-    """A function that appends a row as a JSON line to a new file; nothing without a path."""
+    """A function that appends a row as a JSON line to a file; nothing without a path."""
     if path is None or jax.process_index() != 0:
         return lambda row: None
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("")
+    path.touch()  # refused now rather than after the first step
 
     def write(row: dict) -> None:
         with path.open("a", encoding="utf-8") as out:

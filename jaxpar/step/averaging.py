@@ -17,7 +17,7 @@ from jaxpar.core.mesh import axes_of, entry_of
 from jaxpar.jaxprs.equations import equations
 from jaxpar.layout.record import Layout
 from jaxpar.step.constraints import constrained
-from jaxpar.step.record import Step
+from jaxpar.step.record import State, Step
 from jaxpar.strategies.record import REPLICA, Averaging
 
 ByPath = dict[str, Any]
@@ -150,6 +150,7 @@ def _by_shard_map(layout: Layout, function: Callable) -> Callable:
 
     def here(batch, *stacked):
         own = jax.tree.map(lambda x: x[0], stacked)
+        own = [_as_stored(layout, x) if isinstance(x, State) else x for x in own]
         return jax.tree.map(lambda x: x[None], function(batch, *own))
 
     lead = PartitionSpec(REPLICA)
@@ -161,6 +162,17 @@ def _by_shard_map(layout: Layout, function: Callable) -> Callable:
         out_specs=lead,
         check_vma=False,  # a replica's step does not know this axis
     )
+
+
+def _as_stored(layout: Layout, state: State) -> State:
+    """One replica's state, its parameters constrained to be sharded as they are stored.
+
+    Under a shard_map over some axes XLA knows no sharding over the others. It was seen to shard
+    weights as their optimizer state is (ZeRO), and therefore to gather the rows of a batch.
+    """
+    specs = {path: array.stored for path, array in layout.parameters.items()}
+    values = {p: constrained(layout, x, specs[p]) for p, x in state.parameters.items()}
+    return replace(state, parameters=values)
 
 
 def _by_vmap(layout: Layout, function: Callable) -> Callable:

@@ -25,6 +25,7 @@ from jaxpar.step.modes.auto import evaluation
 from jaxpar.step.modes.record import Asked
 from jaxpar.step.optimization import Optimization
 from jaxpar.step.record import State, Step
+from jaxpar.step.restacked import restacked
 from jaxpar.step.state_specs import state_specs
 
 USUAL = optax.adamw(1e-3)
@@ -75,7 +76,7 @@ def _make_plain(layout: Layout, *, optimizer, mode, microbatches, factor) -> Ste
     def init(key) -> State:
         init_key, step_key = jax.random.split(key)
         parts = take_apart(build(layout.model, init_key), layout.model.trainable)
-        parameters = {p: _in_order(layout, p, v) for p, v in values_of(parts.parameters).items()}
+        parameters = {p: restacked(layout, p, v) for p, v in values_of(parts.parameters).items()}
         return State(
             step=jnp.zeros((), jnp.int32),
             parameters=parameters,
@@ -154,9 +155,3 @@ def _check_microbatches(layout: Layout, microbatches: int) -> None:
             f"a batch of {rows} rows cannot be split into {microbatches} microbatches{each}: "
             f"{step} does not divide {rows}; use a batch of {' or '.join(map(str, near))}"
         )
-
-
-def _in_order(layout: Layout, path: str, value: jax.Array) -> jax.Array:
-    """A stack of layers in the order in which the layout stores them."""
-    order = layout.order_of(path)
-    return value if order is None else jnp.take(value, jnp.asarray(order), axis=0)

@@ -7,7 +7,13 @@ Arrays of fewer than 16,384 elements (64 KiB in float32) stay replicated: a gath
 its latency, not its bytes; the layout lists them.
 """
 
-from jaxpar.strategies.record import ALL_GATHER, ALL_TO_ALL, PERMUTE, Strategy
+from jaxpar.strategies.record import (
+    ALL_TO_ALL,
+    GATHER_ACTIVATIONS,
+    GATHER_WEIGHTS,
+    PERMUTE,
+    Strategy,
+)
 
 PREFERENCE = ("residual", "inner", "vocabulary", "heads", "feature")
 """Which dim of a weight is sharded: the one that tensor parallelism leaves alone comes first."""
@@ -24,6 +30,6 @@ def strategy(whole_below: int = 16_384) -> Strategy:
         compute={"batch": "data"},
         store={"data": PREFERENCE},
         whole_below=whole_below,
-        must={"data": frozenset({ALL_GATHER})},
-        never={"data": frozenset({ALL_TO_ALL, PERMUTE})},
+        must={"data": frozenset({GATHER_WEIGHTS})},
+        never={"data": frozenset({ALL_TO_ALL, PERMUTE, GATHER_ACTIVATIONS})},
     )

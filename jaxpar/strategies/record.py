@@ -19,11 +19,17 @@ from jaxpar.core.roles import check_role
 
 ALL_REDUCE = "all-reduce"
 ALL_GATHER = "all-gather"
+GATHER_WEIGHTS, GATHER_ACTIVATIONS = f"{ALL_GATHER} of weights", f"{ALL_GATHER} of activations"
 REDUCE_SCATTER = "reduce-scatter"
 ALL_TO_ALL = "all-to-all"
 PERMUTE = "collective-permute"
-KINDS = frozenset({ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, ALL_TO_ALL, PERMUTE})
-"""XLA's collective kinds, spelled as XLA spells them."""
+KINDS = frozenset(
+    {ALL_REDUCE, GATHER_WEIGHTS, GATHER_ACTIVATIONS, REDUCE_SCATTER, ALL_TO_ALL, PERMUTE}
+)
+"""XLA's collective kinds, spelled as XLA spells them, gathers by what they gather.
+
+`ALL_GATHER` is a gather of anything.
+"""
 
 
 SHARDABLE = ("parameters", "gradients", "optimizer_state")

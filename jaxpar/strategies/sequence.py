@@ -10,7 +10,14 @@ replicated, gain an all-reduce of their gradients: a vector of the width each.
 from dataclasses import replace
 
 from jaxpar.strategies import tensor
-from jaxpar.strategies.record import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, PERMUTE, Strategy
+from jaxpar.strategies.record import (
+    ALL_REDUCE,
+    ALL_TO_ALL,
+    GATHER_ACTIVATIONS,
+    GATHER_WEIGHTS,
+    PERMUTE,
+    Strategy,
+)
 
 
 def strategy() -> Strategy:
@@ -19,6 +26,6 @@ def strategy() -> Strategy:
         tensor.strategy(),
         name="sequence",
         between={"sequence": "model"},
-        must={"model": frozenset({ALL_GATHER, ALL_REDUCE})},
-        never={"model": frozenset({ALL_TO_ALL, PERMUTE})},
+        must={"model": frozenset({GATHER_ACTIVATIONS, ALL_REDUCE})},
+        never={"model": frozenset({ALL_TO_ALL, PERMUTE, GATHER_WEIGHTS})},
     )

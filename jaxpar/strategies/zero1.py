@@ -8,7 +8,13 @@ the layout lists them.
 """
 
 from jaxpar.strategies.fsdp import PREFERENCE
-from jaxpar.strategies.record import ALL_GATHER, ALL_TO_ALL, PERMUTE, Strategy
+from jaxpar.strategies.record import (
+    ALL_TO_ALL,
+    GATHER_ACTIVATIONS,
+    GATHER_WEIGHTS,
+    PERMUTE,
+    Strategy,
+)
 
 
 def strategy(whole_below: int = 16_384) -> Strategy:
@@ -23,6 +29,6 @@ def strategy(whole_below: int = 16_384) -> Strategy:
         store={"data": PREFERENCE},
         sharded=frozenset({"optimizer_state"}),
         whole_below=whole_below,
-        must={"data": frozenset({ALL_GATHER})},
-        never={"data": frozenset({ALL_TO_ALL, PERMUTE})},
+        must={"data": frozenset({GATHER_WEIGHTS})},
+        never={"data": frozenset({ALL_TO_ALL, PERMUTE, GATHER_ACTIVATIONS})},
     )

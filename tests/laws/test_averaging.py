@@ -20,7 +20,8 @@ from jaxpar.core.errors import LayoutError, RequestError
 from jaxpar.core.mesh import MeshShape
 from jaxpar.inference.probe import probe_batch, widened
 from jaxpar.layout.lay_out import lay_out
-from jaxpar.measures.inspect import inspect, traffic_faults
+from jaxpar.measures.faults import traffic_faults
+from jaxpar.measures.inspect import inspect
 from jaxpar.measures.verify.verify import verify
 from jaxpar.program.record import compile_step
 from jaxpar.runtime.train import Training, train
@@ -164,12 +165,17 @@ def test_bytes_per_step_fall_by_how_seldom_replicas_synchronise():
     """A step's bytes are an update's, and an averaging's shared among `every` updates."""
     inspection = inspect(compiled("mlp", "local_sgd", "replica=4"))
     assert inspection.collectives == ()
+
+    def under(strategy):
+        layout = replace(inspection.layout, strategy=strategy)
+        return replace(inspection, step=replace(inspection.step, layout=layout))
+
     for every, share in ((1, 1), (4, 4), (16, 16)):
         strategy = load_strategy("local_sgd", every=every)
-        found = replace(inspection, layout=replace(inspection.layout, strategy=strategy))
+        found = under(strategy)
         assert found.bytes_per_step == inspection.layout.parameter_bytes / share
     at_end = load_strategy("local_sgd", every=0)
-    found = replace(inspection, layout=replace(inspection.layout, strategy=at_end))
+    found = under(at_end)
     assert found.bytes_per_step == 0
     assert traffic_faults(found.layout, ())  # a synchronisation without collectives is none
 

@@ -358,7 +358,7 @@ def test_a_strategy_that_denies_its_all_gathers_is_caught():
     assert faults_of(honest_one) == ()
     (fault,) = faults_of(denies)
     assert re.match(
-        "unexpected collective: .* never causes all-gather over axis 'data', and", fault
+        "unexpected collective: .* never causes all-gather of weights over axis 'data', and", fault
     )
 
 

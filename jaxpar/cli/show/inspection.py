@@ -3,13 +3,18 @@
 from jaxpar.cli.figures import bytes_text, place_text
 from jaxpar.cli.screen import Screen
 from jaxpar.hardware.record import Hardware
+from jaxpar.measures.device_memory import USUAL_FRACTION, DeviceMemory
 from jaxpar.measures.inspect import Inspection
+from jaxpar.measures.replicated import notable
 from jaxpar.schedules.record import Schedule
 
 STAGES_SHOWN = 16
+REPLICATED_SHOWN = 12
 BLOCKS_SHOWN = 2
 """Lines of a stage before the rest of its ticks is only counted."""
 _SYNCHRONISATION = "synchronisation of replicas, not every step"
+_NODES = {None: "", False: "inside", True: "between"}
+"""Whether a collective stays inside nodes."""
 
 
 def show_collectives(screen: Screen, inspection: Inspection) -> None:
@@ -17,18 +22,25 @@ def show_collectives(screen: Screen, inspection: Inspection) -> None:
     groups = ((inspection.collectives, ""), (inspection.averaging, _SYNCHRONISATION))
     rows = [
         [
-            row.kind,
+            row.title,
             " x ".join(row.axes),
-            f"{row.count:,}",
-            bytes_text(row.bytes),
+            _NODES[row.between_nodes],
+            _at_least(f"{row.count:,}", row.exact),
+            _at_least(bytes_text(row.bytes), row.exact),
             source or (place_text(row.sources[0]) if row.sources else ""),
         ]
         for group, source in groups
         for row in group
     ]
-    head = ["collective", "over axes", "count per step", "bytes per device per step", "from"]
+    head = ["collective", "over axes", "nodes", "count per step", "bytes per device per step"]
+    head.append("from")
+    if not any(row[2] for row in rows):  # of simulated devices none is known
+        head.pop(2)
+        rows = [[*row[:2], *row[3:]] for row in rows]
     if rows:
         screen.table(head, rows)
+        if inspection.differences:
+            screen.say(f"note: {inspection.differences}", style="yellow")
     else:
         screen.say("no collectives")
     averaging = inspection.layout.strategy.averaging
@@ -70,21 +82,68 @@ def show_schedule(screen: Screen, inspection: Inspection) -> None:
     _show_ticks(screen, schedule)
 
 
-def show_memory(screen: Screen, inspection: Inspection, hardware: Hardware) -> None:
-    """Show what the program takes of a device's memory, and whether it fits."""
-    if not inspection.memory:
+def _at_least(figure: str, exact: bool) -> str:
+    """A figure, marked where a loop was counted as one turn because nobody knows how many."""
+    return figure if exact else f"{figure} or more"
+
+
+def show_memory(screen: Screen, inspection: Inspection) -> None:
+    """Show what the program takes of a device's memory, whether it fits, and what is replicated."""
+    memory = inspection.device_memory
+    if memory is None:
         return
-    total, temporary = (inspection.memory[n] for n in ("total_bytes", "temporary_bytes"))
-    screen.say(
-        f"memory per device: {bytes_text(total)}, of which {bytes_text(temporary)} are temporary"
-    )
-    room = hardware.memory_bytes
-    if room and total > room:
+    parts = {
+        "parameters": memory.parameters_bytes,
+        "optimizer state": memory.optimizer_state_bytes,
+        "model state": memory.model_state_bytes,
+        "batch": memory.batch_bytes,
+        "temporary": memory.temporary_bytes,
+    }
+    told = ", ".join(f"{name} {bytes_text(count)}" for name, count in parts.items() if count)
+    screen.say(f"memory per device: {bytes_text(memory.total_bytes)} ({told})")
+    _show_fit(screen, memory, inspection.target)
+    _show_replicated(screen, inspection)
+
+
+def _show_fit(screen: Screen, memory: DeviceMemory, hardware: Hardware) -> None:
+    """Show whether one device of a hardware has as much memory; nothing where that is unknown."""
+    if memory.device_bytes is None:
+        return
+    card = f"the {bytes_text(memory.device_bytes)} of one {hardware.name}"
+    share = memory.total_bytes / memory.device_bytes
+    if not memory.fits:
         screen.say(
-            f"that is more than the {bytes_text(room)} of one {hardware.name}: use more devices, a "
-            "smaller --batch, or --set remat=full",
+            f"does not fit: {share:.1%} of {card}; use more devices, a smaller --batch, more "
+            "--microbatches, or --set remat=full where the model has it",
             style="red",
         )
+    elif not memory.fits_as_usual:
+        screen.say(
+            f"fits: {share:.1%} of {card}, of which JAX takes {USUAL_FRACTION:.0%} unless "
+            f"XLA_PYTHON_CLIENT_MEM_FRACTION is set higher",
+            style="yellow",
+        )
+    else:
+        screen.say(f"fits: {share:.1%} of {card}", style="green")
+
+
+def _show_replicated(screen: Screen, inspection: Inspection) -> None:
+    """Show which arrays of the state every device has whole, the large ones by name."""
+    found = inspection.replicated
+    if not found:
+        return
+    large = notable(found, inspection.layout)
+    rows = [[one.path, " x ".join(map(str, one.shape)), bytes_text(one.bytes)]
+            for one in large[:REPLICATED_SHOWN]]  # fmt: skip
+    total = bytes_text(sum(one.bytes for one in found))
+    axes = " x ".join(found[0].axes)
+    screen.say(f"replicated over {axes}: {len(found)} arrays of the state, {total} per device")
+    if rows:
+        screen.table(["replicated", "shape", "bytes per device"], rows)
+    if left := len(found) - len(rows):
+        rest = bytes_text(sum(one.bytes for one in found if one not in large[:REPLICATED_SHOWN]))
+        if rows:
+            screen.say(f"and {left} more arrays of the state, {rest} per device", style="dim")
 
 
 def _show_ticks(screen: Screen, schedule: Schedule) -> None:

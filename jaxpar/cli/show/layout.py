@@ -1,5 +1,6 @@
 """A layout on the screen: how every parameter is sharded, and what the dims were found to be."""
 
+from jaxpar.case import Resolved
 from jaxpar.cli.figures import bytes_text
 from jaxpar.cli.screen import Screen
 from jaxpar.core.mesh import axes_of
@@ -34,6 +35,11 @@ def show_layout(screen: Screen, layout: Layout, hardware: Hardware, *, whole: bo
     )
     for note in layout.notes:
         screen.say(f"note: {note}", style="yellow")
+
+
+def compiling(asked: Resolved) -> str:
+    """What is said while a case is compiled."""
+    return f"compiling for {_devices(asked.hardware, asked.layout.mesh.devices)}"
 
 
 def show_dims(screen: Screen, layout: Layout) -> None:

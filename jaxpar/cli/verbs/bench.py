@@ -1,5 +1,6 @@
 """Measure jaxpar itself, side by side with bare JAX: bench overhead"""
 
+from jaxpar.cli.figures import entry_text
 from jaxpar.cli.options import Options
 from jaxpar.cli.repository import benchmarks
 from jaxpar.cli.screen import Screen
@@ -21,11 +22,6 @@ def verb(options: Options, screen: Screen) -> int:
     rows = []
     for row in benchmark(options.rounds):
         rows.append(row)
-        screen.say("  " + ", ".join(f"{k} {_shown(v)}" for k, v in row.items()))
+        screen.say("  " + ", ".join(f"{k} {entry_text(k, v)}" for k, v in row.items()))
     screen.finish({"benchmark": name, "rows": rows})
     return 0
-
-
-def _shown(value) -> str:
-    """An entry of a row, four digits of it if it is a fraction."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -10,7 +10,8 @@ from jaxpar.cli.show.inspection import (
     show_memory,
     show_schedule,
 )
-from jaxpar.cli.show.layout import show_dims, show_layout
+from jaxpar.cli.show.layout import compiling, show_dims, show_layout
+from jaxpar.cli.show.work import show_bytes_by_axes, show_work
 from jaxpar.measures.inspect import inspect
 
 TAKES = "MODEL"
@@ -18,15 +19,20 @@ READS = ("strategy", "mesh", "hardware", "mode", "lint", "batch", "microbatches"
 
 
 def verb(options: Options, screen: Screen) -> int:
-    """Inspect; exit status 1 for an unexpected or missing collective, or a finding of lint."""
+    """Inspect; exit status 1 for an unexpected or missing collective, a finding, or no fit."""
     started = time.perf_counter()
     asked = options.case.resolve()
-    inspection = inspect(asked.compile(), is_strict=options.lint == "error")
+    with screen.doing(compiling(asked)):
+        program = asked.compile()
+        inspection = inspect(program, is_strict=options.lint == "error")
     show_layout(screen, asked.layout, asked.hardware)
     show_dims(screen, asked.layout)
     show_collectives(screen, inspection)
+    show_bytes_by_axes(screen, inspection)
     show_findings(screen, inspection)
     show_schedule(screen, inspection)
-    show_memory(screen, inspection, asked.hardware)
+    show_work(screen, inspection)
+    show_memory(screen, inspection)
     screen.finish({**inspection.record(), "seconds": time.perf_counter() - started})
-    return 0 if inspection.ok else 1
+    fits = inspection.device_memory is None or inspection.device_memory.fits is not False
+    return 0 if inspection.ok and fits else 1

@@ -4,6 +4,7 @@ import json
 import time
 
 from jaxpar.cli.figures import sizes_text
+from jaxpar.cli.files import unused
 from jaxpar.cli.options import Options
 from jaxpar.cli.repository import experiments
 from jaxpar.cli.screen import Screen
@@ -28,9 +29,14 @@ def verb(options: Options, screen: Screen) -> int:
     )
     folder = options.folder(name)
     rows = []
-    screen.files.append(folder / "rows.jsonl")
-    with (folder / "rows.jsonl").open("w", encoding="utf-8") as out:
-        for row in walk(experiment):
+    rows_file = unused(folder / "rows.jsonl")
+    screen.files.append(rows_file)
+    walked = walk(experiment)
+    with rows_file.open("w", encoding="utf-8") as out:
+        for number, case in enumerate(experiment.cases, 1):
+            what = f"{case.model} {case.strategy} {case.mesh or ''}".rstrip()
+            with screen.doing(f"{number} of {len(experiment.cases)}: {what}"):
+                row = next(walked)
             rows.append(row)
             out.write(json.dumps(row) + "\n")
             out.flush()
@@ -41,7 +47,7 @@ def verb(options: Options, screen: Screen) -> int:
         screen.say(
             f"{'holds' if holds else 'FAILS'}: {sentence}", style="green" if holds else "red"
         )
-    screen.say(f"rows: {folder / 'rows.jsonl'}")
+    screen.say(f"rows: {rows_file}")
     ok = all(holds for _, holds in claims)
     screen.finish(
         {

@@ -5,16 +5,19 @@ import time
 
 from jaxpar.case import Case, Resolved
 from jaxpar.cli import repository
+from jaxpar.cli.files import unused
 from jaxpar.cli.options import Options
 from jaxpar.cli.screen import Screen
 from jaxpar.cli.show.inspection import show_collectives, show_findings
-from jaxpar.cli.show.layout import show_dims, show_layout
-from jaxpar.cli.show.training import progress, show_outcome
+from jaxpar.cli.show.layout import compiling, show_dims, show_layout
+from jaxpar.cli.show.training import progress, seconds_in_steps, show_outcome
 from jaxpar.cli.show.verdict import show_verdict
 from jaxpar.core.errors import RequestError
 from jaxpar.core.mesh import sizes_of
 from jaxpar.measures.inspect import inspect
 from jaxpar.measures.verify.verify import verify
+from jaxpar.program.devices import device_mesh
+from jaxpar.program.record import compile_step
 from jaxpar.runtime.train import bits, train
 
 TAKES = "MODEL"
@@ -46,9 +49,13 @@ def verb(options: Options, screen: Screen) -> int:
         )
     data = asked.load_data()
 
-    program = asked.compile()
-    metrics_file = options.folder(asked.name) / "metrics.jsonl"
-    inspection = inspect(program, is_strict=options.lint == "error")
+    # What can be refused is, before a folder is made, and that before the long work.
+    device_mesh(asked.layout.mesh, asked.hardware)
+    step = asked.make(asked.layout)
+    metrics_file = unused(options.folder(asked.name) / "metrics.jsonl")
+    with screen.doing(compiling(asked)):
+        program = compile_step(step, hardware=asked.hardware)
+        inspection = inspect(program, is_strict=options.lint == "error")
     show_layout(screen, asked.layout, asked.hardware)
     show_dims(screen, asked.layout)
     show_collectives(screen, inspection)
@@ -71,6 +78,7 @@ def verb(options: Options, screen: Screen) -> int:
         "hardware": asked.hardware.name,
         "mode": asked.case.mode,
         **outcome.record(),
+        "seconds_in_steps": seconds_in_steps(outcome),
         **{f"first_{name}": value for name, value in bits(outcome.first["loss"], data).items()},
         **{name: value for name, value in outcome.test.items() if name.startswith("bits")},
         "collectives": inspection.record()["collectives"],
@@ -91,7 +99,8 @@ def verb(options: Options, screen: Screen) -> int:
 
 def _verified(asked: Resolved, screen: Screen, record: dict) -> bool:
     """Verify the layout as well, into the record; returns whether it equals one device."""
-    verdict = verify(asked.layout, hardware=asked.hardware, make=asked.make)
+    with screen.doing("verifying: compiling, then a few steps there and on one device"):
+        verdict = verify(asked.layout, hardware=asked.hardware, make=asked.make)
     show_verdict(screen, verdict)
     record["verified"] = verdict.record()
     return verdict.ok

@@ -17,13 +17,14 @@ def verb(options: Options, screen: Screen) -> int:
     """Verify; exit status 1 when the numbers differ."""
     started = time.perf_counter()
     asked = options.case.resolve()
-    verdict = verify(
-        asked.layout,
-        hardware=asked.hardware,
-        make=asked.make,
-        steps=3 if options.steps is None else options.steps,
-        seed=asked.training.seed,
-    )
+    with screen.doing("verifying: compiling, then a few steps there and on one device"):
+        verdict = verify(
+            asked.layout,
+            hardware=asked.hardware,
+            make=asked.make,
+            steps=3 if options.steps is None else options.steps,
+            seed=asked.training.seed,
+        )
     show_layout(screen, asked.layout, asked.hardware, whole=False)
     show_verdict(screen, verdict)
     screen.finish(

@@ -1,0 +1,78 @@
+"""A stack of layers moved to the order in which stages store it, each device its own layers only.
+
+A stack is created in the order of the network, sharded over the stages. Taken apart by an index XLA
+would create all of it on every device. So blocks of layers travel instead: in each round every
+device sends one block and gets one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
+
+from jaxpar.layout.record import Layout
+from jaxpar.layout.stages import AXIS, chunks_of, stages_of
+from jaxpar.step.constraints import constrained, per_shard
+
+Round = Sequence[tuple[int, int, int]]
+"""For each device: which device it gets a block from, that one's number there, and its own here."""
+
+
+def restacked(layout: Layout, path: str, value: jax.Array) -> jax.Array:
+    """A parameter as the layout stores it, given in the order of the network's layers."""
+    order, spec = layout.order_of(path), layout.parameters[path].stored
+    if order is None:
+        return value
+    devices = layout.mesh.size(AXIS)
+    chunks = chunks_of(stages_of(layout.strategy))
+    each = len(order) // (devices * chunks)
+    plan = rounds([first // each for first in order[::each]], devices)
+
+    def travel(mine: jax.Array) -> jax.Array:
+        here, arrived = lax.axis_index(AXIS), []
+        for one in plan:
+            leaving = {source: block for source, block, _ in one}
+            sent = jnp.asarray([leaving[device] for device in range(devices)])[here]
+            block = lax.dynamic_slice_in_dim(mine, sent * each, each)
+            pairs = [(source, to) for to, (source, _, _) in enumerate(one)]
+            arrived.append(lax.ppermute(block, AXIS, pairs))
+        places = [[one[device][2] for one in plan] for device in range(devices)]
+        when = jnp.asarray([[own.index(p) for p in range(chunks)] for own in places])[here]
+        # Picked and joined rather than written one by one: XLA would keep another copy for that.
+        return jnp.concatenate([lax.select_n(when[p], *arrived) for p in range(chunks)])
+
+    return per_shard(layout, travel, [constrained(layout, value, spec)], [spec], spec)
+
+
+def rounds(order: Sequence[int], devices: int) -> list[Round]:
+    """In which rounds blocks travel, so that in each every device sends one and gets one.
+
+    As many as a device has blocks, which is the fewest. (There always are so many by König's
+    theorem of 1916: a regular bipartite graph is made of perfect matchings.)
+
+    Args:
+        order: the block that is to be at each place, devices having as many places each.
+        devices: among which the blocks 0, 1, 2, ... are shared out in this order before.
+
+    >>> rounds([0, 2, 1, 3], 2)
+    [[(0, 0, 0), (1, 1, 1)], [(1, 0, 1), (0, 1, 0)]]
+    """
+    each = len(order) // devices
+    left: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for place, block in enumerate(order):
+        ends = (block // each, place // each)
+        left.setdefault(ends, []).append((block % each, place % each))
+    found = []
+    for _ in range(each):
+        there = np.zeros((devices, devices), bool)
+        for ends, moves in left.items():
+            there[ends] = bool(moves)
+        sources = maximum_bipartite_matching(csr_array(there), perm_type="row").tolist()
+        found.append([(source, *left[source, to].pop(0)) for to, source in enumerate(sources)])
+    return found

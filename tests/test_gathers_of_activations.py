@@ -1,0 +1,122 @@
+"""Gathers of weights and of activations are told apart, in any mode, and so what is unexpected."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from small import cpu
+
+import jaxpar
+from jaxpar.case import load_strategy
+from jaxpar.hlo.collectives import Collective
+from jaxpar.measures.purpose import ACTIVATIONS, OPTIMIZER, UNKNOWN, WEIGHTS, kinds_of, purpose_of
+from jaxpar.strategies.record import GATHER_ACTIVATIONS, GATHER_WEIGHTS
+
+OPERATIONS = {
+    "none": lambda x: x,
+    "fft": lambda x: jnp.fft.fft(x).real,
+    "sort of rows": lambda x: jnp.sort(x, axis=0),
+    "indexed update": lambda x: x.at[jnp.arange(x.shape[0]), jnp.argmax(x, -1)].set(0.0),
+    "top_k": lambda x: jax.lax.top_k(x, 16)[0],
+}
+
+
+class Net(nnx.Module):
+    def __init__(self, operation, rngs):
+        self.up = nnx.Linear(16, 64, rngs=rngs)
+        self.down = nnx.Linear(64, 16, rngs=rngs)
+        self.operation = operation
+
+    def __call__(self, x):
+        y = self.operation(self.up(x))
+        return self.down(jnp.pad(y, ((0, 0), (0, 64 - y.shape[1]))))
+
+
+def inspected(name, strategy, mode):
+    batch = {"x": jax.ShapeDtypeStruct((16, 16), "float32")}
+    model = jaxpar.model(
+        lambda rngs: Net(OPERATIONS[name], rngs), lambda net, b: (net(b["x"]) ** 2).mean(), batch
+    )
+    asked = replace(load_strategy(strategy), whole_below=64)
+    layout = jaxpar.lay_out(model, strategy=asked, mesh=jaxpar.MeshShape(data=4))
+    step = jaxpar.make_step(layout, mode=mode)
+    return jaxpar.inspect(jaxpar.compile_step(step, hardware=cpu(), for_speed=False))
+
+
+@pytest.mark.parametrize(
+    ("name", "strategy", "mode"),
+    [
+        ("fft", "fsdp", "auto"),
+        ("fft", "zero1", "explicit"),
+        ("sort of rows", "fsdp", "manual"),
+        ("indexed update", "zero2", "auto"),
+        ("top_k", "fsdp", "auto"),
+    ],
+)
+def test_an_operation_that_makes_a_batch_whole_is_found_with_its_line(name, strategy, mode):
+    """Though the strategy gathers over the same axis: weights, and nothing else."""
+    found = inspected(name, strategy, mode)
+    (fault,) = found.faults
+    assert "never causes all-gather of activations over axis 'data'" in fault
+    assert f"{__file__.rpartition('/')[2]}:" in fault and not found.ok
+    assert any(row.purpose == ACTIVATIONS for row in found.collectives)
+    record = next(r for r in found.record()["collectives"] if r["of"] == "activations")
+    assert record["kind"] == "all-gather" and record["axes"] == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("name", "strategy", "mode"),
+    [
+        ("none", "fsdp", "auto"),
+        ("none", "fsdp", "explicit"),
+        ("none", "zero1", "auto"),
+        ("fft", "fsdp", "manual"),
+    ],
+)
+def test_gathers_of_weights_are_expected(name, strategy, mode):
+    """And an operation that is done a shard at a time has no other."""
+    found = inspected(name, strategy, mode)
+    assert found.faults == ()
+    assert not any(row.purpose == ACTIVATIONS for row in found.collectives)
+    assert any(row.kind == "all-gather" for row in found.collectives)
+
+
+def called(op_name, kind="all-gather", borrowed=False):
+    return Collective(
+        name="c", kind=kind, groups=((0, 1),), pairs=(), bytes_each=4, executions=1, exact=True,
+        is_async=False, op_name=op_name, frames=(), borrowed=borrowed, operands=(),
+        computation="main",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("op_name", "purpose"),
+    [
+        ("jit(update)/jvp(weight(up.kernel))/sharding_constraint", WEIGHTS),
+        ("jit(update)/(jvp(weight(a))/all_gather:jvp(weight(b))/all_gather)", WEIGHTS),
+        ("jit(update)/(jvp(weight(a))/all_gather:jvp()/sort)", ACTIVATIONS),
+        ("jit(update)/transpose(jvp())/fft", ACTIVATIONS),
+        ("jit(update)/shard_map/while/body/all_gather", ACTIVATIONS),
+        ("jit(update)/jvp()/reshard", UNKNOWN),
+        ("jit(update)/sharding_constraint", UNKNOWN),
+        ("jit(update)/shard_map/sharding_constraint", UNKNOWN),
+        ("jit(update)/while/body/dot_general", OPTIMIZER),
+        ("", UNKNOWN),
+    ],
+)
+def test_a_gathers_name_tells_what_it_gathers(op_name, purpose):
+    """As a step, an optimizer and XLA's combiner leave it in the program."""
+    assert purpose_of(called(op_name)) == purpose
+    assert purpose_of(called(op_name, borrowed=True)) in (purpose, UNKNOWN)
+
+
+def test_what_an_optimizer_asks_for_is_no_strategys_doing():
+    """Muon's products of a sharded matrix: neither of weights nor of activations."""
+    for kind in ("all-gather", "all-to-all", "collective-permute"):
+        assert (
+            kinds_of(kind, purpose_of(called("jit(update)/while/body/dot_general", kind))) == set()
+        )
+    assert kinds_of("all-gather", UNKNOWN) == {GATHER_WEIGHTS, GATHER_ACTIVATIONS}
+    assert purpose_of(called("jit(update)/jvp(weight(a))/x", "reduce-scatter")) == UNKNOWN
