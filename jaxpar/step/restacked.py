@@ -16,9 +16,10 @@ from jax import lax
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
+from jaxpar.core.mesh import free_axes
 from jaxpar.layout.record import Layout
 from jaxpar.layout.stages import AXIS, chunks_of, stages_of
-from jaxpar.step.constraints import constrained, per_shard
+from jaxpar.step.constraints import constrained
 
 Round = Sequence[tuple[int, int, int]]
 """For each device: which device it gets a block from, that one's number there, and its own here."""
@@ -47,7 +48,11 @@ def restacked(layout: Layout, path: str, value: jax.Array) -> jax.Array:
         # Picked and joined rather than written one by one: XLA would keep another copy for that.
         return jnp.concatenate([lax.select_n(when[p], *arrived) for p in range(chunks)])
 
-    return per_shard(layout, travel, [constrained(layout, value, spec)], [spec], spec)
+    mesh = layout.mesh.abstract
+    everywhere = jax.shard_map(
+        travel, mesh=mesh, axis_names=free_axes(mesh), in_specs=spec, out_specs=spec
+    )
+    return everywhere(constrained(layout, value, spec))
 
 
 def rounds(order: Sequence[int], devices: int) -> list[Round]:
