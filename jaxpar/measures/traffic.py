@@ -15,6 +15,7 @@ from jaxpar.hlo.collectives import Collective, axes_of, collectives, spans_whole
 from jaxpar.hlo.parse import parse
 from jaxpar.measures.links import Moved, moved
 from jaxpar.measures.purpose import OPTIMIZER, UNKNOWN, kinds_of, purpose_of, weight_of
+from jaxpar.step import optimization
 
 SOURCES_SHOWN = 3
 
@@ -117,6 +118,8 @@ def _source(one: Collective) -> str:
         return f"weight {weight}"
     files = [frame.file for frame in one.frames]
     at = own_file(files)
+    if at is None and optimization.__file__ in files:
+        return "the optimizer"
     if at is None:
         at = next((n for n, file in enumerate(files) if not is_library(file)), None)
     if at is None:
