@@ -17,7 +17,7 @@ from typing import Any
 
 from jaxpar.core.jax_compat import setting
 from jaxpar.core.source_lines import own_file
-from jaxpar.hlo.parse import frames_of
+from jaxpar.hlo.frames import frames_of
 from jaxpar.program.standard_error import warnings_kept
 
 _REMATERIALIZED = re.compile(
