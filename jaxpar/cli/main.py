@@ -1,18 +1,22 @@
 """The program: jaxpar VERB ..., or from the repository python -m experiments VERB ...
 
 Exit status 0 when all is well, 1 when a check or claim failed, 2 when the request makes no sense,
-130 when it was stopped by Ctrl-C.
+130 when it was stopped by Ctrl-C, 143 by SIGTERM, 141 when nobody reads its output any more.
 """
 
 import os
+import signal
 import sys
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout, suppress
 from pathlib import Path
 
 from absl import logging
 
 from jaxpar.cli import options as command_line
+from jaxpar.cli.environment import cache_folder, check_environment
 from jaxpar.cli.help import VERBS, show_help
+from jaxpar.cli.stopping import WORDS, Terminated, stoppable
+from jaxpar.cli.streams import READER_GONE, prepare_streams, written
 from jaxpar.core.errors import RequestError, unknown
 
 
@@ -29,21 +33,50 @@ def execute(argv: list[str], *, program: str) -> int:
         program: how it was started, which messages and hints repeat.
     """
     logging.use_absl_handler()
+    files: list[Path] = []
+
+    def stopped(number: int) -> None:
+        kept = [str(path) for path in files if path.exists()]
+        _tell(f"{program}: {WORDS[number]}; kept: {', '.join(kept) or 'nothing'}")
+
     try:
-        options = command_line.parse(argv, program)
-        if options.help or not options.words:
-            show_help(program, options)
-            return 0
-        name, *words = options.words
-        if name not in VERBS.names():
-            raise unknown("verb", name, VERBS.names())
-        _check_words(name, words, program)
-        _check_options(name, options)
-        _keep_compiled_programs()
-        return _run(name, argv, command_line.Options(tuple(words), options.values, program))
+        prepare_streams()
+        with stoppable(stopped), written():
+            return _obey(argv, program, files)
     except RequestError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        _tell(f"{program}: {error}")
         return 2
+    except BrokenPipeError:
+        return READER_GONE
+    except KeyboardInterrupt as error:
+        number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+        stopped(number)
+        return 128 + number
+
+
+def _tell(line: str) -> None:
+    """Print a line on standard error, if that can be written."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def _obey(argv: list[str], program: str, files: list[Path]) -> int:
+    """Run one command line; `files` becomes what it writes to disk."""
+    options = command_line.parse(argv, program)
+    if options.help or not options.words:
+        show_help(program, options)
+        return 0
+    name, *words = options.words
+    if name not in VERBS.names():
+        raise unknown("verb", name, VERBS.names())
+    _check_words(name, words, program)
+    _check_options(name, options)
+    if options.picture is not None:
+        command_line.check_picture(options.picture)
+    check_environment()
+    _keep_compiled_programs()
+    asked = command_line.Options(tuple(words), options.values, program)
+    return _run(name, argv, asked, files)
 
 
 def _check_words(name: str, words: list[str], program: str) -> None:
@@ -67,7 +100,7 @@ def _check_options(name: str, options: command_line.Options) -> None:
             raise RequestError(f"'{name}' does not read --{option}, as {by} does: leave it out")
 
 
-def _run(name: str, argv: list[str], options: command_line.Options) -> int:
+def _run(name: str, argv: list[str], options: command_line.Options, files: list[Path]) -> int:
     """Load a verb and run it; what it or a person's model prints stays out of a JSON record."""
     from jaxpar.cli.screen import Screen
     from jaxpar.program.configuration import prefer_cpu
@@ -75,16 +108,17 @@ def _run(name: str, argv: list[str], options: command_line.Options) -> int:
     if options.hardware != "local" and (name != "doctor" or options.words):
         prefer_cpu()
     screen = Screen(options.json, pictured=options.picture is not None)
-    try:
-        with redirect_stdout(sys.stderr) if options.json else nullcontext():
-            status = VERBS.load(name)(options, screen)
-    except KeyboardInterrupt:
-        kept = [str(path) for path in screen.files if path.exists()]
-        print(f"{options.program}: stopped; kept: {', '.join(kept) or 'nothing'}", file=sys.stderr)
-        return 130
+    screen.files = files
+    with redirect_stdout(sys.stderr) if options.json else nullcontext():
+        status = VERBS.load(name)(options, screen)
     if options.picture:
         typed = [word for word in argv if word not in ("--picture", options.picture)]
-        screen.picture(Path(options.picture), f"{options.program} {' '.join(typed)}")
+        try:
+            screen.picture(Path(options.picture), f"{options.program} {' '.join(typed)}")
+        except OSError as error:
+            raise RequestError(
+                f"--picture {options.picture}: cannot write it ({error.strerror})"
+            ) from error
     return status
 
 
@@ -93,6 +127,7 @@ def _keep_compiled_programs() -> None:
     import jax
 
     if os.environ.get("JAX_COMPILATION_CACHE_DIR") is None:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "jaxpar" / "compiled"))
+        folder = cache_folder()
+        if folder is not None:
+            jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

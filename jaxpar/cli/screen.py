@@ -17,6 +17,14 @@ from jaxpar.cli.tables import table
 PICTURE_COLUMNS = 108
 
 
+class _Console(Console):
+    """rich's, which would end the process itself when nobody reads what it prints."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the error that is being handled pass."""
+        raise
+
+
 class Screen:
     """What a person sees of a command, and the record that a program reads.
 
@@ -27,7 +35,7 @@ class Screen:
 
     def __init__(self, as_json: bool, *, pictured: bool = False):
         width = PICTURE_COLUMNS if pictured else None
-        self.console = Console(stderr=as_json, highlight=False, record=pictured, width=width)
+        self.console = _Console(stderr=as_json, highlight=False, record=pictured, width=width)
         self.files: list[Path] = []
         self._record_goes_to = sys.stdout if as_json else None
 

@@ -21,8 +21,9 @@ def dataset(
     """Return `batches` as training steps 0, 1, ..., and `test` as the walk of an evaluation.
 
     A function without arguments that returns a fresh iterator can also go back, and starts over
-    when it ends. A missing `weight` is added: ones, for each example, or for each of `tokens`.
-    The first batch is read now, to know the fields; `train_size` and `test_size` are None.
+    when it ends. Without `test` there is no evaluation. A missing `weight` is added: ones, for each
+    example, or for each of `tokens`. The first batch is read now, to know the fields; `train_size`
+    and `test_size` are None.
     """
     if isinstance(test, Iterator):
         raise DataError(
@@ -39,11 +40,7 @@ def dataset(
         return _take(batch, rows)
 
     def walk(size: int, rows: np.ndarray) -> Iterator[Batch]:
-        if test is None:
-            raise DataError(
-                "evaluation: no test batches were given, but an evaluation walks them. "
-                "Give them as dataset(batches, test=...)."
-            )
+        assert test is not None  # else nothing walks it
         short, number = None, -1
         for number, raw in enumerate(_iterator(test)):
             if short is not None:
@@ -71,7 +68,7 @@ def dataset(
         train_size=None,
         test_size=None,
         draw=draw,
-        walk=walk,
+        walk=None if test is None else walk,
     )
 
 

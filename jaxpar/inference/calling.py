@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from jaxpar.core.errors import RequestError
+from jaxpar.core.errors import RequestError, words_of
 from jaxpar.core.source_lines import line_of_error
 
 
@@ -17,11 +17,13 @@ def trying(called: str, doing: str, function: Callable[[], Any]) -> Any:
     """
     try:
         return function()
-    except RequestError:
+    except (RequestError, KeyboardInterrupt):
         raise
-    except Exception as error:
-        at = f" ({line})" if (line := line_of_error(error)) else ""
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RequestError(
-            f"model '{called}': {doing} raised {type(error).__name__}{at}: {first}"
-        ) from error
+    except BaseException as error:  # whatever it is, exit() too
+        raise RequestError(f"model '{called}': {doing} raised {told(error)}") from error
+
+
+def told(error: BaseException) -> str:
+    """An exception in words: its type, the line of a person's code that raised it, what it says."""
+    at = f" ({line})" if (line := line_of_error(error)) else ""
+    return f"{type(error).__name__}{at}: {words_of(error)}"

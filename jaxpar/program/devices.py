@@ -1,5 +1,7 @@
 """Devices for a mesh: simulated ones made of this CPU, this machine's own, or described ones."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -117,3 +119,40 @@ def _described(shape: MeshShape, hardware: Hardware) -> list[Any]:
             f"XLA's GPU compiler: pip install 'jax[cuda13-local]' on Linux ({error})"
         ) from error
     return topology.devices
+
+
+def refuse_to_run(hardware: Hardware, mesh: Mesh, needed_bytes: int, what: str) -> None:
+    """Refuse to run a program where there is nothing to run it, or not the memory.
+
+    Simulated devices share this machine's memory, and a process that takes more is ended by its
+    system, in the middle and without a word.
+
+    Args:
+        hardware: what the program is compiled for.
+        mesh: its devices.
+        needed_bytes: what its state and batch take on all devices together.
+        what: is run, for the sentence.
+    """
+    if hardware.kind == "described":
+        raise RequestError(
+            f"hardware '{hardware.name}' is described, not present, so nothing can run on it: use "
+            "hardware cpu or local"
+        )
+    has_bytes = _memory_bytes()
+    if hardware.kind == "simulated" and needed_bytes > has_bytes:
+        raise RequestError(
+            f"{what}, its optimizer state and a batch take {needed_bytes / 1e9:,.1f} GB on "
+            f"{mesh.devices.size} simulated devices, and this machine has {has_bytes / 1e9:,.1f} "
+            "GB: use smaller sizes, a smaller batch or another layout; 'inspect' reads a program "
+            "of any size"
+        )
+
+
+def _memory_bytes() -> int:
+    """How much memory this machine has, or this process' container if that is less."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        return machine
+    return min(machine, int(limit)) if limit.isdigit() else machine

@@ -8,15 +8,18 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from jaxpar.core.errors import expect
+from jaxpar.core.kinds import MOST, whole
 from jaxpar.hardware.record import Hardware
 from jaxpar.program.configuration import uncached
-from jaxpar.program.devices import device_mesh
+from jaxpar.program.devices import device_mesh, refuse_to_run
 from jaxpar.program.warnings import XlaWarning, compile_quietly, compile_with_warnings
 from jaxpar.step.record import State, Step
 
@@ -125,8 +128,27 @@ class Program:
         return _on(self.mesh, dict(self.step.layout.batch))
 
     def init(self, seed: int = 0) -> State:
-        """A fresh state, created sharded: no device ever has more of an array than its shard."""
-        return self._create(np.uint32(seed))
+        """A fresh state, created sharded: no device ever has more of an array than its shard.
+
+        Raises:
+            RequestError: for devices that are only described, or a state that this machine's
+                memory cannot hold.
+        """
+        number = whole("seed", seed, most=MOST)
+        refuse_to_run(
+            self.hardware, self.mesh, self._bytes(), f"model '{self.step.layout.model.name}'"
+        )
+        return self._create(np.uint32(number))
+
+    def _bytes(self) -> int:
+        """What the state and a batch take on all devices together."""
+        arrays = jax.tree.leaves((self.step.state, dict(self.step.batch)))
+        shardings = jax.tree.leaves((self.state_shardings, self.batch_shardings))
+        devices = self.mesh.devices.size
+        return sum(
+            devices * prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize
+            for array, sharding in zip(arrays, shardings, strict=True)
+        )
 
     @property
     def init_memory(self) -> Any:
@@ -222,18 +244,20 @@ class Program:
         return compile_quietly(lambda: lowered.compile(options))
 
 
-def compile_step(step: Step, *, hardware: Hardware, for_speed: bool = True) -> Program:
+def compile_step(step: Step, *, hardware: Hardware | str, for_speed: bool = True) -> Program:
     """Compile `step` for `hardware`, as many devices as its mesh has.
 
     Args:
         step: from `make_step`.
-        hardware: what to compile for.
+        hardware: what to compile for, a record or its name in the catalogue.
         for_speed: False when the program will run only a few times on simulated devices; each
             part of it is then compiled when it is first used.
 
     Raises:
         RequestError: when the machine has fewer devices than the mesh, or cannot compile for them.
     """
+    expect("compile_step's step", step, Step, "jaxpar.make_step(layout) makes one of a Layout")
+    hardware = Hardware.of(hardware)
     program = Program(step, hardware, device_mesh(step.layout.mesh, hardware), for_speed)
     if for_speed:
         program.update  # noqa: B018  (compiled now, so that what XLA refuses is refused here)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from jaxpar.cli.figures import metrics_text
 from jaxpar.cli.screen import Screen
-from jaxpar.runtime.train import Outcome
+from jaxpar.runtime.outcome import Outcome
 
 BAR_COLUMNS = 40
 LEAST_BAR_COLUMNS = 4
@@ -64,4 +64,5 @@ def show_outcome(screen: Screen, outcome: Outcome) -> None:
         f"{outcome.steps_per_second:,.1f} steps/s, "
         f"{outcome.units_per_second:,.0f} {outcome.unit}/s"
     )
-    screen.say(metrics_text("test", outcome.test), style="bold green")
+    if outcome.test:
+        screen.say(metrics_text("test", outcome.test), style="bold green")

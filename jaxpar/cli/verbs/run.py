@@ -4,7 +4,7 @@ import json
 import time
 
 from jaxpar.cli.figures import sizes_text
-from jaxpar.cli.options import Options
+from jaxpar.cli.options import Options, make_folder
 from jaxpar.cli.repository import experiments
 from jaxpar.cli.screen import Screen
 from jaxpar.cli.show.rows import show_rows
@@ -20,16 +20,17 @@ def verb(options: Options, screen: Screen) -> int:
     """Run an experiment; exit status 1 when a claim does not hold."""
     name, catalogue = options.words[0], experiments()
     experiment = catalogue.load(name)
+    file = options.file(name, "rows.jsonl")
     started = time.perf_counter()
     screen.say(catalogue.summary(name), style="bold")
     # CPU devices can be asked for once only, so ask for the largest mesh first.
     simulate_devices(
         max(MeshShape.parse(case.mesh or "data=8").devices for case in experiment.cases)
     )
-    folder = options.folder(name)
     rows = []
-    screen.files.append(folder / "rows.jsonl")
-    with (folder / "rows.jsonl").open("w", encoding="utf-8") as out:
+    make_folder(file)
+    screen.files.append(file)
+    with file.open("w", encoding="utf-8") as out:
         for row in walk(experiment):
             rows.append(row)
             out.write(json.dumps(row) + "\n")
@@ -41,7 +42,7 @@ def verb(options: Options, screen: Screen) -> int:
         screen.say(
             f"{'holds' if holds else 'FAILS'}: {sentence}", style="green" if holds else "red"
         )
-    screen.say(f"rows: {folder / 'rows.jsonl'}")
+    screen.say(f"rows: {file}")
     ok = all(holds for _, holds in claims)
     screen.finish(
         {
