@@ -5,11 +5,13 @@ a RequestError and comes before anything is compiled.
 """
 
 import importlib
+import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from inspect import signature
+from inspect import iscoroutinefunction, signature
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -71,7 +73,7 @@ class Case:
     def resolve(self) -> "Resolved":
         """The model laid out, the hardware found, the training read; nothing compiled yet."""
         changes = dict(self.set)
-        batch = changes.pop("batch", None)
+        batch = {"size": changes.pop("batch")} if "batch" in changes else {}
         training, changes = set_fields(Training(), _typed(Training(), changes))
         hardware = HARDWARE.load(self.hardware)()
         usual = "data=1" if hardware.kind == "local" else "data=4,model=2"
@@ -88,8 +90,8 @@ class Case:
         own = _typed_options(OPTIMIZERS.load(training.optimizer), rule, given)
         _check_fields(model, training, changes, (*rule, *options))
         model = model.with_fields(**_typed(model.config, changes))
-        if batch is not None:
-            model = model.with_batch_size(batch)
+        if batch:
+            model = model.with_batch_size(**batch)
         MODES.load(self.mode)  # an unknown one is refused before anything is laid out
         layout = lay_out(model, strategy=strategy, mesh=mesh)
         optimizer_of(training, layout, **own)  # refused now, if its options make no sense
@@ -113,7 +115,8 @@ class Resolved:
     def name(self) -> str:
         """A folder name that differs between different cases."""
         mesh = str(self.layout.mesh).replace(",", "-").replace("=", "")
-        return f"{self.layout.model.name}-{self.layout.strategy.name}-{mesh}"
+        name = f"{self.layout.model.name}-{self.layout.strategy.name}-{mesh}"
+        return re.sub(r"[^\w.+-]", "_", name)[:120]
 
     def make(self, layout: Layout) -> Step:
         """The training step of a layout, as this case wants it trained."""
@@ -179,6 +182,8 @@ def _without_arguments(name: str, factory: Callable) -> Any:
         for p in signature(factory).parameters.values()
         if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
+    if iscoroutinefunction(factory):
+        raise RequestError(f"model '{name}': its factory is async: make it a plain function")
     if required:
         raise RequestError(
             f"model '{name}': its factory takes arguments ({', '.join(required)}), and is called "
@@ -222,7 +227,7 @@ def load_data(model: Model, name: str | None) -> Dataset:
     if name is None:
         raise RequestError(f"model '{model.name}' names no usual data: say --data NAME")
     sizes = {"sequence": model.config.sequence} if hasattr(model.config, "sequence") else {}
-    if name.endswith(".bin") or Path(name).is_dir():
+    if name.endswith(".bin") or os.path.isdir(name):
         vocabulary = getattr(model.config, "vocabulary", None)
         data = DATA.load("tokens")(name, vocabulary=vocabulary, **sizes)
     elif name in ("tokens", "iterable"):

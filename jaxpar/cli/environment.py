@@ -10,10 +10,16 @@ from jaxpar.core.jax_compat import READ_XLA_FLAGS
 
 
 def check_environment() -> None:
-    """Refuse flags that XLA does not know: it would end the process for them, in the middle.
+    """Refuse settings of JAX that no step can be made under, and flags that XLA does not know.
 
-    They are tried in a process of their own, and only where there are any.
+    XLA would end the process for such a flag, in the middle; so flags are tried in a process of
+    their own, where there are any.
     """
+    from jaxpar.program.configuration import refuse_settings
+
+    refuse_settings()
+    if not os.environ.get("COLUMNS", "0").strip("0"):
+        os.environ.pop("COLUMNS", None)  # 0 is what shells say that do not know it
     flags = os.environ.get("XLA_FLAGS")
     if not flags:
         return

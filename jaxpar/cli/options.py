@@ -197,7 +197,7 @@ def parse(argv: list[str], program: str) -> Options:
         raise RequestError(
             f"{typed}: not a value of this option, which is {kind}{flag.help}"
         ) from None
-    except flags.Error as error:
+    except (flags.Error, ValueError) as error:  # ValueError: --nojson=3
         raise RequestError(str(error).replace("\n", " ")) from None
     _refuse_twice()
     values = {name: VALUES[name].value for name in names()}

@@ -54,7 +54,12 @@ def written() -> Iterator[None]:
     """
     try:
         yield
-        sys.stdout.flush()
+        if not sys.stdout.closed:
+            sys.stdout.flush()
+    except ValueError as error:
+        if isinstance(error, RequestError) or not sys.stdout.closed:
+            raise
+        raise OutputError("standard output was closed meanwhile, by the model perhaps") from error
     except OSError as error:
         # An error of a stream that is open already names no file.
         if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):

@@ -13,7 +13,7 @@ from typing import Any
 LONGEST_WORD = 160
 """Characters of a word in a sentence, such as a name that was typed; of a longer one its ends."""
 
-LONGEST_SENTENCE = 2000
+LONGEST_SENTENCE = 1500
 
 LOOKED_AT = 65_536
 """Counts that are tried for one that divides: a sentence is worth some milliseconds."""
@@ -93,7 +93,7 @@ def unknown(noun: str, name: str, known: Iterable[str]) -> RequestError:
     near = difflib.get_close_matches(name[:LONGEST_WORD], known, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
     more = f" and {len(known) - 20} more" if len(known) > 20 else ""
-    there = f"there are: {', '.join(known[:20])}{more}"
+    there = f"there are: {', '.join(known[:20])}{more}" if known else "there is none"
     return RequestError(f"unknown {noun} '{name}': {hint}" + (f"({there})" if near else there))
 
 

@@ -38,7 +38,7 @@ def dataset(
     is the largest id plus one if not said; say it when the model's is larger.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         train, test = _from_folder(path, held_out)
     else:
         train, test = _from_file(path, HELD_OUT if held_out is None else held_out)
@@ -92,12 +92,12 @@ def _open(file: Path) -> "TokenFile":
             f"{file}: is not a .bin file, but tokens are read from .bin files of uint16 ids. "
             f"Write one with: numpy.asarray(ids, 'uint16').tofile({wanted!r})."
         )
-    if file.exists() and not file.is_file():
+    if os.path.exists(file) and not os.path.isfile(file):
         raise DataError(
             f"{file}: is a folder, a pipe or a device, but tokens are read at any place of a "
             f"regular file. Write them to one first: cat {file.name} > ids.bin."
         )
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise DataError(f"{file}: no such file. {_nearby(file.parent, 'Name a .bin file')}")
     size_bytes = file.stat().st_size
     if size_bytes == 0:
@@ -194,5 +194,5 @@ def _largest(stream: Stream) -> tuple[int, int]:
 
 def _nearby(folder: Path, otherwise: str) -> str:
     """Return the repair for a file that is not there: the .bin files that are."""
-    found = sorted(file.name for file in folder.glob("*.bin")) if folder.is_dir() else []
+    found = sorted(file.name for file in folder.glob("*.bin")) if os.path.isdir(folder) else []
     return f"{otherwise}; {folder} has {', '.join(found) if found else 'no .bin files'}."

@@ -93,10 +93,11 @@ def _devices(hardware: Hardware, platform: str | None = None) -> list[Any]:
     """JAX's devices of a platform, or of the one that it prefers; starts JAX."""
     try:
         return jax.devices(platform)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that there is a platform
         which = f"the platform '{platform}'" if platform else "its platforms"
+        why = str(error) or "it finds none of those in JAX_PLATFORMS"
         raise RequestError(
-            f"hardware '{hardware.name}' needs JAX to start {which}, and it cannot ({error}): "
+            f"hardware '{hardware.name}' needs JAX to start {which}, and it cannot ({why}): "
             "unset JAX_PLATFORMS, or let it name what is here"
         ) from error
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxpar.core.errors import expect
 from jaxpar.core.kinds import MOST, whole
 from jaxpar.hardware.record import Hardware
-from jaxpar.program.configuration import uncached
+from jaxpar.program.configuration import refuse_settings, uncached
 from jaxpar.program.devices import device_mesh, refuse_to_run
 from jaxpar.program.warnings import XlaWarning, compile_quietly, compile_with_warnings
 from jaxpar.step.record import State, Step
@@ -258,6 +258,7 @@ def compile_step(step: Step, *, hardware: Hardware | str, for_speed: bool = True
     """
     expect("compile_step's step", step, Step, "jaxpar.make_step(layout) makes one of a Layout")
     hardware = Hardware.of(hardware)
+    refuse_settings()
     program = Program(step, hardware, device_mesh(step.layout.mesh, hardware), for_speed)
     if for_speed:
         program.update  # noqa: B018  (compiled now, so that what XLA refuses is refused here)
