@@ -68,6 +68,9 @@ class Case:
             object.__setattr__(self, "mesh", str(MeshShape.of(self.mesh)))
         for name in ("strategy", "hardware", "mode"):
             expect(f"a case's {name}", getattr(self, name), str, "give its name in the catalogue")
+        expect("a case's set", self.set, Mapping, "give values by the names of fields")
+        for name in self.set:
+            expect("a name in a case's set", name, str, "give the name of a field")
         object.__setattr__(self, "set", MappingProxyType(dict(self.set)))
 
     def resolve(self) -> "Resolved":
@@ -226,6 +229,7 @@ def load_data(model: Model, name: str | None) -> Dataset:
         return name
     if name is None:
         raise RequestError(f"model '{model.name}' names no usual data: say --data NAME")
+    expect(f"the data of model '{model.name}'", name, str, "give a name, a .bin file or a Dataset")
     sizes = {"sequence": model.config.sequence} if hasattr(model.config, "sequence") else {}
     if name.endswith(".bin") or os.path.isdir(name):
         vocabulary = getattr(model.config, "vocabulary", None)

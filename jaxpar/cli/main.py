@@ -5,7 +5,6 @@ Exit status 0 when all is well, 1 when a check or claim failed, 2 when the reque
 """
 
 import os
-import signal
 import sys
 from contextlib import nullcontext, redirect_stdout, suppress
 from pathlib import Path
@@ -15,14 +14,21 @@ from absl import logging
 from jaxpar.cli import options as command_line
 from jaxpar.cli.environment import cache_folder, check_environment
 from jaxpar.cli.help import VERBS, show_help
-from jaxpar.cli.stopping import WORDS, Terminated, stoppable
+from jaxpar.cli.stopping import STOPPED, stoppable, word_of
 from jaxpar.cli.streams import READER_GONE, prepare_streams, written
 from jaxpar.core.errors import RequestError, unknown
 
 
-def main() -> int:
-    """Run what was typed after `jaxpar`; returns the exit status."""
-    return execute(sys.argv[1:], program="jaxpar")
+def main(program: str = "jaxpar") -> int:
+    """Run what was typed after the program's name; returns the exit status, unless it was stopped.
+
+    A process that is stopped ends here: XLA's threads may be at work still, and Python would wait
+    for them, or take down under them what they use.
+    """
+    status = execute(sys.argv[1:], program=program)
+    if status in STOPPED.values():
+        os._exit(status)
+    return status
 
 
 def execute(argv: list[str], *, program: str) -> int:
@@ -35,23 +41,24 @@ def execute(argv: list[str], *, program: str) -> int:
     logging.use_absl_handler()
     files: list[Path] = []
 
-    def stopped(number: int) -> None:
+    def stopped(word: str) -> None:
         kept = [str(path) for path in files if path.exists()]
-        _tell(f"{program}: {WORDS[number]}; kept: {', '.join(kept) or 'nothing'}")
+        _tell(f"{program}: {word}; kept: {', '.join(kept) or 'nothing'}")
 
-    try:
-        prepare_streams()
-        with stoppable(stopped), written():
-            return _obey(argv, program, files)
-    except RequestError as error:
-        _tell(f"{program}: {error}")
-        return 2
-    except BrokenPipeError:
-        return READER_GONE
-    except KeyboardInterrupt as error:
-        number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
-        stopped(number)
-        return 128 + number
+    with stoppable(stopped):
+        try:
+            prepare_streams()
+            with written():
+                return _obey(argv, program, files)
+        except RequestError as error:
+            _tell(f"{program}: {error}")
+            return 2
+        except BrokenPipeError:
+            return READER_GONE
+        except KeyboardInterrupt as error:
+            word = word_of(error)
+            stopped(word)
+            return STOPPED[word]
 
 
 def _tell(line: str) -> None:

@@ -69,17 +69,17 @@ def words_of(error: BaseException) -> str:
     return said.splitlines()[0] if said else type(error).__name__
 
 
-def expect(what: str, value: Any, kind: type | tuple[type, ...], repair: str) -> None:
+def expect(what: str, value: Any, kind: Any, repair: str) -> None:
     """Refuse an argument that is of another kind than those that a function takes.
 
     Args:
         what: the argument, for people: "lay_out's model".
         value: it.
-        kind: its type, or types.
+        kind: its type, or types joined by |.
         repair: what to give, or how to make it.
     """
     if not isinstance(value, kind):
-        raise RequestError(f"{what} is a {type(value).__name__}: {repair}")
+        raise RequestError(f"{what} is of type {type(value).__name__}: {repair}")
 
 
 def unknown(noun: str, name: str, known: Iterable[str]) -> RequestError:

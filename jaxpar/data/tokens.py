@@ -37,6 +37,8 @@ def dataset(
     Of one file the last part is for testing: `held_out` of it, a tenth if not said. `vocabulary`
     is the largest id plus one if not said; say it when the model's is larger.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise DataError(f"The path is a {type(path).__name__}. Name a .bin file, or a folder.")
     path = Path(path)
     if os.path.isdir(path):
         train, test = _from_folder(path, held_out)

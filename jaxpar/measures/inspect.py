@@ -7,6 +7,7 @@ No array is allocated.
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from jaxpar.core.errors import expect
 from jaxpar.core.mesh import axes_of, sizes_of
 from jaxpar.layout.record import Layout
 from jaxpar.layout.stages import runs_in_stages, schedule_for
@@ -122,6 +123,9 @@ def inspect(program: Program, *, is_strict: bool = True) -> Inspection:
         trace_seconds, compile_seconds: how long it took to make; short if JAX had kept it.
         is_strict: whether what `lint` finds makes the inspection not ok, or is a warning.
     """
+    expect(
+        "inspect's program", program, Program, "jaxpar.compile_step(step, hardware=...) makes it"
+    )
     layout = program.step.layout
     sizes = sizes_of(layout.mesh)
     rows = traffic(program.text, sizes)

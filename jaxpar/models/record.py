@@ -80,10 +80,11 @@ def check_sizes(model: str, config: Any, **most: int) -> None:
     check_kinds(config, f"{model}: ")
     for f in fields(config):
         value = getattr(config, f.name)
+        largest = most.get(f.name, MOST_COUNT)
         if type(value) is int and value < 1:
             raise RequestError(f"{model}: {f.name}={value}: use 1 or more")
-        if f.name in most and value > most[f.name]:
-            raise RequestError(f"{model}: {f.name}={value}: use {most[f.name]} or less")
+        if type(value) is int and value > largest:
+            raise RequestError(f"{model}: {f.name}={value}: use {largest:,} or less")
     rate = getattr(config, "dropout", 0.0)
     if not 0 <= rate < 1:
         raise RequestError(f"{model}: dropout={rate}: use a rate from 0 up to, not including, 1")

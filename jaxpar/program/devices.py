@@ -1,5 +1,6 @@
 """Devices for a mesh: simulated ones made of this CPU, this machine's own, or described ones."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ def _described(shape: MeshShape, hardware: Hardware) -> list[Any]:
     return topology.devices
 
 
-def refuse_to_run(hardware: Hardware, mesh: Mesh, needed_bytes: int, what: str) -> None:
+def refuse_to_run(hardware: Hardware, called: str, arrays: Any, shardings: Any) -> None:
     """Refuse to run a program where there is nothing to run it, or not the memory.
 
     Simulated devices share this machine's memory, and a process that takes more is ended by its
@@ -130,22 +131,28 @@ def refuse_to_run(hardware: Hardware, mesh: Mesh, needed_bytes: int, what: str) 
 
     Args:
         hardware: what the program is compiled for.
-        mesh: its devices.
-        needed_bytes: what its state and batch take on all devices together.
-        what: is run, for the sentence.
+        called: the model's name.
+        arrays: a tree of abstract arrays that are on the devices at once.
+        shardings: the same tree of their shardings.
     """
     if hardware.kind == "described":
         raise RequestError(
             f"hardware '{hardware.name}' is described, not present, so nothing can run on it: use "
             "hardware cpu or local"
         )
+    pairs = list(zip(jax.tree.leaves(arrays), jax.tree.leaves(shardings), strict=True))
+    devices = pairs[0][1].num_devices
+    needed_bytes = devices * sum(
+        math.prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize
+        for array, sharding in pairs
+    )
     has_bytes = _memory_bytes()
     if hardware.kind == "simulated" and needed_bytes > has_bytes:
         raise RequestError(
-            f"{what}, its optimizer state and a batch take {needed_bytes / 1e9:,.1f} GB on "
-            f"{mesh.devices.size} simulated devices, and this machine has {has_bytes / 1e9:,.1f} "
-            "GB: use smaller sizes, a smaller batch or another layout; 'inspect' reads a program "
-            "of any size"
+            f"model '{called}', its optimizer state and a batch take {needed_bytes / 1e9:,.1f} GB "
+            f"on {devices} simulated devices, and this machine has {has_bytes / 1e9:,.1f} GB: use "
+            "smaller sizes, a smaller batch or another layout; 'inspect' reads a program of any "
+            "size"
         )
 
 

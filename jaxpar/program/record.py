@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from jaxpar.core.errors import expect
+from jaxpar.core.errors import RequestError, expect, words_of
 from jaxpar.core.kinds import MOST, whole
 from jaxpar.hardware.record import Hardware
+from jaxpar.jaxprs.equations import refuse_overflow
 from jaxpar.program.configuration import refuse_settings, uncached
 from jaxpar.program.devices import device_mesh, refuse_to_run
 from jaxpar.program.warnings import XlaWarning, compile_quietly, compile_with_warnings
@@ -80,7 +80,7 @@ class Program:
             out_shardings=(self.state_shardings, None),
             donate_argnums=0,
         )
-        return jitted.lower(self.step.state, self.step.batch)
+        return self._lowered(jitted, self.step.state, self.step.batch)
 
     @cached_property
     def made(self) -> "Made":
@@ -105,7 +105,7 @@ class Program:
             out_shardings=self.state_shardings,
             donate_argnums=0,
         )
-        return self._compiled(average.lower(self.step.state))
+        return self._compiled(self._lowered(average, self.step.state))
 
     @cached_property
     def text(self) -> str:
@@ -135,20 +135,14 @@ class Program:
                 memory cannot hold.
         """
         number = whole("seed", seed, most=MOST)
-        refuse_to_run(
-            self.hardware, self.mesh, self._bytes(), f"model '{self.step.layout.model.name}'"
-        )
+        self.check_runs()
         return self._create(np.uint32(number))
 
-    def _bytes(self) -> int:
-        """What the state and a batch take on all devices together."""
-        arrays = jax.tree.leaves((self.step.state, dict(self.step.batch)))
-        shardings = jax.tree.leaves((self.state_shardings, self.batch_shardings))
-        devices = self.mesh.devices.size
-        return sum(
-            devices * prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize
-            for array, sharding in zip(arrays, shardings, strict=True)
-        )
+    def check_runs(self) -> None:
+        """Refuse to run where there is nothing to run it, or not the memory; see `init`."""
+        arrays = (self.step.state, dict(self.step.batch))
+        shardings = (self.state_shardings, self.batch_shardings)
+        refuse_to_run(self.hardware, self.step.layout.model.name, arrays, shardings)
 
     @property
     def init_memory(self) -> Any:
@@ -170,9 +164,9 @@ class Program:
         """Compiled evaluation: (State, batch) -> {name: Mean}."""
         shardings = (self.state_shardings, self.batch_shardings)
         evaluate = jax.jit(self.step.evaluate, in_shardings=shardings)
-        lowered = evaluate.lower(self.step.state, self.step.batch)
+        lowered = self._lowered(evaluate, self.step.state, self.step.batch)
         # XLA's warnings about this are those about the update.
-        return compile_quietly(lowered.compile)
+        return compile_quietly(lambda: self._asked(lowered, None))
 
     @cached_property
     def gradients(self) -> Any:
@@ -235,13 +229,30 @@ class Program:
         """The compiled form of a lowered function, as training runs it."""
         quick = QUICK if self.hardware.kind == "simulated" and not self.for_speed else {}
         with uncached() if self.hardware.kind == "described" else nullcontext():
-            return lowered.compile({**self.hardware.compiler_options, **quick} or None)
+            return self._asked(lowered, {**self.hardware.compiler_options, **quick} or None)
+
+    def _lowered(self, jitted: Any, *arguments: Any) -> Any:
+        """A function lowered for abstract arguments, its arrays of sizes that XLA can count."""
+        traced = jitted.trace(*arguments)
+        refuse_overflow(self.step.layout.model.name, traced.jaxpr)
+        return traced.lower()
+
+    def _asked(self, lowered: Any, options: Mapping[str, Any] | None) -> Any:
+        """What XLA makes of a lowered function; what it refuses is told in its words."""
+        try:
+            return lowered.compile(options)
+        except jax.errors.JaxRuntimeError as error:
+            raise RequestError(
+                f"XLA cannot compile model '{self.step.layout.model.name}' for hardware "
+                f"'{self.hardware.name}' ({words_of(error)[:300]}): use smaller sizes, or another "
+                "layout"
+            ) from error
 
     def _quickly(self, function, *arguments, more: Mapping[str, Any] = {}) -> Any:  # noqa: B006
         """Compile what runs only a few times; `more` are further options on simulated devices."""
-        lowered = function.lower(*arguments)
+        lowered = self._lowered(function, *arguments)
         options = {**QUICK, **more} if self.hardware.kind == "simulated" else None
-        return compile_quietly(lambda: lowered.compile(options))
+        return compile_quietly(lambda: self._asked(lowered, options))
 
 
 def compile_step(step: Step, *, hardware: Hardware | str, for_speed: bool = True) -> Program:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxpar.core.errors import RequestError, expect
 from jaxpar.data.record import Batch, Dataset
@@ -33,7 +34,8 @@ def check_data(model: Model, data: Dataset) -> None:
                 f"data '{data.name}' gives '{name}' of shape {tuple(shape)} an example, and model "
                 f"'{model.name}' reads {field.shape[1:]}: set the model's sizes to match"
             )
-        if str(jax.dtypes.canonicalize_dtype(dtype)) != field.dtype:
+        numbers = np.dtype(dtype).kind not in "OSUMm"
+        if not numbers or str(jax.dtypes.canonicalize_dtype(dtype)) != field.dtype:
             raise RequestError(
                 f"data '{data.name}' gives '{name}' as {dtype}, and model '{model.name}' reads "
                 f"{field.dtype}: use values.astype('{field.dtype}')"

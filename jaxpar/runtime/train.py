@@ -89,6 +89,7 @@ def train(
     """
     expect("train's program", program, Program, "jaxpar.compile_step(step, hardware=...) makes one")
     expect("train's training", training, Training, "jaxpar.Training(steps=...) makes one")
+    expect("train's state", state, State | None, "give an outcome's, or none for fresh parameters")
     check_data(program.step.layout.model, data)
     if training.evaluate_every and data.walk is None:
         raise RequestError(

@@ -49,6 +49,7 @@ def verb(options: Options, screen: Screen) -> int:
     data = asked.load_data()
 
     program = asked.compile()
+    program.check_runs()
     inspection = inspect(program, is_strict=options.lint == "error")
     show_layout(screen, asked.layout, asked.hardware)
     show_dims(screen, asked.layout)
