@@ -98,7 +98,9 @@ class Dataset:
 def whole_number(name: str, value: int, *, least: int) -> int:
     """Return `value` as an int; DataError when it is no whole number, or below `least`."""
     try:
-        number = operator.index(None if isinstance(value, bool) else value)
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
     except TypeError:
         raise DataError(
             f"{name}={value!r} is a {type(value).__name__}, but {name} must be a whole number "

@@ -75,7 +75,8 @@ def read_example(called: str, batch: Any) -> Example:
             leaf = np.asarray(leaf)
         if not isinstance(leaf, jax.ShapeDtypeStruct):
             arrays[path] = leaf = np.asarray(leaf)
-        if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool):
+        is_number = jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool
+        if not is_number or np.issubdtype(leaf.dtype, np.timedelta64):  # an integer, to numpy
             raise RequestError(
                 f"model '{called}': the batch's '{path}' holds {leaf.dtype}, and a batch holds "
                 "numbers: turn it into integers or floats"
