@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxpar.cli.main import execute
+from jaxpar.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(execute(sys.argv[1:], program="python -m experiments"))
+    sys.exit(main("python -m experiments"))

@@ -5,20 +5,24 @@ a RequestError and comes before anything is compiled.
 """
 
 import importlib
+import os
+import re
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from inspect import signature
+from inspect import iscoroutinefunction, signature
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from jaxpar.core.catalogue import DATA, HARDWARE, MODELS, MODES, OPTIMIZERS, STRATEGIES
-from jaxpar.core.errors import RequestError, unknown
+from jaxpar.core.errors import RequestError, expect, unknown, words_of
+from jaxpar.core.kinds import fitting, kinds_of
 from jaxpar.core.mesh import MeshShape
 from jaxpar.data.record import Dataset
 from jaxpar.hardware.record import Hardware
-from jaxpar.inference.calling import trying
+from jaxpar.inference.calling import told, trying
 from jaxpar.layout.lay_out import lay_out
 from jaxpar.layout.record import Layout
 from jaxpar.models.record import Model
@@ -56,12 +60,23 @@ class Case:
     set: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
+        made = "jaxpar.lay_out takes a Model, which jaxpar.model(module, loss, batch) makes"
+        expect(
+            "a case's model", self.model, str, f"give a catalogue name, or module:factory; {made}"
+        )
+        if not isinstance(self.mesh, str | None):
+            object.__setattr__(self, "mesh", str(MeshShape.of(self.mesh)))
+        for name in ("strategy", "hardware", "mode"):
+            expect(f"a case's {name}", getattr(self, name), str, "give its name in the catalogue")
+        expect("a case's set", self.set, Mapping, "give values by the names of fields")
+        for name in self.set:
+            expect("a name in a case's set", name, str, "give the name of a field")
         object.__setattr__(self, "set", MappingProxyType(dict(self.set)))
 
     def resolve(self) -> "Resolved":
         """The model laid out, the hardware found, the training read; nothing compiled yet."""
         changes = dict(self.set)
-        batch = changes.pop("batch", None)
+        batch = {"size": changes.pop("batch")} if "batch" in changes else {}
         training, changes = set_fields(Training(), _typed(Training(), changes))
         hardware = HARDWARE.load(self.hardware)()
         usual = "data=1" if hardware.kind == "local" else "data=4,model=2"
@@ -74,11 +89,12 @@ class Case:
             self.strategy, **{n: changes.pop(n) for n in list(changes) if n in options}
         )
         rule = optimizer_options(training.optimizer)
-        own = {n: _typed_option(n, rule[n], changes.pop(n)) for n in list(changes) if n in rule}
+        given = {n: changes.pop(n) for n in list(changes) if n in rule}
+        own = _typed_options(OPTIMIZERS.load(training.optimizer), rule, given)
         _check_fields(model, training, changes, (*rule, *options))
         model = model.with_fields(**_typed(model.config, changes))
-        if batch is not None:
-            model = model.with_batch_size(batch)
+        if batch:
+            model = model.with_batch_size(**batch)
         MODES.load(self.mode)  # an unknown one is refused before anything is laid out
         layout = lay_out(model, strategy=strategy, mesh=mesh)
         optimizer_of(training, layout, **own)  # refused now, if its options make no sense
@@ -102,7 +118,8 @@ class Resolved:
     def name(self) -> str:
         """A folder name that differs between different cases."""
         mesh = str(self.layout.mesh).replace(",", "-").replace("=", "")
-        return f"{self.layout.model.name}-{self.layout.strategy.name}-{mesh}"
+        name = f"{self.layout.model.name}-{self.layout.strategy.name}-{mesh}"
+        return re.sub(r"[^\w.+-]", "_", name)[:120]
 
     def make(self, layout: Layout) -> Step:
         """The training step of a layout, as this case wants it trained."""
@@ -129,17 +146,10 @@ def load_model(name: str) -> Model:
     if ":" not in name:
         return MODELS.load(name)()
     module_name, _, factory_name = name.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # whatever a person's file raises while it is read
-        what = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
-        raise RequestError(f"model '{name}': cannot import '{module_name}' ({what})") from error
-    finally:
-        sys.path.pop(0)
-    factory = getattr(module, factory_name, None)
+    module = _imported(name, module_name)
+    factory = trying(name, "looking it up", lambda: getattr(module, factory_name, None))
     if not callable(factory):
-        known = [n for n in vars(module) if callable(getattr(module, n)) and n[0] != "_"]
+        known = [n for n, value in vars(module).items() if callable(value) and n[0] != "_"]
         raise unknown(f"factory in '{module_name}'", factory_name, known)
     model = trying(name, "its factory", lambda: _without_arguments(name, factory))
     if not isinstance(model, Model):
@@ -150,6 +160,24 @@ def load_model(name: str) -> Model:
     return model
 
 
+def _imported(name: str, module_name: str) -> Any:
+    """The module of a model's name, looked for in the current folder first."""
+    here = ""
+    with suppress(OSError):  # the folder may have been deleted
+        here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        return importlib.import_module(module_name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a person's file raises while it is read, exit() too
+        what = words_of(error) if isinstance(error, ImportError) else told(error)
+        raise RequestError(f"model '{name}': cannot import '{module_name}' ({what})") from error
+    finally:
+        with suppress(ValueError):  # the file may have taken it away
+            sys.path.remove(here)
+
+
 def _without_arguments(name: str, factory: Callable) -> Any:
     """What `factory()` returns; a RequestError when it has arguments without defaults."""
     required = [
@@ -157,6 +185,8 @@ def _without_arguments(name: str, factory: Callable) -> Any:
         for p in signature(factory).parameters.values()
         if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
+    if iscoroutinefunction(factory):
+        raise RequestError(f"model '{name}': its factory is async: make it a plain function")
     if required:
         raise RequestError(
             f"model '{name}': its factory takes arguments ({', '.join(required)}), and is called "
@@ -174,9 +204,8 @@ def load_strategy(text: str, **options: Any) -> Strategy:
     each = []
     for name in parts(text):
         make = STRATEGIES.load(name)
-        own = {n: p.default for n, p in signature(make).parameters.items()}
-        given = {n: _typed_option(n, own[n], v) for n, v in options.items() if n in own}
-        each.append(make(**given))
+        usual = {n: p.default for n, p in signature(make).parameters.items()}
+        each.append(make(**_typed_options(make, usual, options)))
     return each[0] if len(each) == 1 else combine(*each)
 
 
@@ -194,14 +223,15 @@ def optimizer_options(name: str) -> dict[str, Any]:
 
 def load_data(model: Model, name: str | None) -> Dataset:
     """The data a model is to read: by catalogue name or token file, else its usual."""
-    name = name or model.data
+    name = model.data if name is None else name
     if isinstance(name, Dataset):
         check_data(model, name)
         return name
     if name is None:
         raise RequestError(f"model '{model.name}' names no usual data: say --data NAME")
+    expect(f"the data of model '{model.name}'", name, str, "give a name, a .bin file or a Dataset")
     sizes = {"sequence": model.config.sequence} if hasattr(model.config, "sequence") else {}
-    if name.endswith(".bin") or Path(name).is_dir():
+    if name.endswith(".bin") or os.path.isdir(name):
         vocabulary = getattr(model.config, "vocabulary", None)
         data = DATA.load("tokens")(name, vocabulary=vocabulary, **sizes)
     elif name in ("tokens", "iterable"):
@@ -239,27 +269,25 @@ def _check_fields(
 
 
 def _typed(record: Any, changes: dict[str, Any]) -> dict[str, Any]:
-    """Refuse a value of another kind than the field's: text for a number, or 1.5 for a count."""
-    return {n: _typed_option(n, getattr(record, n, None), v) for n, v in changes.items()}
+    """The changes as the kinds of things that a record's fields are; others are refused."""
+    kinds = {} if record is None else kinds_of(type(record))
+    return {
+        name: _set(name, kinds.get(name), getattr(record, name, None), value)
+        for name, value in changes.items()
+    }
 
 
-def _typed_option(name: str, usual: Any, value: Any) -> Any:
-    """`value` as the kind of thing that `usual` is; a default of None takes anything."""
-    if usual is None or value is None:
-        return value
-    fits = type(value) is type(usual) or (isinstance(usual, float) and type(value) is int)
-    if not fits:
-        raise RequestError(
-            f"--set {name}={value}: {name} is {_kind(usual)} (its default is {usual}), and "
-            f"'{value}' is not"
-        )
-    if type(usual) is int and value < 0:
+def _typed_options(made_by: Callable, usual: Mapping[str, Any], given: dict[str, Any]) -> dict:
+    """The options given to a rule or a strategy, as the kinds of things that they are."""
+    kinds = kinds_of(made_by)
+    return {n: _set(n, kinds.get(n), usual[n], v) for n, v in given.items() if n in usual}
+
+
+def _set(name: str, kind: Any, usual: Any, value: Any) -> Any:
+    """What `--set name=value` sets, as the kind of thing that it is; counts are not negative."""
+    if value is None and kind is str:
+        value = "none"  # a word here, as remat=none is
+    value = fitting(name, kind, value, usual, "--set ")
+    if type(value) is int and type(usual) is int and value < 0:
         raise RequestError(f"--set {name}={value}: {name} is a count; use 0 or more")
-    return type(usual)(value)
-
-
-def _kind(value: Any) -> str:
-    """The type of a setting's usual value, for people: "a whole number"."""
-    return {bool: "true or false", int: "a whole number", float: "a number"}.get(
-        type(value), "a word"
-    )
+    return value

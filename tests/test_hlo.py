@@ -1,12 +1,16 @@
 """The records read from a compiled program's text, and how often each part of it runs."""
 
+import re
+import signal
 from fractions import Fraction
 
 import pytest
+from hlo_mutants import SECONDS, WHOLE, outcome, survey
 from hlo_text import ONE_REDUCE, TABLES, G, found, loop, only, program, run_loop
 
 from jaxpar.hlo.executions import Times, executions
-from jaxpar.hlo.parse import Frame, bytes_of, parse
+from jaxpar.hlo.frames import Frame
+from jaxpar.hlo.parse import bytes_of, parse
 
 
 def test_a_line_or_a_text_that_is_not_understood_is_an_error():
@@ -14,6 +18,91 @@ def test_a_line_or_a_text_that_is_not_understood_is_an_error():
         parse(program("%r = f32[16,8] <garbled"))
     with pytest.raises(ValueError, match="no ENTRY"):
         parse("HloModule empty\n")
+
+
+DAMAGED = {
+    # Damage that once went round for ever, or took the square of its length.
+    "a tuple operand cut off": (program("%r = f32[16,8] negate((f32[16,8] %p"), "does not end"),
+    "a frame that is its own parent": (
+        program(
+            f"%r = f32[16,8] all-reduce(%p), {G}, metadata={{stack_frame_id=1}}", "", TABLES
+        ).replace(
+            "1 {file_location_id=2 parent_frame_id=1}", "1 {file_location_id=2 parent_frame_id=2}"
+        ),
+        "its own parent",
+    ),
+    "a copy of itself": (program("%r = f32[16,8] copy(%r)"), "operand r is not defined above"),
+    "a computation that calls itself": (
+        program("%r = f32[16,8] call(%p), to_apply=%main"),
+        "to_apply=main names no computation",
+    ),
+    # Damage that once counted nothing where there was something.
+    "a type that is none": (program(f"%r = f32 all-reduce(%p), {G}"), "'f32' is no type"),
+    "groups of nobody": (
+        program("%r = f32[] all-reduce(%p), replica_groups={{}}"),
+        "replica groups",
+    ),
+    "groups of those who are not there": (
+        program("%r = f32[] all-reduce(%p), replica_groups={{0,8}}"),
+        "some of 8 devices",
+    ),
+    "pairs cut short": (
+        program("%r = f32[] collective-permute(%p), source_target_pairs={{0,1},{2}}"),
+        "pairs",
+    ),
+    "more devices than there are": (program(ONE_REDUCE, partitions=10**15), "1048576"),
+    "an end that is missing": (program(ONE_REDUCE)[:-2], "ends inside of computation main"),
+    "no whole number": (program(f"%c = f32[{'9' * 5000}] constant(0)"), "limit"),
+    "a share of nothing": (
+        program(
+            "%k = s32[] constant(0)\n%r = f32[16,8] conditional(%k, %p), "
+            'branch_computations={%add}, metadata={op_name="taken(1;0)/cond"}'
+        ),
+        "read",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_text_is_refused_with_what_is_wrong(name):
+    """One ValueError, and never an answer that leaves the damaged part out."""
+    text, sentence = DAMAGED[name]
+    assert re.search(sentence, outcome(text)), outcome(text)
+
+
+LONG = {
+    # Repeated, each once took a pattern the square of its length.
+    "brackets": "%r = f32[16,8] negate({}%p)".format("(" * 200_000),
+    "a word for a type": "%r = {} negate(%p)".format("a" * 200_000),
+    "quotes": '%r = f32[16,8] negate(%p), a="{}'.format(r"\"" * 100_000),
+    "groups": "%r = f32[16,8] all-reduce(%p), replica_groups=mesh[{}".format(" {" * 100_000),
+    "calls": "%r = f32[16,8] negate(%p), {}=%p".format("a" * 200_000),
+    "signatures": "}}\n%r ({}".format(") -> " * 100_000),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_long_line_takes_no_longer_than_its_length(name):
+    """Each would take minutes otherwise: the alarm is for the square of a length."""
+    signal.alarm(SECONDS)
+    try:
+        assert outcome(program(LONG[name]))
+    finally:
+        signal.alarm(0)
+
+
+def test_what_a_person_calls_something_is_no_attribute():
+    """Name scopes are printed in quotes, and may hold anything."""
+    named = 'metadata={op_name="jit(f)/calls=%no stack_frame_id=7/x" stack_frame_id=1}'
+    (one,) = found(program(f"%r = f32[16,8] all-reduce(%p), {G}, {named}", tables=TABLES))
+    assert one.frames == (Frame("/home/me/train.py", 99, "main"),)
+
+
+def test_whole_texts_are_read_and_damaged_ones_read_or_refused():
+    """Nothing hangs, and nothing but ValueError is raised; each kind of refusal is met."""
+    assert {outcome(text) for text in WHOLE} == {"read"}
+    told = survey(2000)
+    assert 100 < told["read"] < 1000 and len(told) > 30
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,10 @@ from small import by_path, cpu, nested, small_layout
 import jaxpar
 from jaxpar.core.catalogue import DATA
 from jaxpar.core.errors import RequestError
+from jaxpar.data import iterable
 from jaxpar.data.record import Dataset, in_order
 from jaxpar.program.record import compile_step
+from jaxpar.runtime.outcome import TrainingStopped
 from jaxpar.runtime.train import Training, bits, check_data, evaluate, optimizer_of, train
 from jaxpar.step.make_step import make_step
 
@@ -80,6 +82,110 @@ def test_metrics_are_a_json_line_a_step(program, digits, tmp_path):
     assert told == [1, 2, 3, 4, 5]
     assert tested == [2, 4, 5]
     assert rows[-1]["test_accuracy"] == outcome.test["accuracy"]
+
+
+def batches(count, **changed):
+    """A function that yields so many batches for the perceptron; `changed` are by place."""
+
+    def walk():
+        for place in range(count):
+            batch = {
+                "image": np.ones((64, 8, 8, 1), np.float32),
+                "label": np.zeros(64, np.int32),
+                "weight": np.ones(64, np.float32),
+            }
+            yield {**batch, **{name: change(place) for name, change in changed.items()}}
+
+    return walk
+
+
+def test_data_without_a_test_split_is_trained_on(program, tmp_path):
+    """And not tested: the outcome says nothing of a test, and a look at it is refused at once."""
+    data = iterable.dataset(batches(9), vocabulary=10)
+    path = tmp_path / "metrics.jsonl"
+    outcome = train(program, data, Training(steps=3), metrics_file=str(path))
+    assert outcome.test == {} and outcome.steps == 3 and outcome.last["loss"] > 0
+    assert len(path.read_text().splitlines()) == 3
+    assert not any(name.startswith("test") for name in outcome.record())
+    with pytest.raises(RequestError, match="evaluate_every=1, .* no test split"):
+        train(program, data, Training(steps=3, evaluate_every=1))
+
+
+def raising(place):
+    """A label for each place; at the third, an error of a person's own."""
+    return np.zeros(64, np.int32) if place < 3 else {}["why"]
+
+
+LATE = {
+    "labels beyond the classes": (
+        {"label": lambda place: np.full(64, 10 if place == 3 else 0, np.int32)},
+        {},
+        "step 3: 'label' holds 10, and model 'mlp' goes up to 9",
+    ),
+    "an error of the source": ({"label": raising}, {}, "KeyError .*test_train.py.*: 'why'"),
+    "another size": (
+        {"image": lambda place: np.ones((64 - (place > 2), 8, 8, 1), np.float32)},
+        {},
+        "step 3: field 'label' has shape",
+    ),
+    "a watch that raises": ({}, {"watch": lambda step, metrics: 1 // (3 - step)}, "division"),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_an_error_in_the_middle_keeps_what_was_trained(program, name):
+    """The state of the last whole step, from which training goes on."""
+    changed, options, sentence = LATE[name]
+    data = iterable.dataset(batches(9, **changed), vocabulary=10)
+    with pytest.raises(TrainingStopped, match=sentence) as caught:
+        train(program, data, Training(steps=6), **options)
+    kept = caught.value.outcome
+    assert "after step" in str(caught.value) and caught.value.__cause__ is not None
+    assert kept.steps == int(kept.state.step) >= 3 and kept.first["loss"] > 0
+    rest = train(
+        program, iterable.dataset(batches(9), vocabulary=10), Training(steps=6), state=kept.state
+    )
+    assert rest.steps == 6 - kept.steps
+
+
+def test_an_error_of_the_last_test_keeps_what_was_trained(program):
+    """Weights of a test split that add up to nothing are found when all is trained."""
+    empty = {**next(batches(1)()), "weight": np.zeros(64, np.float32)}
+    data = iterable.dataset(batches(9), vocabulary=10, test=[empty])
+    with pytest.raises(TrainingStopped, match="add up to 0") as caught:
+        train(program, data, Training(steps=2))
+    assert caught.value.outcome.steps == 2 and caught.value.outcome.last["loss"] > 0
+
+
+def test_an_error_before_the_first_step_is_itself(program, tmp_path):
+    """There is nothing to keep then."""
+    data = iterable.dataset(
+        batches(9, label=lambda place: np.full(64, 12, np.int32)), vocabulary=10
+    )
+    with pytest.raises(RequestError, match="step 0: 'label' holds 12") as caught:
+        train(program, data, Training(steps=2))
+    assert not isinstance(caught.value, TrainingStopped)
+    for place in (tmp_path, "/dev/null/x"):
+        with pytest.raises(RequestError, match="metrics file .* cannot write"):
+            train(program, data, Training(steps=2), metrics_file=place)
+
+
+@pytest.mark.parametrize(
+    "given", [{"data": [{}]}, {"data": "digits"}, {"training": 3}, {"program": None}, {"state": 3}]
+)
+def test_what_training_does_not_take_is_refused(program, digits, given):
+    """With the way to make it."""
+    usual = {"program": program, "data": digits, "training": Training(steps=1)} | given
+    with pytest.raises(RequestError):
+        train(**usual)
+
+
+@pytest.mark.parametrize("seed", [2**32, -1, 1.5, "x", None, True])
+def test_a_seed_is_a_number_of_32_bits(program, seed):
+    """The largest works."""
+    with pytest.raises(RequestError, match="seed"):
+        program.init(seed)
+    program.init(2**32 - 1)
 
 
 def counted(weights):

@@ -1,23 +1,34 @@
 """The program: jaxpar VERB ..., or from the repository python -m experiments VERB ...
 
 Exit status 0 when all is well, 1 when a check or claim failed, 2 when the request makes no sense,
-130 when it was stopped by Ctrl-C.
+130 when it was stopped by Ctrl-C, 143 by SIGTERM, 141 when nobody reads its output any more.
 """
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from absl import logging
 
 from jaxpar.cli import options as command_line
+from jaxpar.cli.environment import cache_folder, check_environment
 from jaxpar.cli.help import VERBS, show_help
+from jaxpar.cli.stopping import STOPPED, stoppable, word_of
+from jaxpar.cli.streams import READER_GONE, prepare_streams, written
 from jaxpar.core.errors import RequestError, unknown
 
 
-def main() -> int:
-    """Run what was typed after `jaxpar`; returns the exit status."""
-    return execute(sys.argv[1:], program="jaxpar")
+def main(program: str = "jaxpar") -> int:
+    """Run what was typed after the program's name; returns the exit status, unless it was stopped.
+
+    A process that is stopped ends here: XLA's threads may be at work still, and Python would wait
+    for them, or take down under them what they use.
+    """
+    status = execute(sys.argv[1:], program=program)
+    if status in STOPPED.values():
+        os._exit(status)
+    return status
 
 
 def execute(argv: list[str], *, program: str) -> int:
@@ -28,21 +39,51 @@ def execute(argv: list[str], *, program: str) -> int:
         program: how it was started, which messages and hints repeat.
     """
     logging.use_absl_handler()
-    try:
-        options = command_line.parse(argv, program)
-        if options.help or not options.words:
-            show_help(program, options)
-            return 0
-        name, *words = options.words
-        if name not in VERBS.names():
-            raise unknown("verb", name, VERBS.names())
-        _check_words(name, words, program)
-        _check_options(name, options)
-        _keep_compiled_programs()
-        return _run(name, argv, command_line.Options(tuple(words), options.values, program))
-    except RequestError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 2
+    files: list[Path] = []
+
+    def stopped(word: str) -> None:
+        kept = [str(path) for path in files if path.exists()]
+        _tell(f"{program}: {word}; kept: {', '.join(kept) or 'nothing'}")
+
+    with stoppable(stopped):
+        try:
+            prepare_streams()
+            with written():
+                return _obey(argv, program, files)
+        except RequestError as error:
+            _tell(f"{program}: {error}")
+            return 2
+        except BrokenPipeError:
+            return READER_GONE
+        except KeyboardInterrupt as error:
+            word = word_of(error)
+            stopped(word)
+            return STOPPED[word]
+
+
+def _tell(line: str) -> None:
+    """Print a line on standard error, if that can be written."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def _obey(argv: list[str], program: str, files: list[Path]) -> int:
+    """Run one command line; `files` becomes what it writes to disk."""
+    options = command_line.parse(argv, program)
+    if options.help or not options.words:
+        show_help(program, options)
+        return 0
+    name, *words = options.words
+    if name not in VERBS.names():
+        raise unknown("verb", name, VERBS.names())
+    _check_words(name, words, program)
+    _check_options(name, options)
+    if options.picture is not None:
+        command_line.check_picture(options.picture)
+    check_environment()
+    _keep_compiled_programs()
+    asked = command_line.Options(tuple(words), options.values, program)
+    return _run(name, argv, asked, files)
 
 
 def _check_words(name: str, words: list[str], program: str) -> None:
@@ -68,7 +109,7 @@ def _check_options(name: str, options: command_line.Options) -> None:
             raise RequestError(f"'{name}' does not read --{option}, as {by} does: leave it out")
 
 
-def _run(name: str, argv: list[str], options: command_line.Options) -> int:
+def _run(name: str, argv: list[str], options: command_line.Options, files: list[Path]) -> int:
     """Load a verb and run it; what it or a person's model prints stays out of a JSON record."""
     from jaxpar.cli.screen import Screen
     from jaxpar.program.configuration import prefer_cpu
@@ -76,16 +117,17 @@ def _run(name: str, argv: list[str], options: command_line.Options) -> int:
     if options.hardware != "local" and (name != "doctor" or options.words):
         prefer_cpu()
     screen = Screen(options.json, pictured=options.picture is not None)
-    try:
-        with screen.alone():
-            status = VERBS.load(name)(options, screen)
-    except KeyboardInterrupt:
-        kept = [str(path) for path in screen.files if path.exists()]
-        print(f"{options.program}: stopped; kept: {', '.join(kept) or 'nothing'}", file=sys.stderr)
-        return 130
+    screen.files = files
+    with screen.alone():
+        status = VERBS.load(name)(options, screen)
     if options.picture:
         typed = [word for word in argv if word not in ("--picture", options.picture)]
-        screen.picture(Path(options.picture), f"{options.program} {' '.join(typed)}")
+        try:
+            screen.picture(Path(options.picture), f"{options.program} {' '.join(typed)}")
+        except OSError as error:
+            raise RequestError(
+                f"--picture {options.picture}: cannot write it ({error.strerror})"
+            ) from error
     return status
 
 
@@ -94,6 +136,7 @@ def _keep_compiled_programs() -> None:
     import jax
 
     if os.environ.get("JAX_COMPILATION_CACHE_DIR") is None:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "jaxpar" / "compiled"))
+        folder = cache_folder()
+        if folder is not None:
+            jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -5,6 +5,8 @@ is a RequestError: one sentence, exit status 2.
 """
 
 import ast
+import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,11 +97,14 @@ class Options:
     @property
     def changes(self) -> dict[str, Any]:
         """The `--set` pairs, with `--steps` and `--seed` and their like beside them."""
-        changes = dict(_pair(text) for text in self.values["set"])
+        said = [_pair(text) for text in self.values["set"]]
         for name in ("steps", "seed", "batch", "microbatches"):
             if self.values[name] is not None:
-                changes[name] = self.values[name]
-        return changes
+                said.append((name, self.values[name]))
+        for name, _ in said:
+            if [other for other, _ in said].count(name) > 1:
+                raise RequestError(f"{name} is set twice: say it once")
+        return dict(said)
 
     @property
     def case(self) -> Case:
@@ -114,18 +119,64 @@ class Options:
             set=self.changes,
         )
 
-    def folder(self, usual: str) -> Path:
-        """Where files go, made now: better refused before the work than after it."""
-        folder = Path(self.out or f"runs/{usual}")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / ".writable").touch()
-            (folder / ".writable").unlink()
-        except OSError as error:
-            raise RequestError(
-                f"--out {folder}: cannot write there ({error.strerror}); name a folder of your own"
-            ) from error
-        return folder
+    def file(self, usual: str, name: str) -> Path:
+        """A file in the folder where files go, refused now if it could not be written later.
+
+        Nothing is made yet: a request that is refused for another reason leaves nothing behind.
+
+        Args:
+            usual: the folder under runs/ where none is asked for.
+            name: of the file.
+        """
+        file = Path(self.out or f"runs/{usual}") / name
+        check_writable(file, "--out")
+        return file
+
+
+def make_folder(file: Path) -> None:
+    """Make the folder of a file that is about to be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"{file.parent}: cannot make this folder ({error.strerror})") from error
+
+
+def check_picture(picture: str) -> None:
+    """Refuse a place where no picture could be saved, or the name of another kind of picture."""
+    if Path(picture).suffix.lower() != ".svg":
+        raise RequestError(f"--picture {picture}: pictures are SVG: name a file that ends in .svg")
+    check_writable(Path(picture), "--picture")
+
+
+def check_writable(file: Path, option: str) -> None:
+    """Refuse a file that cannot be written: a folder, a device, or on a disk that is full.
+
+    Args:
+        file: it need not be there, nor its folders.
+        option: that named it, or its folder.
+    """
+    try:
+        fault = _fault_of(file)
+    except (OSError, ValueError) as error:  # too long a name, a loop of links, a zero byte
+        fault = getattr(error, "strerror", None) or str(error)
+    if fault:
+        raise RequestError(f"{option} {file}: cannot write there ({fault}); name another place")
+
+
+def _fault_of(file: Path) -> str:
+    """Why a file cannot be written, "" if it can; OSError for what the system says of it."""
+    if file.exists() and not file.is_file():
+        return "it is a folder" if file.is_dir() else "it is no regular file"
+    folder = file.absolute().parent
+    while not folder.exists() and not folder.is_symlink():
+        folder = folder.parent
+    if not folder.is_dir():
+        return f"{folder} is no folder"
+    if not os.access(file if file.exists() else folder, os.W_OK):
+        return "permission denied"
+    if not os.statvfs(folder).f_bavail:
+        return "no space left on device"
+    return ""
 
 
 def parse(argv: list[str], program: str) -> Options:
@@ -142,8 +193,11 @@ def parse(argv: list[str], program: str) -> Options:
         # absl: "flag --steps=abc: invalid literal for int() with base 10: 'abc'"
         typed = str(error).removeprefix("flag ").partition(":")[0]
         flag = VALUES[typed.removeprefix("--").partition("=")[0]]
-        raise RequestError(f"{typed}: not a value of this option, which is {flag.help}") from None
-    except flags.Error as error:
+        kind = "a whole number: " if isinstance(flag.parser, flags.IntegerParser) else ""
+        raise RequestError(
+            f"{typed}: not a value of this option, which is {kind}{flag.help}"
+        ) from None
+    except (flags.Error, ValueError) as error:  # ValueError: --nojson=3
         raise RequestError(str(error).replace("\n", " ")) from None
     _refuse_twice()
     values = {name: VALUES[name].value for name in names()}
@@ -182,6 +236,8 @@ def _pair(text: str) -> tuple[str, Any]:
     if not equals or not name.isidentifier():
         raise RequestError(f"--set {text}: write field=value, for example --set layers=2")
     try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # as ast says
         return name, {"true": True, "false": False, "none": None}.get(value.lower(), value)

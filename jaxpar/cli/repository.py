@@ -13,8 +13,9 @@ def root() -> Path | None:
 
     That is the current folder, or the one that this package is imported from.
     """
-    for folder in (Path.cwd(), Path(__file__).resolve().parents[2]):
+    for place in (Path(), Path(__file__).parents[2]):
         try:
+            folder = place.resolve()  # OSError for a folder that was deleted
             project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
             continue

@@ -25,6 +25,14 @@ SECONDS_UNSAID = 3.0
 """How long something may take before a line says what it is, where nothing can move."""
 
 
+class _Console(Console):
+    """rich's, which would end the process itself when nobody reads what it prints."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the error that is being handled pass."""
+        raise
+
+
 class Screen:
     """What a person sees of a command, and the record that a program reads.
 
@@ -35,7 +43,7 @@ class Screen:
 
     def __init__(self, as_json: bool, *, pictured: bool = False):
         width = PICTURE_COLUMNS if pictured else None
-        self.console = Console(stderr=as_json, highlight=False, record=pictured, width=width)
+        self.console = _Console(stderr=as_json, highlight=False, record=pictured, width=width)
         self.files: list[Path] = []
         self._as_json, self._pictured = as_json, pictured
         self._record: dict | None = None

@@ -107,3 +107,7 @@ def with_shardy_rules(lowered: Any, *, expanded: bool = False) -> Any:
             raise NotImplementedError(f"this JAX has no pass {_SHARDY_RULES}: {error}") from error
         passes.run(module.operation)
     return module
+
+
+READ_XLA_FLAGS = "from jaxlib import xla_client; xla_client.CompileOptions()"
+"""A program that lets XLA read XLA_FLAGS, and fails if it cannot; a fifth of a second."""

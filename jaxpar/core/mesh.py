@@ -4,14 +4,16 @@ A `MeshShape` is a plain value: it can be written down, compared and divided int
 Only `compile_step` ever puts devices into one.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
-from jaxpar.core.errors import LayoutError, RequestError, sizes_that_work, unknown
+from jaxpar.core.errors import LayoutError, RequestError, expect, sizes_that_work, unknown
+from jaxpar.core.kinds import whole
 
 AXES = ("replica", "pipe", "data", "model")
 """The mesh axes there are, slowest links first. `data` splits the batch and `model` the network;
@@ -19,6 +21,11 @@ AXES = ("replica", "pipe", "data", "model")
 
 ALWAYS = ("data", "model")
 """The axes that every mesh has, if only of size 1; the others are there when they are asked for."""
+
+MOST_DEVICES = 65_536
+"""In one mesh: more than a compiler of today was asked for."""
+
+_SIZE = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 @dataclass(frozen=True, init=False)
@@ -37,11 +44,18 @@ class MeshShape:
         for axis, size in sizes.items():
             if axis not in AXES:
                 raise unknown("mesh axis", axis, AXES)
-            if not isinstance(size, int) or size < 1:
+            try:
+                sizes[axis] = whole(axis, size, least=1, most=MOST_DEVICES)
+            except RequestError:
                 raise RequestError(
                     f"mesh axis '{axis}' has size {size}: a size is a whole number of devices, "
-                    "at least 1"
-                )
+                    f"at least 1 and at most {MOST_DEVICES:,}"
+                ) from None
+        if prod(sizes.values()) > MOST_DEVICES:
+            raise RequestError(
+                f"mesh {','.join(f'{a}={n}' for a, n in sizes.items())} has "
+                f"{prod(sizes.values()):,} devices: use {MOST_DEVICES:,} at most"
+            )
         # An axis of size 1 has no place in the order, so equal meshes are equal however written.
         large = [axis for axis, size in sizes.items() if size > 1]
         shown = [axis for axis in AXES if axis in large or axis in ALWAYS]
@@ -55,7 +69,7 @@ class MeshShape:
         sizes: dict[str, int] = {}
         for part in filter(None, (piece.strip() for piece in text.split(","))):
             axis, equals, size = (piece.strip() for piece in part.partition("="))
-            if not equals or not size.removeprefix("-").isdigit():
+            if not axis or not equals or not _SIZE.fullmatch(size):
                 raise RequestError(
                     f"mesh '{text}': '{part}' is not axis=size; write for example data=4,model=2"
                 )
@@ -63,6 +77,21 @@ class MeshShape:
                 raise RequestError(f"mesh '{text}' gives axis '{axis}' twice; give each axis once")
             sizes[axis] = int(size)
         return cls(**sizes)
+
+    @classmethod
+    def of(cls, mesh: "MeshShape | str | Mesh | AbstractMesh | Mapping[str, int]") -> "MeshShape":
+        """The shape that a person means: itself, its spelling, sizes by name, or a mesh of JAX's.
+
+        Of a mesh of JAX's the devices are not kept: `compile_step` takes those of its hardware.
+        """
+        if isinstance(mesh, str):
+            return cls.parse(mesh)
+        if isinstance(mesh, Mesh | AbstractMesh):
+            return cls(**dict(mesh.shape))
+        if isinstance(mesh, Mapping):
+            return cls(**{str(axis): size for axis, size in mesh.items()})
+        expect("the mesh", mesh, cls, 'say it as "data=4,model=2" or MeshShape(data=4, model=2)')
+        return mesh
 
     @property
     def axes(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ batches that change size, fields, shape or dtype.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from inspect import signature
 
 import numpy as np
 
@@ -21,9 +22,12 @@ def dataset(
     """Return `batches` as training steps 0, 1, ..., and `test` as the walk of an evaluation.
 
     A function without arguments that returns a fresh iterator can also go back, and starts over
-    when it ends. A missing `weight` is added: ones, for each example, or for each of `tokens`.
-    The first batch is read now, to know the fields; `train_size` and `test_size` are None.
+    when it ends. Without `test` there is no evaluation. A missing `weight` is added: ones, for each
+    example, or for each of `tokens`. The first batch is read now, to know the fields; `train_size`
+    and `test_size` are None.
     """
+    if test is not None and not callable(test) and not isinstance(test, Iterable):
+        raise DataError(f"test is a {type(test).__name__}. Give a list of batches, or a function.")
     if isinstance(test, Iterator):
         raise DataError(
             f"test is a {type(test).__name__}, which can be walked once, but each evaluation "
@@ -39,11 +43,7 @@ def dataset(
         return _take(batch, rows)
 
     def walk(size: int, rows: np.ndarray) -> Iterator[Batch]:
-        if test is None:
-            raise DataError(
-                "evaluation: no test batches were given, but an evaluation walks them. "
-                "Give them as dataset(batches, test=...)."
-            )
+        assert test is not None  # else nothing walks it
         short, number = None, -1
         for number, raw in enumerate(_iterator(test)):
             if short is not None:
@@ -71,7 +71,7 @@ def dataset(
         train_size=None,
         test_size=None,
         draw=draw,
-        walk=walk,
+        walk=None if test is None else walk,
     )
 
 
@@ -128,6 +128,11 @@ class _Forward:
 
 def _iterator(source: Source) -> Iterator[Batch]:
     """Return an iterator over the source; DataError when it is nothing to iterate over."""
+    if callable(source) and _needs_arguments(source):
+        raise DataError(
+            "The function that returns batches takes arguments, but is called without any. Give "
+            "them defaults."
+        )
     batches = source() if callable(source) else source
     if not isinstance(batches, Iterable):
         raise DataError(
@@ -135,6 +140,17 @@ def _iterator(source: Source) -> Iterator[Batch]:
             f"dictionaries of numpy arrays, or a function that returns one."
         )
     return iter(batches)
+
+
+def _needs_arguments(source: Callable) -> bool:
+    """Whether a function cannot be called without arguments, as far as it says."""
+    try:
+        signature(source).bind()
+    except TypeError:
+        return True
+    except ValueError:  # a function in C that does not say
+        return False
+    return False
 
 
 def _weighted(raw: Batch, unit: str, where: str) -> Batch:
@@ -150,6 +166,18 @@ def _weighted(raw: Batch, unit: str, where: str) -> Batch:
                 f"{where}: field {name!r} is a {type(value).__name__}, but must be a numpy array "
                 f"whose first dim is the batch. Use numpy.asarray on the whole batch."
             )
+        if value.dtype.kind in "OSUMm":
+            raise DataError(
+                f"{where}: field {name!r} holds {value.dtype}, but a model reads numbers. Turn it "
+                f"into integers or floats."
+            )
+        if not isinstance(name, str) or not len(value):
+            raise DataError(
+                f"{where}: field {name!r} of {len(value)} rows, but a field has a word for a name, "
+                f"and a batch at least one row. Leave empty batches out."
+            )
+    if not raw:
+        raise DataError(f"{where}: the batch has no fields, but a model reads at least one.")
     if "weight" in raw:
         if raw["weight"].dtype != np.float32:
             raise DataError(

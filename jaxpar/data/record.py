@@ -53,8 +53,8 @@ class Dataset:
     test_size: int | None
     # (step, size, seed, rows) -> those rows of the training batch
     draw: Callable[[int, int, int, np.ndarray], Batch] = field(repr=False)
-    # (size, rows) -> those rows of each test batch, in order
-    walk: Callable[[int, np.ndarray], Iterator[Batch]] = field(repr=False)
+    # (size, rows) -> those rows of each test batch, in order; None where there is no test split
+    walk: Callable[[int, np.ndarray], Iterator[Batch]] | None = field(repr=False)
 
     def __post_init__(self):
         """Refuse a unit nobody counts in, and a vocabulary of nothing."""
@@ -85,6 +85,11 @@ class Dataset:
         Gives rows `rows` of each, and at most `limit` batches. Padding rows have weight 0.
         """
         size = whole_number("size", size, least=1)
+        if self.walk is None:
+            raise DataError(
+                "evaluation: no test batches were given, but an evaluation walks them. "
+                "Give them as dataset(batches, test=...)."
+            )
         if limit is not None:
             limit = whole_number("limit", limit, least=1)
         return islice(self.walk(size, _row_numbers(rows, size)), limit)
@@ -93,6 +98,8 @@ class Dataset:
 def whole_number(name: str, value: int, *, least: int) -> int:
     """Return `value` as an int; DataError when it is no whole number, or below `least`."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         number = operator.index(value)
     except TypeError:
         raise DataError(

@@ -1,11 +1,13 @@
 """Token files: your own text as nanoGPT-style `.bin` files, uint16 ids one after another.
 
-Promises to map the file, never to load it: a batch reads its own windows and nothing else. Every
+Promises never to load the file: a batch reads its own windows and nothing else. Every
 id is checked against the vocabulary, once at opening and again in each window. Raises DataError
 for a file that is missing, cut off, too short, of another kind, or beyond the vocabulary.
 """
 
 import os
+import weakref
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from jaxpar.data.record import DataError, Dataset, whole_number
 from jaxpar.data.windows import Stream, refuse_beyond, windows
 
 TOKEN = np.dtype("<u2")
-SCAN_TOKENS = 1_000_000
+SCAN_TOKENS = 250_000
 HELD_OUT = 0.1
 
 # llm.c and its descendants also write `.bin`, with 256 int32 before the ids, of which this is the
@@ -35,8 +37,10 @@ def dataset(
     Of one file the last part is for testing: `held_out` of it, a tenth if not said. `vocabulary`
     is the largest id plus one if not said; say it when the model's is larger.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise DataError(f"The path is a {type(path).__name__}. Name a .bin file, or a folder.")
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         train, test = _from_folder(path, held_out)
     else:
         train, test = _from_file(path, HELD_OUT if held_out is None else held_out)
@@ -78,18 +82,24 @@ def _from_file(file: Path, held_out: float) -> tuple[Stream, Stream]:
         )
     ids = _open(file)
     first = len(ids) - round(len(ids) * held_out)
-    return Stream(str(file), ids[:first]), Stream(str(file), ids[first:], first)
+    rest = ids.part(first, len(ids))
+    return Stream(str(file), ids.part(0, first)), Stream(str(file), rest, first)
 
 
-def _open(file: Path) -> np.ndarray:
-    """Map the file as token ids; DataError when it cannot be a file of uint16 ids."""
+def _open(file: Path) -> "TokenFile":
+    """Open the file as token ids; DataError when it cannot be a file of uint16 ids."""
     if file.suffix != ".bin":
         wanted = file.with_suffix(".bin").name
         raise DataError(
             f"{file}: is not a .bin file, but tokens are read from .bin files of uint16 ids. "
             f"Write one with: numpy.asarray(ids, 'uint16').tofile({wanted!r})."
         )
-    if not file.is_file():
+    if os.path.exists(file) and not os.path.isfile(file):
+        raise DataError(
+            f"{file}: is a folder, a pipe or a device, but tokens are read at any place of a "
+            f"regular file. Write them to one first: cat {file.name} > ids.bin."
+        )
+    if not os.path.isfile(file):
         raise DataError(f"{file}: no such file. {_nearby(file.parent, 'Name a .bin file')}")
     size_bytes = file.stat().st_size
     if size_bytes == 0:
@@ -103,14 +113,74 @@ def _open(file: Path) -> np.ndarray:
             f"is cut off. Copy the file again, or drop the half token: "
             f"truncate -s {size_bytes - 1} {file.name}."
         )
-    with file.open("rb") as opened:
-        if opened.read(len(OTHER_MAGIC)) == OTHER_MAGIC:
+    try:
+        ids = TokenFile(file, _Opened(file), size_bytes // TOKEN.itemsize)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror}). Name another file.") from error
+    if ids[:2].tobytes() == OTHER_MAGIC:
+        raise DataError(
+            f"{file}: starts with the {OTHER_HEADER_BYTES}-byte header of llm.c, but tokens "
+            f"are read from files of ids alone. Drop it with: "
+            f"tail -c +{OTHER_HEADER_BYTES + 1} {file.name} > ids.bin."
+        )
+    return ids
+
+
+class _Opened:
+    """A file that is open for as long as somebody has this."""
+
+    def __init__(self, path: Path):
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self.number)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenFile:
+    """The ids in a file, or a part of them, read when they are asked for: `ids[3:9]`, `ids[rows]`.
+
+    Not mapped into memory: where a mapped file has become shorter, the system ends the process.
+
+    Attributes:
+        path, opened: the file.
+        count: ids in this part.
+        first: place in the file of the first of them.
+    """
+
+    path: Path
+    opened: _Opened
+    count: int
+    first: int = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def part(self, start: int, end: int) -> "TokenFile":
+        """The ids from `start` up to, not including, `end`."""
+        return replace(self, count=end - start, first=self.first + start)
+
+    def __getitem__(self, where: slice | np.ndarray) -> np.ndarray:
+        """Read ids at a slice, or at the places that rows of a matrix hold, a row at once.
+
+        DataError when the file has become shorter since it was opened.
+        """
+        if isinstance(where, slice):
+            start, end, _ = where.indices(self.count)
+            return self._read(start, end)
+        ids = np.zeros(where.shape, TOKEN)
+        for row, at in enumerate(where):
+            ids[row] = self._read(at.min(), at.max() + 1)[at - at.min()]
+        return ids
+
+    def _read(self, start: int, end: int) -> np.ndarray:
+        """The ids from `start` up to, not including, `end`."""
+        wanted, at = max(0, end - start) * TOKEN.itemsize, (self.first + start) * TOKEN.itemsize
+        read = os.pread(self.opened.number, wanted, at)
+        if len(read) < wanted:
             raise DataError(
-                f"{file}: starts with the {OTHER_HEADER_BYTES}-byte header of llm.c, but tokens "
-                f"are read from files of ids alone. Drop it with: "
-                f"tail -c +{OTHER_HEADER_BYTES + 1} {file.name} > ids.bin."
+                f"{self.path}: ends at byte {at + len(read)} now, and was longer when it was "
+                f"opened. Leave it alone while it is read."
             )
-    return np.memmap(file, dtype=TOKEN, mode="r")
+        return np.frombuffer(read, TOKEN)
 
 
 def _largest(stream: Stream) -> tuple[int, int]:
@@ -126,5 +196,5 @@ def _largest(stream: Stream) -> tuple[int, int]:
 
 def _nearby(folder: Path, otherwise: str) -> str:
     """Return the repair for a file that is not there: the .bin files that are."""
-    found = sorted(file.name for file in folder.glob("*.bin")) if folder.is_dir() else []
+    found = sorted(file.name for file in folder.glob("*.bin")) if os.path.isdir(folder) else []
     return f"{otherwise}; {folder} has {', '.join(found) if found else 'no .bin files'}."

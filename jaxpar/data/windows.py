@@ -6,18 +6,27 @@ Only the windows asked for are read. Raises DataError for a stream too short and
 """
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
 from jaxpar.data.record import Batch, DataError, Dataset, generator, in_order, whole_number
 
 
+class Ids(Protocol):
+    """Unsigned ids, read at a slice or at the places that a matrix holds: an array, or a file."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, where: Any, /) -> np.ndarray: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """Token ids in a row (unsigned), and where they are from: `ids[0]` is token `first` of it."""
+    """Token ids in a row, and where they are from: `ids[0]` is token `first` of it."""
 
     where: str
-    ids: np.ndarray
+    ids: Ids
     first: int = 0
 
 
@@ -80,7 +89,8 @@ def _read(stream: Stream, offsets: np.ndarray, sequence: int, vocabulary: int) -
     """Cut a window at each offset; places past the end of the stream get id 0 and weight 0."""
     at = offsets[:, None] + np.arange(sequence + 1)
     real = at < len(stream.ids)
-    ids = np.where(real, stream.ids[np.where(real, at, 0)], 0).astype(np.int32)
+    # Past the end a row's own first place stands for what is not there.
+    ids = np.where(real, stream.ids[np.where(real, at, at[:, :1])], 0).astype(np.int32)
     if ids.size:
         # Looked at again though the stream was scanned when opened: a file can change since.
         worst = ids.argmax()

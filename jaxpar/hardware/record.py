@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from jaxpar.core.catalogue import HARDWARE
+from jaxpar.core.errors import expect
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -46,3 +49,11 @@ class Hardware:
     compiler_options: Mapping[str, bool | int | str] = field(default_factory=dict)
     source: str = ""
     rates: Rates | None = None
+
+    @classmethod
+    def of(cls, hardware: "Hardware | str") -> "Hardware":
+        """The hardware that a person means: itself, or by its name in the catalogue."""
+        if isinstance(hardware, str):
+            return HARDWARE.load(hardware)()
+        expect("the hardware", hardware, cls, 'give its name, "cpu", "local" or "h100"')
+        return hardware

@@ -16,17 +16,21 @@ from math import prod
 import numpy as np
 
 from jaxpar.hlo.executions import Times, executions
-from jaxpar.hlo.parse import Computation, Frame, Instruction, Module, bytes_of
+from jaxpar.hlo.frames import Frame
+from jaxpar.hlo.parse import Computation, Instruction, Module, bytes_of
 
 KINDS = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
     "ragged-all-to-all", "collective-broadcast",
 )  # fmt: skip
 
-_PAIRS = re.compile(r'source_target_pairs="?(\{\{[\d,{}]*\}\}|\{\})')
-_GROUPS = re.compile(r"replica_groups=(\{\}|\{\{.*?\}\}|\[.*?\]<=\S+|mesh\[.*? \{.*?\})(?:,|$)")
+_PAIRS = re.compile(r'source_target_pairs="?(\{(?:\{\d{1,18},\d{1,18}\},?)*\})')
+_LISTS = re.compile(r"\{(?:\{\d{1,18}(?:,\d{1,18})*\},?)+\}")
+_GROUPS = re.compile(
+    r"replica_groups=(\{\}|\{\{.*?\}\}|\[.*?\]<=\S+|mesh\[[^{}]* \{[^{}]*\})(?:,|$)"
+)
 _IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-_MESH = re.compile(r"mesh\[(.*?)\](?:, device_ids=\((.*)\))? \{(.*)\}")
+_MESH = re.compile(r"mesh\[([^\]]*)\](?:, device_ids=\((.*)\))? \{(.*)\}")
 
 
 @dataclass(frozen=True)
@@ -144,15 +148,28 @@ def parse_groups(text: str, partitions: int) -> tuple[tuple[int, ...], ...]:
     """
     if text == "{}":
         return (tuple(range(partitions)),)
-    if text.startswith("{"):
+    try:
+        groups = _spelled(text, partitions)
+    except (ValueError, KeyError, ZeroDivisionError):
+        raise ValueError(f"unknown spelling of replica groups: {text[:200]!r}") from None
+    members = [member for group in groups for member in group]
+    if not groups or len(set(members)) < len(members) or max(members) >= partitions:
+        raise ValueError(f"replica groups {text[:200]!r} do not name some of {partitions} devices")
+    return groups
+
+
+def _spelled(text: str, partitions: int) -> tuple[tuple[int, ...], ...]:
+    """The groups of one of three spellings; ValueError and its like for none of them."""
+    if _LISTS.fullmatch(text):
         found = re.findall(r"\{([\d,]+)\}", text)
         return tuple(tuple(map(int, group.split(","))) for group in found)
     if match := _IOTA.fullmatch(text):
-        table = _iota(match).reshape(_integers(match[1]))
+        table = _iota(match, partitions).reshape(_integers(match[1]))
     elif match := _MESH.fullmatch(text):
-        table = _mesh_groups(*match.groups())
+        axes, device_ids, grouped = match.groups()
+        table = _mesh_groups(axes, device_ids, grouped, partitions)
     else:
-        raise ValueError(f"unknown spelling of replica groups: {text!r}")
+        raise ValueError(text)
     return tuple(map(tuple, table.tolist()))
 
 
@@ -161,25 +178,30 @@ def _integers(text: str) -> list[int]:
     return [int(n) for n in re.findall(r"\d+", text)]
 
 
-def _iota(match: re.Match) -> np.ndarray:
+def _table(dims: list[int], partitions: int) -> np.ndarray:
+    """Ids from 0 up in a table of these sizes; ValueError for more than there are partitions."""
+    if prod(dims) > partitions:
+        raise ValueError(dims)
+    return np.arange(prod(dims)).reshape(dims)
+
+
+def _iota(match: re.Match, partitions: int) -> np.ndarray:
     """Partitions in the order of an iota tile assignment, `[2,4]<=[4,2]T(1,0)`, flat."""
-    dims = _integers(match[2])
     order = _integers(match[3]) if match[3] else None
-    return np.arange(prod(dims)).reshape(dims).transpose(order).ravel()
+    return _table(_integers(match[2]), partitions).transpose(order).ravel()
 
 
-def _device_order(text: str) -> np.ndarray:
+def _device_order(text: str, partitions: int) -> np.ndarray:
     """Return device ids in mesh order: `[8]<=[2,4]T(1,0)`, `[2,4]T(1,0)`, or `[2,2]` and ids."""
     if match := _IOTA.search(text):
-        return _iota(match)
+        return _iota(match, partitions)
     if match := re.search(r"\[([\d,]+)\](?:T\(([\d,]+)\))?$", text):
-        dims = _integers(match[1])
         order = _integers(match[2]) if match[2] else None
-        return np.arange(prod(dims)).reshape(dims).transpose(order).ravel()
+        return _table(_integers(match[1]), partitions).transpose(order).ravel()
     return np.array(_integers(text.split("]")[-1]))
 
 
-def _mesh_groups(axes: str, device_ids: str | None, grouped: str) -> np.ndarray:
+def _mesh_groups(axes: str, device_ids: str | None, grouped: str, partitions: int) -> np.ndarray:
     """Return groups as rows, from axes "'a'=8,'b'=4" and the grouped ones "'a','b':(2)2".
 
     A part of an axis, `b:(2)2`, is the digit of size 2 with a product of 2 to its left.
@@ -195,9 +217,9 @@ def _mesh_groups(axes: str, device_ids: str | None, grouped: str) -> np.ndarray:
         cuts = sorted(cuts) if total > 1 else [1, 1]
         digits += [(name, left, right // left) for left, right in pairwise(cuts)]
     dims = [size for *_, size in digits]
-    ids = np.arange(prod(dims))
+    ids = _table(dims, partitions)
     if device_ids is not None:
-        ids = _device_order(device_ids)
+        ids = _device_order(device_ids, partitions)
     inner = [digits.index(part) for part in wanted]
     outer = [d for d in range(len(digits)) if d not in inner]
     members = prod(size for *_, size in wanted)

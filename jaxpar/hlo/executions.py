@@ -6,10 +6,10 @@ from fractions import Fraction
 
 from jaxpar.hlo.parse import Computation, Instruction, Module
 
-_TAKEN = re.compile(r"(?:^|/)taken\(([\d,]+);(\d+)\)/cond$")
-
-
-_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_TAKEN = re.compile(r"(?:^|/)taken\((\d{1,18}(?:,\d{1,18})*);([1-9]\d{0,17})\)/cond$")
+_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d{1,18})"\}')
+_INDEX = re.compile(r"index=(\d{1,18})")
+_INTEGER = re.compile(r"-?\d{1,18}")
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,20 @@ def trip_count(module: Module, computation: Computation, i: Instruction) -> tupl
     counts = test.opcode == "compare" and "direction=LT" in test.attributes and len(reads) == 1
     if counts and init.opcode == root.opcode == "tuple":
         bound = _constants(where, test.operands[1:])
-        (number,) = re.findall(r"index=(\d+)", reads[0].attributes)
-        k = int(number)
-        start, _ = _behind(module, computation, init.operands[k])
-        step, inside = _behind(module, called["body"], root.operands[k])
+        start, _ = _behind(module, computation, _member(init, reads[0]))
+        step, inside = _behind(module, called["body"], _member(root, reads[0]))
         by_one = step.opcode == "add" and _constants(inside, step.operands) == [1]
         if bound and by_one and start.opcode == "constant" and start.arguments == "0":
             return bound[0], True
     return 1, False
+
+
+def _member(made: Instruction, read: Instruction) -> str:
+    """The operand of a tuple that a get-tuple-element would read of it."""
+    index = _INDEX.search(read.attributes)
+    if index is None or int(index[1]) >= len(made.operands):
+        raise ValueError(f"{read.name}: no index into the {len(made.operands)} of {made.name}")
+    return made.operands[int(index[1])]
 
 
 def _behind(module: Module, where: Computation, name: str) -> tuple[Instruction, Computation]:
@@ -104,4 +110,4 @@ def _constants(where: Computation, names: tuple[str, ...]) -> list[int]:
     """The values of those named instructions that are integer constants."""
     found = [where.by_name[name] for name in names]
     literals = [i.arguments for i in found if i.opcode == "constant"]
-    return [int(literal) for literal in literals if literal.lstrip("-").isdigit()]
+    return [int(literal) for literal in literals if _INTEGER.fullmatch(literal)]

@@ -1,8 +1,9 @@
-"""Read a compiled program's text as records: computations, instructions and how often each runs.
+"""Read a compiled program's text as records: computations, instructions and what they call.
 
 `parse(compiled.as_text())` gives a `Module`; `executions` counts its loops. Text in, frozen records
 out: no jax, no device. A spelling that is not understood raises ValueError rather than being left
-out.
+out, and so does damage: in a Module every operand is defined above its use, every computation above
+its callers, so that whoever walks either one comes to an end.
 """
 
 import re
@@ -11,40 +12,35 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import prod
 
+from jaxpar.hlo.frames import Frame, Tables, table_at
+
 Shape = tuple[str, tuple[int, ...]]
 
+MOST_PARTITIONS = 1 << 20
+"""More devices than there are anywhere: a header that says so is damaged."""
 
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][a-z0-9\-]*)\((.*)")
-
-
-_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
-
-
-_SHAPE = re.compile(r"([a-z]\w*)\[([^\]]*)\]")
-
-
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(")
+_COUNTS = re.compile(r"\b(?:num_partitions|replica_count)=(\d+)")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<= ]*)\](?:\{[^{}]*\})?")
+_COMMENT = re.compile(r"/\*[^*]*\*/")
+_BRACKETS = re.compile(r"[()]")
 _NAME = re.compile(r"%([\w.\-]+)")
-
-
-_CALL = re.compile(r"(\w+)=(?:\{(%[^}]*)\}|%([\w.\-]+))")
-
-
+_CALL = re.compile(r"(?<![\w\-])(\w+)=(?:\{(%[^}]*)\}|%([\w.\-]+))")
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.?)*+"?')
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
-
-
 _FRAME_ID = re.compile(r"stack_frame_id=(\d+)")
 
+_CALLS = {
+    "fusion": ["calls"],
+    "async-start": ["calls"],
+    "call": ["to_apply"],
+    "while": ["body", "condition"],
+}
+"""What an instruction that passes control on must call, its roles in alphabetical order."""
 
-_TABLE_ROW = re.compile(r'(\d+) (?:"(.*)"|\{(.*)\})$')
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One line of the user's traceback at the moment the operation was traced."""
-
-    file: str
-    line: int
-    function: str
+_READS = ("while", "conditional", "copy", "bitcast", "get-tuple-element")
+"""Those of which we ask the first operand."""
 
 
 @dataclass(frozen=True)
@@ -92,92 +88,152 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """Return the module that `compiled.as_text()` describes; ValueError if there is no entry."""
-    tables = _tables(text)
-    frames: dict[int, tuple[Frame, ...]] = {0: ()}
-    bodies: dict[str, list[Instruction]] = {}
-    entry = None
-    body = None
-    for line in text.splitlines():
-        if body is not None:
+    """Return the module that `compiled.as_text()` describes.
+
+    Raises:
+        ValueError: for a text that is no compiled module, or that is damaged; it names the line.
+    """
+    reader = _Reader()
+    line, number = "", 0
+    try:
+        for line in text.split("\n"):
+            number += 1
+            reader.read(line)
+        return reader.module()
+    except ValueError as error:
+        raise ValueError(
+            f"line {number} of the HLO text, {line.strip()[:100]!r}: {error}; pass the whole text "
+            "of a compiled module, compiled.as_text()"
+        ) from None
+
+
+class _Reader:
+    """The place reached in a text, and what was read so far: a line at a time, as files are."""
+
+    def __init__(self):
+        self.partitions = 0
+        self.tables = Tables()
+        self.table: str | None = None
+        self.frames: dict[int, tuple[Frame, ...]] = {0: ()}
+        self.computations: dict[str, Computation] = {}
+        self.entry: str | None = None
+        self.name: str | None = None  # of the computation that is being read
+        self.body: dict[str, Instruction] = {}
+
+    def read(self, line: str) -> None:
+        """Take the next line; ValueError for one that cannot stand here."""
+        if self.name is not None:
             if line.startswith("}"):
-                body = None
+                self._close(self.name)
             elif match := _INSTRUCTION.match(line):
-                body.append(_instruction(match, tables, frames))
-            elif line.lstrip().startswith(("%", "ROOT ")):
-                raise ValueError(f"not understood: {line.strip()[:200]!r}")
-        elif match := _COMPUTATION.match(line):
-            body = bodies[match[2]] = []
-            entry = match[2] if match[1] else entry
-    if entry is None:
-        raise ValueError("no ENTRY computation: pass the text of a compiled module, as_text()")
-    header = text[: text.find("\n")]
-    count = [int(n) for n in re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", header)]
-    return Module({n: Computation(n, tuple(b)) for n, b in bodies.items()}, entry, prod(count))
+                self._add(match)
+            elif line.strip():
+                raise ValueError("not understood as an instruction")
+        elif not self.partitions:
+            self.partitions = _partitions(line)
+        elif (match := _COMPUTATION.match(line)) and line.endswith("{") and ") -> " in line:
+            self._open(*match.groups())
+        else:
+            self.table = table_at(line, self.table)
+            if line and self.table is None:
+                raise ValueError("not understood as the beginning of a computation")
+            if self.table and line and line != self.table:
+                self.tables.read(self.table, line)
+
+    def module(self) -> Module:
+        """The module, all lines read; ValueError where some are missing."""
+        if self.name is not None:
+            raise ValueError(f"the text ends inside of computation {self.name}")
+        if self.entry is None:
+            raise ValueError("no ENTRY computation")
+        return Module(self.computations, self.entry, self.partitions)
+
+    def _open(self, entry: str | None, name: str) -> None:
+        """Begin a computation."""
+        if name in self.computations or (entry and self.entry):
+            raise ValueError(f"computation {name} is there twice, or a second ENTRY")
+        self.name, self.body = name, {}
+        self.entry = name if entry else self.entry
+
+    def _close(self, name: str) -> None:
+        """End a computation; without a ROOT, its last instruction is one."""
+        if not self.body or [i.is_root for i in self.body.values()].count(True) > 1:
+            raise ValueError(f"computation {name} is empty, or has two ROOTs")
+        self.computations[name] = Computation(name, tuple(self.body.values()))
+        self.name = None
+
+    def _add(self, match: re.Match) -> None:
+        """Add an instruction whose operands and callees are all known by now."""
+        i = self._instruction(match)
+        if i.name in self.body:
+            raise ValueError(f"instruction {i.name} is there twice")
+        for name in i.operands:
+            if name not in self.body:
+                raise ValueError(f"operand {name} is not defined above")
+        for role, name in i.calls:
+            if name not in self.computations:
+                raise ValueError(f"{role}={name} names no computation above")
+        must = _CALLS.get(i.opcode)
+        if must and sorted(role for role, _ in i.calls) != must:
+            raise ValueError(f"{i.opcode} has {' and '.join(must)}, once each")
+        if not i.calls and i.opcode == "conditional":
+            raise ValueError("conditional is without branches")
+        if not i.operands and i.opcode in _READS:
+            raise ValueError(f"{i.opcode} is without an operand")
+        self.body[i.name] = i
+
+    def _instruction(self, match: re.Match) -> Instruction:
+        """The Instruction of a matched line; the stack frames that it names are read with it."""
+        root, name, shape, opcode, rest = match.groups()
+        end = _closing(rest)
+        arguments, attributes = rest[:end], rest[end + 1 :].lstrip(", ")
+        # What a person called something may look like an attribute.
+        bare = _QUOTED.sub('""', attributes)
+        op_name, frame = _OP_NAME.search(attributes), _FRAME_ID.search(bare)
+        frame_id = int(frame[1]) if frame else 0
+        if frame_id not in self.frames:
+            self.frames[frame_id] = self.tables.frames(frame_id)
+        called = _CALL.finditer(bare) if "=%" in bare or "={%" in bare else ()
+        return Instruction(
+            name=name, opcode=opcode, shapes=_shapes(shape),
+            operands=tuple(_NAME.findall(arguments)) if "%" in arguments else (),
+            arguments=arguments, attributes=attributes,
+            calls=tuple((c[1], n) for c in called for n in _NAME.findall(c[2] or f"%{c[3]}")),
+            op_name=op_name[1] if op_name else "", frame_id=frame_id, frames=self.frames[frame_id],
+            is_root=root is not None,
+        )  # fmt: skip
 
 
-def frames_of(text: str, frame_id: int) -> tuple[Frame, ...]:
-    """Return the lines, innermost first, that a module's text knows by this number."""
-    return _frames(frame_id, _tables(text))
+def _partitions(line: str) -> int:
+    """How many devices a module's first line is for."""
+    if not line.startswith("HloModule "):
+        raise ValueError("a compiled module's text begins with HloModule")
+    partitions = prod(int(n) for n in _COUNTS.findall(line))
+    if not 0 < partitions <= MOST_PARTITIONS:
+        raise ValueError(f"{partitions} partitions, and there can be 1 to {MOST_PARTITIONS}")
+    return partitions
 
 
-def _tables(text: str) -> dict[str, dict[int, str | dict[str, int]]]:
-    """Read the tables of files, functions and frames, which stand before the computations."""
-    tables: dict[str, dict[int, str | dict[str, int]]] = {}
-    table = None
-    for line in text.splitlines():
-        if line in ("FileNames", "FunctionNames", "FileLocations", "StackFrames"):
-            table = tables.setdefault(line, {})
-        elif table is not None and (match := _TABLE_ROW.match(line)):
-            fields = {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", match[3] or "")}
-            table[int(match[1])] = fields or match[2]
-        elif line.startswith(("%", "ENTRY ")):
-            break
-    return tables
-
-
-def _instruction(match: re.Match, tables: dict, frames: dict) -> Instruction:
-    """The Instruction of a matched line; `frames` is filled with the stack frames that are read."""
-    root, name, shape, opcode, rest = match.groups()
-    end = rest.find(")")
-    while rest.count("(", 0, end) > rest.count(")", 0, end):  # operands printed with tuple types
-        end = rest.find(")", end + 1)
-    arguments, attributes = rest[:end], rest[end + 1 :].lstrip(", ")
-    op_name, frame = _OP_NAME.search(attributes), _FRAME_ID.search(attributes)
-    frame_id = int(frame[1]) if frame else 0
-    if frame_id not in frames:
-        frames[frame_id] = _frames(frame_id, tables)
-    called = _CALL.finditer(attributes) if "=%" in attributes or "={%" in attributes else ()
-    return Instruction(
-        name=name, opcode=opcode, shapes=_shapes(shape),
-        operands=tuple(_NAME.findall(arguments)) if "%" in arguments else (),
-        arguments=arguments, attributes=attributes,
-        calls=tuple((c[1], name) for c in called for name in re.findall(r"[\w.\-]+", c[2] or c[3])),
-        op_name=op_name[1] if op_name else "", frame_id=frame_id, frames=frames[frame_id],
-        is_root=root is not None,
-    )  # fmt: skip
+def _closing(text: str) -> int:
+    """Where the bracket is that closes one that stands before the text; ValueError for none."""
+    open_ones = 1
+    for bracket in _BRACKETS.finditer(text):
+        open_ones += 1 if bracket[0] == "(" else -1
+        if not open_ones:
+            return bracket.start()
+    raise ValueError("a list of operands that does not end")
 
 
 @lru_cache(maxsize=4096)
 def _shapes(text: str) -> tuple[Shape, ...]:
     """The arrays of an HLO type, a tuple's in order, as (dtype, sizes)."""
+    text = _COMMENT.sub("", text)
+    if _ARRAY.sub("", text).strip("(), "):
+        raise ValueError(f"{text[:100]!r} is no type")
     return tuple(
         (dtype, tuple(int(n.strip(" <=")) for n in dims.split(",")) if dims else ())
-        for dtype, dims in _SHAPE.findall(text)
+        for dtype, dims in _ARRAY.findall(text)
     )
-
-
-def _frames(frame_id: int, tables: dict) -> tuple[Frame, ...]:
-    """The user's traceback with this id, innermost frame first; empty for an unknown id."""
-    found = []
-    while frame_id in tables.get("StackFrames", {}):
-        frame = tables["StackFrames"][frame_id]
-        at = tables["FileLocations"][frame["file_location_id"]]
-        function = tables["FunctionNames"][at["function_name_id"]]
-        found.append(Frame(tables["FileNames"][at["file_name_id"]], at["line"], function))
-        # The printer adds one to a parent's id, so a frame without a parent shows 1.
-        frame_id = frame["parent_frame_id"] - 1
-    return tuple(found)
 
 
 def bytes_of(shape: Shape) -> int:
@@ -190,6 +246,6 @@ def bytes_of(shape: Shape) -> int:
     if dtype in ("token", "opaque"):
         return 0
     bits = re.match(r"[a-z]+(\d+)", "s8" if dtype == "pred" else dtype)
-    if bits is None:
+    if bits is None or bits[1] not in ("1", "2", "4", "8", "16", "32", "64", "128"):
         raise ValueError(f"element type {dtype!r} has no size in its name")
     return -(-prod(dims) * int(bits[1]) // 8)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.extend.core import jaxpr_as_fun
 
-from jaxpar.core.errors import RequestError
+from jaxpar.core.errors import RequestError, words_of
 from jaxpar.core.source_lines import line_of, line_of_error
 from jaxpar.inference.traced import TracedLoss
 from jaxpar.jaxprs.equations import equations
@@ -31,15 +31,20 @@ def trying(called: str, doing: str, function: Callable[[], Any]) -> Any:
     """
     try:
         return function()
-    except RequestError:
+    except (RequestError, KeyboardInterrupt):
         raise
-    except Exception as error:
-        at = f" ({line})" if (line := line_of_error(error)) else ""
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RequestError(
-            f"model '{called}': {doing} raised {type(error).__name__}{at}: "
-            f"{_repair(str(error)) or first}"
-        ) from error
+    except BaseException as error:  # whatever it is, exit() too
+        raise RequestError(f"model '{called}': {doing} raised {told(error)}") from error
+
+
+def told(error: BaseException) -> str:
+    """An exception in words: its type, the line of a person's code that raised it, what it says.
+
+    Where JAX's own advice is of no use here, what to do instead.
+    """
+    at = f" ({line})" if (line := line_of_error(error)) else ""
+    words = words_of(error)
+    return f"{type(error).__name__}{at}: {_repair(words) or words}"
 
 
 def _repair(said: str) -> str:
@@ -93,7 +98,7 @@ def check_differentiable(called: str, traced: TracedLoss) -> None:
     try:
         jax.eval_shape(gradient, [flat[k] for k in learned], list(flat))
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = words_of(error)
         lines = "; ".join(dict.fromkeys(f"{name} {line}".strip() for name, line in found))
         repair = (
             "write the loop with a fixed number of turns (lax.scan, or lax.fori_loop with numbers "

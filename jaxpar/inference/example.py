@@ -76,7 +76,8 @@ def read_example(called: str, batch: Any) -> Example:
             leaf = np.asarray(leaf)
         if not isinstance(leaf, jax.ShapeDtypeStruct):
             arrays[path] = leaf = np.asarray(leaf)
-        if leaf.dtype == object or leaf.dtype.kind in "US":
+        is_number = jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool
+        if not is_number or np.issubdtype(leaf.dtype, np.timedelta64):  # an integer, to numpy
             raise RequestError(
                 f"model '{called}': the batch's '{path}' holds {leaf.dtype}, and a batch holds "
                 "numbers: turn it into integers or floats"
@@ -93,6 +94,8 @@ def read_example(called: str, batch: Any) -> Example:
             f"these have not: {each}; give each of them a row an example, and let the loss close "
             "over what is no part of the batch"
         )
+    if 0 in rows:
+        raise RequestError(f"model '{called}': the example batch has no rows: give it at least one")
     return Example(tree, shapes, arrays if len(arrays) == len(shapes) else None)
 
 

@@ -20,6 +20,7 @@ from flax import nnx
 from jaxpar.core.errors import RequestError, unknown
 from jaxpar.core.roles import check_role
 from jaxpar.inference.annotate import annotated
+from jaxpar.inference.arguments import check_arguments
 from jaxpar.inference.aside import notes_aside, read_aside
 from jaxpar.inference.build import remade
 from jaxpar.inference.calling import check_differentiable, trying
@@ -83,6 +84,7 @@ def model(
     >>> [(dim.name, dim.role, dim.size) for dim in m.named if dim.role == "inner"]
     [('ffn', 'inner', 32)]
     """
+    check_arguments(name, dims, roles, data)
     called = name or _name_of(module)
     example = read_example(called, batch)
     given = _mean_square if loss is None else loss

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 from jax.extend.core import Literal, jaxprs_in_params
 
+from jaxpar.core.errors import RequestError
 from jaxpar.core.jax_compat import open_jaxpr
+from jaxpar.core.source_lines import line_of
 from jaxpar.jaxprs.rules import rule_of
 
 
@@ -42,3 +45,21 @@ def needed(jaxpr: Any) -> list[bool]:
             asked.update(v for v in eqn.invars if not isinstance(v, Literal))
         flags.append(flag)
     return flags[::-1]
+
+
+def refuse_overflow(called: str, jaxpr: Any) -> None:
+    """Refuse a program with an array of more bytes than 64 bits count: XLA would end the process.
+
+    Args:
+        called: the model's name.
+        jaxpr: what is to be compiled.
+    """
+    for eqn, _ in equations(jaxpr):
+        for value in (*eqn.invars, *eqn.outvars):
+            shape, dtype = getattr(value.aval, "shape", ()), getattr(value.aval, "dtype", None)
+            if prod(shape) * getattr(dtype, "itemsize", 0) >= 2**63:
+                line = line_of(eqn.source_info) or "jaxpar's own"
+                raise RequestError(
+                    f"model '{called}': '{eqn.primitive.name}' at {line} has an array of shape "
+                    f"{tuple(shape)}, of more bytes than 64 bits count: use smaller sizes"
+                )

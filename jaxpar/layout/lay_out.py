@@ -5,12 +5,14 @@ An array stays replicated only where a table says so or it is smaller than the
 strategy's stated threshold, and `notes` says which.
 """
 
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from flax import nnx
+from jax.sharding import AbstractMesh, Mesh
 
 from jaxpar.attention.fit import calls_in, exchange_of, refuse_unfit
-from jaxpar.core.errors import LayoutError
+from jaxpar.core.errors import LayoutError, expect
 from jaxpar.core.mesh import MeshShape, check_spec, refuse_faults
 from jaxpar.inference.traced import module_of, traced_loss
 from jaxpar.layout.checks import (
@@ -30,13 +32,31 @@ from jaxpar.models.record import Model
 from jaxpar.strategies.record import SHARDABLE, Strategy
 
 
-def lay_out(model: Model, *, strategy: Strategy, mesh: MeshShape) -> Layout:
+def lay_out(
+    model: Model,
+    *,
+    strategy: Strategy | str,
+    mesh: MeshShape | str | Mesh | AbstractMesh | Mapping[str, int],
+) -> Layout:
     """Lay `model` out by `strategy` on `mesh`.
 
+    Args:
+        model: from the catalogue, or what `jaxpar.model` makes of a Flax module.
+        strategy: a record, or its name, or names joined by +.
+        mesh: a record, or its spelling "data=4,model=2", or a mesh of JAX's, of which the sizes
+            are taken.
+
     Raises:
+        RequestError: for another thing than these.
         LayoutError: naming every dim that does not divide, with both sizes and the nearest that
             work; or a strategy of several replicas on a mesh that holds one.
     """
+    expect(
+        "lay_out's model", model, Model,
+        "jaxpar.model(module, loss, batch) makes a Model of a Flax module, and "
+        "jaxpar.MODELS.load(name)() one of the catalogue",
+    )  # fmt: skip
+    strategy, mesh = Strategy.of(strategy), MeshShape.of(mesh)
     _check_replicas(strategy, mesh)
     module = module_of(model)
     check_stages(model, strategy, mesh, _layer_counts(model, module))

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from jaxpar.core.errors import expect
 from jaxpar.core.mesh import axes_of, sizes_of
 from jaxpar.hardware.record import Hardware
 from jaxpar.layout.record import Layout
@@ -186,6 +187,9 @@ def inspect(program: Program, *, is_strict: bool = True) -> Inspection:
         program: compiled for anything.
         is_strict: whether what `lint` finds makes the inspection not ok, or is a warning.
     """
+    expect(
+        "inspect's program", program, Program, "jaxpar.compile_step(step, hardware=...) makes it"
+    )
     step, hardware = program.step, program.hardware
     layout, sizes = step.layout, sizes_of(step.layout.mesh)
     node = hardware.devices_per_node

@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 
 from jaxpar.models.classify import classification_loss
-from jaxpar.models.record import Field, Model, check_sizes
+from jaxpar.models.record import MOST_LAYERS, Field, Model, check_sizes
 
 _partitioned = nnx.with_partitioning
 
@@ -86,7 +86,7 @@ class Network(nnx.Module):
 def model(config: ConvNet = ConvNet(), **fields) -> Model:  # noqa: B008  (frozen)
     """Return the convolutional network; `fields` replace those of `ConvNet`."""
     config = replace(config, **fields)
-    check_sizes("convnet", config)
+    check_sizes("convnet", config, stages=MOST_LAYERS)
     image = (config.batch, config.side, config.side, 1)
     return Model(
         name="convnet",

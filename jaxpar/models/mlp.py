@@ -12,7 +12,7 @@ from flax import nnx
 
 from jaxpar.core.errors import RequestError
 from jaxpar.models.classify import classification_loss
-from jaxpar.models.record import Field, Model, check_sizes
+from jaxpar.models.record import MOST_LAYERS, Field, Model, check_sizes
 
 _partitioned = nnx.with_partitioning
 
@@ -72,7 +72,7 @@ class Network(nnx.Module):
 def model(config: MLP = MLP(), **fields) -> Model:  # noqa: B008  (frozen)
     """Return the perceptron; `fields` replace those of `MLP`."""
     config = replace(config, **fields)
-    check_sizes("mlp", config)
+    check_sizes("mlp", config, hidden=MOST_LAYERS)
     roles = {f"hidden_{i}": ("inner", "residual")[i % 2] for i in range(config.hidden)}
     side = int(config.pixels**0.5)
     if side * side != config.pixels:

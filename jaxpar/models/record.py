@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxpar.core.errors import RequestError, unknown
+from jaxpar.core.kinds import MOST_COUNT, check_kinds, whole
 from jaxpar.core.roles import ROLES, check_role
 from jaxpar.models.pieces import Cut
 
@@ -65,12 +66,26 @@ class Field:
             )
 
 
-def check_sizes(model: str, config: Any) -> None:
-    """Refuse a config with a size below 1, or a dropout rate outside 0 up to 1."""
+MOST_LAYERS = 1000
+"""Of a network whose layers stand one after another in the program: more take minutes to trace."""
+
+
+def check_sizes(model: str, config: Any, **most: int) -> None:
+    """Refuse a config with a field of another kind, a size below 1, or a rate outside 0 up to 1.
+
+    Args:
+        model: its name, for the sentence.
+        config: a record of sizes.
+        most: by field, the largest that it can be.
+    """
+    check_kinds(config, f"{model}: ")
     for f in fields(config):
         value = getattr(config, f.name)
+        largest = most.get(f.name, MOST_COUNT)
         if type(value) is int and value < 1:
             raise RequestError(f"{model}: {f.name}={value}: use 1 or more")
+        if type(value) is int and value > largest:
+            raise RequestError(f"{model}: {f.name}={value}: use {largest:,} or less")
     rate = getattr(config, "dropout", 0.0)
     if not 0 <= rate < 1:
         raise RequestError(f"{model}: dropout={rate}: use a rate from 0 up to, not including, 1")
@@ -149,8 +164,12 @@ class Model:
 
     def with_batch_size(self, size: int) -> "Model":
         """The same model with an example batch of `size` rows."""
-        if size < 1:
-            raise RequestError(f"batch size {size}: a batch has at least one row")
+        try:
+            size = whole("batch", size, least=1)
+        except RequestError:
+            raise RequestError(
+                f"batch size {size}: a batch has at least one row and {MOST_COUNT:,} at most"
+            ) from None
         resized = {name: replace(f, shape=(size, *f.shape[1:])) for name, f in self.batch.items()}
         return replace(self, batch=resized)
 

@@ -97,6 +97,16 @@ class Transformer:
                 f"transformer: width={self.width} is not divided by heads={self.heads}; choose "
                 "heads that divide it, or set head_dim"
             )
+        if self.positions == "rope" and self.head_width % 2:
+            raise RequestError(
+                f"transformer: a head of {self.head_width} elements has no two halves that rotary "
+                "positions turn against each other; make head_dim even, or use positions=learned"
+            )
+        if self.rope_base <= 0 or self.norm_epsilon < 0:
+            raise RequestError(
+                f"transformer: rope_base={self.rope_base}, norm_epsilon={self.norm_epsilon}: use a "
+                "base above 0 and an epsilon from 0 up"
+            )
         for name, known in (
             ("activation", tuple(ACTIVATIONS)),
             ("positions", ("rope", "learned")),

@@ -14,6 +14,7 @@ import optax
 
 from jaxpar.core.catalogue import OPTIMIZERS
 from jaxpar.core.errors import RequestError, unknown
+from jaxpar.core.kinds import check_kinds, whole
 
 DECAYS = ("cosine", "constant", "linear")
 SKIPS_IN_A_ROW = 20
@@ -49,7 +50,9 @@ class Recipe:
     optimizer: str = "adamw"
 
     def __post_init__(self):
+        check_kinds(self)
         check_counts(self, steps=1, warmup=0)
+        whole("steps", self.steps, least=1)
         for name in ("learning_rate", "weight_decay", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise RequestError(f"{name}={getattr(self, name)}: use a number from 0 up")

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from jaxpar.core.errors import RequestError
 from jaxpar.core.jax_compat import setting
 
 _UNCHECKED = "JAX_SKIP_CUDA_CONSTRAINTS_CHECK"
@@ -45,6 +46,24 @@ def simulate_devices(count: int) -> None:
     except RuntimeError:
         # JAX has started: what it has is what there is, and whoever needs more counts it.
         logging.getLogger(__name__).debug("JAX already started")
+
+
+_UNFIT = {
+    "jax_disable_jit": (True, "nothing can be compiled"),
+    "jax_check_tracer_leaks": (True, "a loss that is traced once, and kept, is a leak to it"),
+    "jax_numpy_dtype_promotion": ("strict", "optax multiplies floats by counts"),
+}
+"""Settings of JAX under which no step can be made: setting -> the value, and why."""
+
+
+def refuse_settings() -> None:
+    """Refuse settings of JAX, such as a variable of the environment makes, that are not for us."""
+    for name, (unfit, why) in _UNFIT.items():
+        if setting(name) == unfit:
+            raise RequestError(
+                f"JAX's setting {name} is {unfit}, and {why}: unset {name.upper()}, or use "
+                f"jax.config.update('{name}', ...)"
+            )
 
 
 @contextmanager

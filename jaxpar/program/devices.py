@@ -1,5 +1,8 @@
 """Devices for a mesh: simulated ones made of this CPU, this machine's own, or described ones."""
 
+import math
+import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -91,10 +94,11 @@ def _devices(hardware: Hardware, platform: str | None = None) -> list[Any]:
     """JAX's devices of a platform, or of the one that it prefers; starts JAX."""
     try:
         return jax.devices(platform)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that there is a platform
         which = f"the platform '{platform}'" if platform else "its platforms"
+        why = str(error) or "it finds none of those in JAX_PLATFORMS"
         raise RequestError(
-            f"hardware '{hardware.name}' needs JAX to start {which}, and it cannot ({error}): "
+            f"hardware '{hardware.name}' needs JAX to start {which}, and it cannot ({why}): "
             "unset JAX_PLATFORMS, or let it name what is here"
         ) from error
 
@@ -117,3 +121,46 @@ def _described(shape: MeshShape, hardware: Hardware) -> list[Any]:
             f"XLA's GPU compiler: pip install 'jax[cuda13-local]' on Linux ({error})"
         ) from error
     return topology.devices
+
+
+def refuse_to_run(hardware: Hardware, called: str, arrays: Any, shardings: Any) -> None:
+    """Refuse to run a program where there is nothing to run it, or not the memory.
+
+    Simulated devices share this machine's memory, and a process that takes more is ended by its
+    system, in the middle and without a word.
+
+    Args:
+        hardware: what the program is compiled for.
+        called: the model's name.
+        arrays: a tree of abstract arrays that are on the devices at once.
+        shardings: the same tree of their shardings.
+    """
+    if hardware.kind == "described":
+        raise RequestError(
+            f"hardware '{hardware.name}' is described, not present, so nothing can run on it: use "
+            "hardware cpu or local"
+        )
+    pairs = list(zip(jax.tree.leaves(arrays), jax.tree.leaves(shardings), strict=True))
+    devices = pairs[0][1].num_devices
+    needed_bytes = devices * sum(
+        math.prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize
+        for array, sharding in pairs
+    )
+    has_bytes = _memory_bytes()
+    if hardware.kind == "simulated" and needed_bytes > has_bytes:
+        raise RequestError(
+            f"model '{called}', its optimizer state and a batch take {needed_bytes / 1e9:,.1f} GB "
+            f"on {devices} simulated devices, and this machine has {has_bytes / 1e9:,.1f} GB: use "
+            "smaller sizes, a smaller batch or another layout; 'inspect' reads a program of any "
+            "size"
+        )
+
+
+def _memory_bytes() -> int:
+    """How much memory this machine has, or this process' container if that is less."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        return machine
+    return min(machine, int(limit)) if limit.isdigit() else machine

@@ -15,9 +15,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from jaxpar.core.errors import RequestError, expect, words_of
+from jaxpar.core.kinds import MOST, whole
 from jaxpar.hardware.record import Hardware
-from jaxpar.program.configuration import uncached
-from jaxpar.program.devices import device_mesh
+from jaxpar.jaxprs.equations import refuse_overflow
+from jaxpar.program.configuration import refuse_settings, uncached
+from jaxpar.program.devices import device_mesh, refuse_to_run
 from jaxpar.program.in_parts import check_parts
 from jaxpar.program.warnings import XlaWarning, compile_quietly, compile_with_warnings
 from jaxpar.step.record import State, Step
@@ -79,7 +82,7 @@ class Program:
             out_shardings=(self.state_shardings, None),
             donate_argnums=0,
         )
-        return jitted.lower(self.step.state, self.step.batch)
+        return self._lowered(jitted, self.step.state, self.step.batch)
 
     @cached_property
     def made(self) -> "Made":
@@ -104,7 +107,7 @@ class Program:
             out_shardings=self.state_shardings,
             donate_argnums=0,
         )
-        return self._compiled(average.lower(self.step.state))
+        return self._compiled(self._lowered(average, self.step.state))
 
     @cached_property
     def text(self) -> str:
@@ -127,8 +130,21 @@ class Program:
         return _on(self.mesh, dict(self.step.layout.batch))
 
     def init(self, seed: int = 0) -> State:
-        """A fresh state, created sharded: no device ever has more of an array than its shard."""
-        return self._create(np.uint32(seed))
+        """A fresh state, created sharded: no device ever has more of an array than its shard.
+
+        Raises:
+            RequestError: for devices that are only described, or a state that this machine's
+                memory cannot hold.
+        """
+        number = whole("seed", seed, most=MOST)
+        self.check_runs()
+        return self._create(np.uint32(number))
+
+    def check_runs(self) -> None:
+        """Refuse to run where there is nothing to run it, or not the memory; see `init`."""
+        arrays = (self.step.state, dict(self.step.batch))
+        shardings = (self.state_shardings, self.batch_shardings)
+        refuse_to_run(self.hardware, self.step.layout.model.name, arrays, shardings)
 
     @property
     def init_memory(self) -> Any:
@@ -150,9 +166,9 @@ class Program:
         """Compiled evaluation: (State, batch) -> {name: Mean}."""
         shardings = (self.state_shardings, self.batch_shardings)
         evaluate = jax.jit(self.step.evaluate, in_shardings=shardings)
-        lowered = evaluate.lower(self.step.state, self.step.batch)
+        lowered = self._lowered(evaluate, self.step.state, self.step.batch)
         # XLA's warnings about this are those about the update.
-        return compile_quietly(lowered.compile)
+        return compile_quietly(lambda: self._asked(lowered, None))
 
     @cached_property
     def gradients(self) -> Any:
@@ -203,38 +219,51 @@ class Program:
         """The compiled form of a lowered function, as training runs it."""
         quick = QUICK if self.hardware.kind == "simulated" and not self.for_speed else {}
         with uncached() if self.hardware.kind == "described" else nullcontext():
-            return lowered.compile({**self.hardware.compiler_options, **quick} or None)
+            return self._asked(lowered, {**self.hardware.compiler_options, **quick} or None)
+
+    def _lowered(self, jitted: Any, *arguments: Any) -> Any:
+        """A function lowered for abstract arguments, its arrays of sizes that XLA can count."""
+        traced = jitted.trace(*arguments)
+        refuse_overflow(self.step.layout.model.name, traced.jaxpr)
+        return traced.lower()
+
+    def _asked(self, lowered: Any, options: Mapping[str, Any] | None) -> Any:
+        """What XLA makes of a lowered function; what it refuses is told in its words."""
+        try:
+            return lowered.compile(options)
+        except jax.errors.JaxRuntimeError as error:
+            raise RequestError(
+                f"XLA cannot compile model '{self.step.layout.model.name}' for hardware "
+                f"'{self.hardware.name}' ({words_of(error)[:300]}): use smaller sizes, or another "
+                "layout"
+            ) from error
 
     def _quickly(self, function, *arguments, more: Mapping[str, Any] = MappingProxyType({})) -> Any:
         """Compile what runs only a few times; `more` are further options on simulated devices."""
-        return compile_quickly(self.hardware, function, *arguments, more=more)
+        lowered = self._lowered(function, *arguments)
+        options = {**QUICK, **more} if self.hardware.kind == "simulated" else None
+        return compile_quietly(lambda: self._asked(lowered, options))
 
 
-def compile_quickly(
-    hardware: Hardware,
-    function: Any,
-    *arguments: Any,
-    more: Mapping[str, Any] = MappingProxyType({}),
-) -> Any:
+def compile_quickly(hardware: Hardware, function: Any, *arguments: Any) -> Any:
     """A jitted function compiled to run a few times.
 
     Args:
         hardware: that it runs on.
         function: what jax.jit gives.
         arguments: abstract ones.
-        more: further options of XLA's on simulated devices.
     """
     lowered = function.lower(*arguments)
-    options = {**QUICK, **more} if hardware.kind == "simulated" else None
+    options = {**QUICK, **FEW_PASSES} if hardware.kind == "simulated" else None
     return compile_quietly(lambda: lowered.compile(options))
 
 
-def compile_step(step: Step, *, hardware: Hardware, for_speed: bool = True) -> Program:
+def compile_step(step: Step, *, hardware: Hardware | str, for_speed: bool = True) -> Program:
     """Compile `step` for `hardware`, as many devices as its mesh has.
 
     Args:
         step: from `make_step`.
-        hardware: what to compile for.
+        hardware: what to compile for, a record or its name in the catalogue.
         for_speed: False when the program will run only a few times on simulated devices; each
             part of it is then compiled when it is first used.
 
@@ -242,6 +271,9 @@ def compile_step(step: Step, *, hardware: Hardware, for_speed: bool = True) -> P
         RequestError: when the machine has fewer devices than the mesh, or cannot compile for them;
             or when a model's loss is another one in microbatches.
     """
+    expect("compile_step's step", step, Step, "jaxpar.make_step(layout) makes one of a Layout")
+    hardware = Hardware.of(hardware)
+    refuse_settings()
     program = Program(step, hardware, device_mesh(step.layout.mesh, hardware), for_speed)
     if step.microbatches > 1 and hardware.kind != "described":
         check_parts(step.layout.model, f"{step.microbatches} microbatches", hardware)

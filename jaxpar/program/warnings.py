@@ -11,13 +11,14 @@ import os
 import re
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jaxpar.core.jax_compat import setting
 from jaxpar.core.source_lines import own_file
-from jaxpar.hlo.parse import frames_of
+from jaxpar.hlo.frames import frames_of
 from jaxpar.program.standard_error import warnings_kept
 
 _REMATERIALIZED = re.compile(
@@ -89,9 +90,7 @@ def compile_with_warnings(
         compile_it: compiles it.
     """
     file = _kept_in(lowered)
-    before = ()
-    if file is not None and file.is_file():
-        before = tuple(XlaWarning(**w) for w in json.loads(file.read_text(encoding="utf-8")))
+    before = () if file is None else _before(file)
     with warnings_kept() as lines:
         compiled = compile_it()
     now = read_warnings("\n".join(lines))
@@ -127,9 +126,18 @@ def _kept_in(lowered: Any) -> Path | None:
     return Path(folder) / "warnings" / f"{digest}.json"
 
 
+def _before(file: Path) -> tuple[XlaWarning, ...]:
+    """The warnings in a file; none where it is not there or was damaged."""
+    try:
+        return tuple(XlaWarning(**w) for w in json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return ()
+
+
 def _keep(file: Path, text: str) -> None:
-    """Write a file at once, since another process may read it now."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file at once, since another process may read it now; as JAX, not where it cannot."""
     unfinished = file.with_suffix(f".{secrets.token_hex(4)}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, file)
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, file)

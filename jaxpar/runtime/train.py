@@ -16,13 +16,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxpar.core.errors import RequestError
+from jaxpar.core.errors import RequestError, expect, words_of
+from jaxpar.core.kinds import MOST, whole
 from jaxpar.data.record import Dataset
 from jaxpar.layout.record import Layout
 from jaxpar.models.pieces import pieces_of
-from jaxpar.models.record import Model
 from jaxpar.optimizers.record import Optimizer, Recipe, check_counts, make_optimizer
 from jaxpar.program.record import Program
+from jaxpar.runtime.outcome import Outcome, TrainingStopped
+from jaxpar.runtime.reading import check_data, read_batch, read_test
 from jaxpar.step.loss_scale import check_scale
 from jaxpar.step.own_tree import OwnTree
 from jaxpar.step.record import State
@@ -48,35 +50,9 @@ class Training(Recipe):
 
     def __post_init__(self):
         super().__post_init__()
-        check_counts(self, microbatches=1, evaluate_every=0, seed=0)
+        check_counts(self, microbatches=1, evaluate_every=0)
+        whole("seed", self.seed, most=MOST)
         check_scale(self.loss_scale)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What training came to; `seconds` is from the first step to the last evaluation."""
-
-    steps: int
-    seconds: float
-    steps_per_second: float
-    units_per_second: float
-    unit: str
-    first: dict[str, float]
-    last: dict[str, float]
-    test: dict[str, float]
-    state: State
-
-    def record(self) -> dict:
-        """The outcome as one JSON-ready dict, without the arrays."""
-        return {
-            "steps": self.steps,
-            "seconds": self.seconds,
-            "steps_per_second": self.steps_per_second,
-            f"{self.unit}_per_second": self.units_per_second,
-            **{f"first_{name}": value for name, value in self.first.items()},
-            **{f"last_{name}": value for name, value in self.last.items()},
-            **{f"test_{name}": value for name, value in self.test.items()},
-        }
 
 
 def optimizer_of(training: Training, layout: Layout, **options: Any) -> Optimizer:
@@ -90,29 +66,6 @@ def optimizer_of(training: Training, layout: Layout, **options: Any) -> Optimize
     return make_optimizer(training, own.nested(dims), skips=bool(training.loss_scale), **options)
 
 
-def check_data(model: Model, data: Dataset) -> None:
-    """Refuse data that the model cannot read: missing fields, other shapes, ids past its tables."""
-    for name, field in model.batch.items():
-        if name not in data.fields:
-            usual = f"; it is usually trained on '{model.data}'" if model.data else ""
-            raise RequestError(
-                f"model '{model.name}' reads '{name}', and data '{data.name}' holds "
-                f"{', '.join(data.fields)}{usual}"
-            )
-        shape, _ = data.fields[name]
-        if tuple(shape) != field.shape[1:]:
-            raise RequestError(
-                f"data '{data.name}' gives '{name}' of shape {tuple(shape)} an example, and model "
-                f"'{model.name}' reads {field.shape[1:]}: set the model's sizes to match"
-            )
-        if field.below is not None and data.vocabulary > field.below:
-            raise RequestError(
-                f"data '{data.name}' holds {data.vocabulary} different ids, and '{name}' of model "
-                f"'{model.name}' goes up to {field.below - 1}: use ids below {field.below}, or "
-                f"give the model {data.vocabulary}"
-            )
-
-
 def train(
     program: Program,
     data: Dataset,
@@ -120,65 +73,119 @@ def train(
     *,
     state: State | None = None,
     watch: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
-    metrics_file: Path | None = None,
+    metrics_file: str | Path | None = None,
 ) -> Outcome:
     """Train for `training.steps` steps, from `state` or from fresh parameters.
 
     Args:
         program: compiled for devices that are here.
-        data: what to train and test on.
+        data: what to train on, and to test on if it has a test split.
         training: steps, seed and how often to look at the test split.
         state: where to go on from; its `step` picks the batches, so nothing is replayed. Used up.
         watch: called with (step, metrics) a step after it ran; tests come as `test_...` entries.
         metrics_file: a JSON line is appended for every call of `watch`.
+
+    Raises:
+        RequestError: for what cannot be trained.
+        TrainingStopped: for an error after the first step, of the data, of `watch` or of the disk;
+            it has what was trained.
     """
+    expect("train's program", program, Program, "jaxpar.compile_step(step, hardware=...) makes one")
+    expect("train's training", training, Training, "jaxpar.Training(steps=...) makes one")
+    expect("train's state", state, State | None, "give an outcome's, or none for fresh parameters")
     check_data(program.step.layout.model, data)
-    size = program.step.layout.model.batch_size
-    now: State = program.init(training.seed) if state is None else state
-    done = int(jax.device_get(now.step))
+    if training.evaluate_every and data.walk is None:
+        raise RequestError(
+            f"evaluate_every={training.evaluate_every}, and data '{data.name}' has no test split: "
+            "give it one, or leave evaluate_every out"
+        )
     write = _writer(metrics_file)
+    start = program.init(training.seed) if state is None else state
 
     def tell(step: int, metrics: dict[str, float]) -> None:
         watch(step, metrics)
         write({"step": step, **metrics})
 
-    first: dict[str, float] = {}
-    last: dict[str, float] = {}
-    waiting: tuple[int, Any] | None = None
-    started = time.perf_counter()
-    with jax.transfer_guard("disallow"):
-        for step in range(done, training.steps):
-            rows = data.batch(step, size=size, seed=training.seed, rows=program.local_rows)
-            now, metrics = program.update(now, program.place(rows))
-            if _synchronises(program, step + 1, training.steps):
-                now = program.average(now)
+    run = _Run(program, data, training, start, tell)
+    try:
+        with jax.transfer_guard("disallow"):
+            run.steps()
+            run.last_test()
+    except Exception as error:  # of a person's data or `watch`, or of the disk
+        if run.done == run.begun:
+            raise
+        raise TrainingStopped(
+            f"training stopped after step {run.done} of {training.steps} "
+            f"({type(error).__name__}: {words_of(error)}); in Python, this error's `outcome` has "
+            "what was trained",
+            run.outcome(),
+        ) from error
+    return run.outcome()
+
+
+class _Run:
+    """The place reached in training: the one thing here that changes."""
+
+    def __init__(self, program, data, training, state, tell):
+        self.program, self.data, self.training, self.state = program, data, training, state
+        self.tell = tell
+        self.begun = self.done = int(jax.device_get(state.step))
+        self.first: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+        self.test: dict[str, float] = {}
+        self.waiting: tuple[int, Any] | None = None
+        self.started = time.perf_counter()
+        self.stepped_seconds = 0.0
+
+    def steps(self) -> None:
+        """All steps, and the tests between them."""
+        model, every = self.program.step.layout.model, self.training.evaluate_every
+        for step in range(self.begun, self.training.steps):
+            rows = read_batch(
+                self.data, step, model, seed=self.training.seed, rows=self.program.local_rows
+            )
+            self.state, metrics = self.program.update(self.state, self.program.place(rows))
+            self.done = step + 1
+            if _synchronises(self.program, self.done, self.training.steps):
+                self.state = self.program.average(self.state)
+            waiting, self.waiting = self.waiting, (self.done, metrics)
             if waiting:
-                last = _told(waiting)
-                first = first or last
-                tell(waiting[0], last)
-            waiting = (step + 1, metrics)
-            every = training.evaluate_every
-            if every and (step + 1) % every == 0 and step + 1 < training.steps:
-                tell(step + 1, _as_test(evaluate(program, now, data)))
-        if waiting:
-            last = _told(waiting)
-            first = first or last
-            tell(waiting[0], last)
-        stepped = time.perf_counter() - started
-        test = evaluate(program, now, data)
-    tell(training.steps, _as_test(test))
-    rate = (training.steps - done) / stepped
-    return Outcome(
-        steps=training.steps - done,
-        seconds=time.perf_counter() - started,
-        steps_per_second=rate,
-        units_per_second=rate * size * _units_in_a_row(data),
-        unit=data.unit,
-        first=first,
-        last=last,
-        test=test,
-        state=now,
-    )
+                self._tell(waiting)
+            if every and self.done % every == 0 and self.done < self.training.steps:
+                self.tell(self.done, _as_test(evaluate(self.program, self.state, self.data)))
+        if self.waiting:
+            self._tell(self.waiting)
+        self.stepped_seconds = time.perf_counter() - self.started
+
+    def last_test(self) -> None:
+        """The test split after the last step, where there is one."""
+        if self.data.walk is not None:
+            self.test = evaluate(self.program, self.state, self.data)
+            self.tell(self.training.steps, _as_test(self.test))
+
+    def outcome(self) -> Outcome:
+        """What training came to by now."""
+        seconds = time.perf_counter() - self.started
+        steps = self.done - self.begun
+        rate = steps / (self.stepped_seconds or seconds)
+        units = math.prod(self.data.fields.get("weight", ((), ""))[0])
+        return Outcome(
+            steps=steps,
+            seconds=seconds,
+            steps_per_second=rate,
+            units_per_second=rate * self.program.step.layout.model.batch_size * units,
+            unit=self.data.unit,
+            first=self.first,
+            last=self.last,
+            test=self.test,
+            state=self.state,
+        )
+
+    def _tell(self, waiting: tuple[int, Any]) -> None:
+        """Tell the metrics of a step that has run."""
+        self.last = _told(waiting)
+        self.first = self.first or self.last
+        self.tell(waiting[0], self.last)
 
 
 def evaluate(program: Program, state: State, data: Dataset) -> dict[str, float]:
@@ -189,7 +196,7 @@ def evaluate(program: Program, state: State, data: Dataset) -> dict[str, float]:
     model, here = program.step.layout.model, program.local_rows
     weighs = "weight" in model.batch
     totals: dict[str, list[float]] = {}
-    for rows in data.evaluation(size=model.batch_size, rows=here if weighs else slice(None)):
+    for rows in read_test(data, model, rows=here if weighs else slice(None)):
         if not weighs:
             if totals and not rows["weight"].all():
                 continue  # as every process sees
@@ -199,6 +206,11 @@ def evaluate(program: Program, state: State, data: Dataset) -> dict[str, float]:
             sums = totals.setdefault(name, [0.0, 0.0])
             sums[0] += float(mean.total)
             sums[1] += float(mean.weight)
+    if not all(weight for _, weight in totals.values()) or not totals:
+        raise RequestError(
+            f"data '{data.name}': the weights of its test split add up to 0, so it has no mean: "
+            "give weight 1 to what counts"
+        )
     means = {name: total / weight for name, (total, weight) in totals.items()}
     # A loss with other terms reports the next token's by that name.
     return means | bits(means.get("next_token", means["loss"]), data)
@@ -227,12 +239,6 @@ def _synchronises(program: Program, done: int, steps: int) -> bool:
     return done == steps or bool(averaging.every and done % averaging.every == 0)
 
 
-def _units_in_a_row(data: Dataset) -> int:
-    """How many tokens or examples one row of `data` has."""
-    shape, _ = data.fields["weight"]
-    return math.prod(shape)
-
-
 def _told(waiting: tuple[int, Any]) -> dict[str, float]:
     """The metrics of a step; of replicas of local SGD the mean over those of this process."""
     here = jax.device_get({name: _held_here(metric) for name, metric in waiting[1].items()})
@@ -251,15 +257,21 @@ def _as_test(means: dict[str, float]) -> dict[str, float]:
     return {f"test_{name}": value for name, value in means.items()}
 
 
-def _writer(path: Path | None) -> Callable[[dict], None]:
+def _writer(path: str | Path | None) -> Callable[[dict], None]:
     """A function that appends a row as a JSON line to a file; nothing without a path."""
     if path is None or jax.process_index() != 0:
         return lambda row: None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()  # refused now rather than after the first step
+    file = Path(path)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()  # refused now rather than after the first step
+    except OSError as error:
+        raise RequestError(
+            f"metrics file {file}: cannot write there ({error.strerror}); name another"
+        ) from error
 
     def write(row: dict) -> None:
-        with path.open("a", encoding="utf-8") as out:
+        with file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(row) + "\n")
 
     return write

@@ -13,7 +13,8 @@ from math import inf
 from types import MappingProxyType
 from typing import Any
 
-from jaxpar.core.errors import LayoutError, RequestError, unknown
+from jaxpar.core.catalogue import STRATEGIES
+from jaxpar.core.errors import LayoutError, RequestError, expect, unknown
 from jaxpar.core.mesh import AXES, axes_of
 from jaxpar.core.roles import check_role
 
@@ -132,6 +133,17 @@ class Strategy:
                 raise unknown("mesh axis", axis, AXES)
         for table in ("compute", "between", "store", "must", "never"):
             object.__setattr__(self, table, MappingProxyType(dict(getattr(self, table))))
+
+    @classmethod
+    def of(cls, strategy: "Strategy | str") -> "Strategy":
+        """The strategy that a person means: itself, or names of the catalogue joined by +."""
+        if isinstance(strategy, str):
+            each = [STRATEGIES.load(name)() for name in parts(strategy)]
+            return each[0] if len(each) == 1 else combine(*each)
+        expect(
+            "the strategy", strategy, cls, "give its name, or what STRATEGIES.load(name)() makes"
+        )
+        return strategy
 
     @property
     def _tables(self) -> tuple[tuple[str, ...], ...]:

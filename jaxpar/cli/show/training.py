@@ -11,7 +11,7 @@ from rich.text import Text
 
 from jaxpar.cli.figures import metrics_text, number_text, seconds_text
 from jaxpar.cli.screen import Screen
-from jaxpar.runtime.train import Outcome
+from jaxpar.runtime.outcome import Outcome
 
 BAR_COLUMNS = 40
 LEAST_BAR_COLUMNS = 4
@@ -98,4 +98,5 @@ def show_outcome(screen: Screen, outcome: Outcome) -> None:
         f"{outcome.units_per_second:,.0f} {outcome.unit}/s; tested in "
         f"{seconds_text(max(0.0, outcome.seconds - stepped))}"
     )
-    screen.say(metrics_text("test", outcome.test), style="bold green")
+    if outcome.test:
+        screen.say(metrics_text("test", outcome.test), style="bold green")

@@ -9,14 +9,15 @@ from jaxpar.program.configuration import simulate_devices
 
 TAKES = "NAME"
 READS = ("rounds",)
+MOST_ROUNDS = 1000
 
 
 def verb(options: Options, screen: Screen) -> int:
     """Run a benchmark and show its rows; it passes no judgement."""
     name, catalogue = options.words[0], benchmarks()
     benchmark = catalogue.load(name)
-    if options.rounds < 1:
-        raise RequestError(f"--rounds {options.rounds}: use 1 or more")
+    if not 1 <= options.rounds <= MOST_ROUNDS:
+        raise RequestError(f"--rounds {options.rounds}: use 1 or more, and {MOST_ROUNDS} at most")
     screen.say(catalogue.summary(name), style="bold")
     simulate_devices(8)
     rows = []

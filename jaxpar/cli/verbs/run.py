@@ -5,7 +5,7 @@ import time
 
 from jaxpar.cli.figures import sizes_text
 from jaxpar.cli.files import unused
-from jaxpar.cli.options import Options
+from jaxpar.cli.options import Options, make_folder
 from jaxpar.cli.repository import experiments
 from jaxpar.cli.screen import Screen
 from jaxpar.cli.show.rows import show_rows
@@ -21,15 +21,15 @@ def verb(options: Options, screen: Screen) -> int:
     """Run an experiment; exit status 1 when a claim does not hold."""
     name, catalogue = options.words[0], experiments()
     experiment = catalogue.load(name)
+    rows_file = unused(options.file(name, "rows.jsonl"))
     started = time.perf_counter()
     screen.say(catalogue.summary(name), style="bold")
     # CPU devices can be asked for once only, so ask for the largest mesh first.
     simulate_devices(
         max(MeshShape.parse(case.mesh or "data=8").devices for case in experiment.cases)
     )
-    folder = options.folder(name)
     rows = []
-    rows_file = unused(folder / "rows.jsonl")
+    make_folder(rows_file)
     screen.files.append(rows_file)
     walked = walk(experiment)
     with rows_file.open("w", encoding="utf-8") as out:

@@ -6,7 +6,7 @@ import time
 from jaxpar.case import Case, Resolved
 from jaxpar.cli import repository
 from jaxpar.cli.files import unused
-from jaxpar.cli.options import Options
+from jaxpar.cli.options import Options, make_folder
 from jaxpar.cli.screen import Screen
 from jaxpar.cli.show.inspection import show_collectives, show_findings
 from jaxpar.cli.show.layout import compiling, show_dims, show_layout
@@ -18,6 +18,7 @@ from jaxpar.measures.inspect import inspect
 from jaxpar.measures.verify.verify import verify
 from jaxpar.program.devices import device_mesh
 from jaxpar.program.record import compile_step
+from jaxpar.runtime.outcome import TrainingStopped
 from jaxpar.runtime.train import bits, train
 
 TAKES = "MODEL"
@@ -47,14 +48,15 @@ def verb(options: Options, screen: Screen) -> int:
             f"hardware '{asked.hardware.name}' is described, not present, so nothing can be "
             "trained on it: use --hardware cpu, or 'inspect' to read the program it would run"
         )
+    metrics_file = unused(options.file(asked.name, "metrics.jsonl"))
     data = asked.load_data()
 
-    # What can be refused is, before a folder is made, and that before the long work.
+    # What can be refused is, before the long work.
     device_mesh(asked.layout.mesh, asked.hardware)
     step = asked.make(asked.layout)
-    metrics_file = unused(options.folder(asked.name) / "metrics.jsonl")
     with screen.doing(compiling(asked)):
         program = compile_step(step, hardware=asked.hardware)
+        program.check_runs()
         inspection = inspect(program, is_strict=options.lint == "error")
     show_layout(screen, asked.layout, asked.hardware)
     show_dims(screen, asked.layout)
@@ -64,10 +66,17 @@ def verb(options: Options, screen: Screen) -> int:
         screen.say("not trained: repair this, or accept it with --lint warn", style="red")
         screen.finish({"model": asked.layout.model.name, **inspection.record()})
         return 1
+    make_folder(metrics_file)
     screen.files.append(metrics_file)
     units = math.prod(data.fields["weight"][0]) * asked.layout.model.batch_size
+    stopped: TrainingStopped | None = None
     with progress(screen, asked.training.steps, data.unit, units) as watch:
-        outcome = train(program, data, asked.training, watch=watch, metrics_file=metrics_file)
+        try:
+            outcome = train(program, data, asked.training, watch=watch, metrics_file=metrics_file)
+        except TrainingStopped as error:
+            if not isinstance(error.__cause__, RequestError | OSError):
+                raise error.__cause__ or error from None  # a bug, which keeps its traceback
+            stopped, outcome = error, error.outcome
     show_outcome(screen, outcome)
     record = {
         "model": asked.layout.model.name,
@@ -85,8 +94,11 @@ def verb(options: Options, screen: Screen) -> int:
         "lint": inspection.record()["lint"],
         "metrics": str(metrics_file),
     }
-    ok = math.isfinite(outcome.test["loss"])
-    if not ok:
+    ok = math.isfinite((outcome.test or outcome.last)["loss"])
+    if stopped:
+        record["stopped"] = str(stopped)
+        screen.say(str(stopped), style="red")
+    elif not ok:
         screen.say("the loss is no number: lower --set learning_rate, or clip", style="red")
     if options.verify:
         ok = _verified(asked, screen, record) and ok
@@ -94,7 +106,7 @@ def verb(options: Options, screen: Screen) -> int:
     _say_what_next(asked.case, options.program, screen)
     record["seconds_with_start"] = time.perf_counter() - started
     screen.finish(record)
-    return 0 if ok else 1
+    return 0 if ok and not stopped else 1
 
 
 def _verified(asked: Resolved, screen: Screen, record: dict) -> bool:

@@ -26,7 +26,7 @@ from jaxpar.measures.verify.states import put
 from jaxpar.models.modules import Parts, build, take_apart, values_of
 from jaxpar.models.record import Model
 from jaxpar.program.devices import device_mesh
-from jaxpar.program.record import FEW_PASSES, compile_quickly
+from jaxpar.program.record import compile_quickly
 from jaxpar.step.own_tree import OwnTree
 from jaxpar.step.record import State
 
@@ -163,7 +163,7 @@ class Reference:
         """A function compiled for the device."""
         there = self.sharding
         jitted = jax.jit(function, in_shardings=there, out_shardings=there)
-        return compile_quickly(self.hardware, jitted, *arguments, more=FEW_PASSES)
+        return compile_quickly(self.hardware, jitted, *arguments)
 
     @cached_property
     def _init(self) -> Any:

@@ -1,0 +1,49 @@
+"""What a command finds around it: XLA's flags, and a place for compiled programs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from jaxpar.core.errors import RequestError
+from jaxpar.core.jax_compat import READ_XLA_FLAGS
+
+
+def check_environment() -> None:
+    """Refuse settings of JAX that no step can be made under, and flags that XLA does not know.
+
+    XLA would end the process for such a flag, in the middle; so flags are tried in a process of
+    their own, where there are any.
+    """
+    from jaxpar.program.configuration import refuse_settings
+
+    refuse_settings()
+    if not os.environ.get("COLUMNS", "0").strip("0"):
+        os.environ.pop("COLUMNS", None)  # 0 is what shells say that do not know it
+    flags = os.environ.get("XLA_FLAGS")
+    if not flags:
+        return
+    tried = subprocess.run(
+        [sys.executable, "-c", READ_XLA_FLAGS], capture_output=True, text=True, errors="replace"
+    )
+    if tried.returncode:
+        # "F1126 00:46:16.07 8056 parse_flags_from_env.cc:234] Unknown flag in XLA_FLAGS: --a --b"
+        said = [line for line in tried.stderr.splitlines() if "flag" in line.lower()]
+        reason = said[0].rpartition("] ")[2][:300] if said else "it says no more"
+        raise RequestError(
+            f"XLA_FLAGS={flags}: XLA cannot read this variable ({reason}): unset it, or repair it"
+        )
+
+
+def cache_folder() -> Path | None:
+    """Where compiled programs are kept: in the user's cache folder; None where there is none."""
+    named, home = os.environ.get("XDG_CACHE_HOME"), os.environ.get("HOME")
+    root = Path(named) if named else Path(home or "", ".cache")
+    folder = root / "jaxpar" / "compiled"
+    if not folder.is_absolute():
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # no home, or one that is not this person's
+        return None
+    return folder if os.access(folder, os.W_OK) else None

@@ -1,0 +1,49 @@
+"""What training came to, be it to its end or to an error's."""
+
+from dataclasses import dataclass
+
+from jaxpar.core.errors import RequestError
+from jaxpar.step.record import State
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training came to; `seconds` is from the first step to the last evaluation.
+
+    `first` and `last` are the metrics of the first and last step, `test` those of the test split,
+    empty where the data has none.
+    """
+
+    steps: int
+    seconds: float
+    steps_per_second: float
+    units_per_second: float
+    unit: str
+    first: dict[str, float]
+    last: dict[str, float]
+    test: dict[str, float]
+    state: State
+
+    def record(self) -> dict:
+        """The outcome as one JSON-ready dict, without the arrays."""
+        return {
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "steps_per_second": self.steps_per_second,
+            f"{self.unit}_per_second": self.units_per_second,
+            **{f"first_{name}": value for name, value in self.first.items()},
+            **{f"last_{name}": value for name, value in self.last.items()},
+            **{f"test_{name}": value for name, value in self.test.items()},
+        }
+
+
+class TrainingStopped(RequestError):
+    """Training that an error ended in the middle; its cause is that error.
+
+    Attributes:
+        outcome: what was trained until then, its state with it.
+    """
+
+    def __init__(self, sentence: str, outcome: Outcome):
+        super().__init__(sentence)
+        self.outcome = outcome
