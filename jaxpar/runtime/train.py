@@ -264,7 +264,7 @@ def _writer(path: str | Path | None) -> Callable[[dict], None]:
     file = Path(path)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()  # refused now rather than after the first step
+        file.open("a", encoding="utf-8").close()  # refused now rather than after the first step
     except OSError as error:
         raise RequestError(
             f"metrics file {file}: cannot write there ({error.strerror}); name another"
