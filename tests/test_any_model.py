@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -143,7 +144,8 @@ def test_keys_may_have_slashes_in_them():
             self.at = nnx.Dict({"a/b": nnx.Linear(16, 32, rngs=rngs), "a": inner})
 
         def __call__(self, x):
-            return self.at["a"]["b"](nnx.relu(self.at["a/b"](x)))
+            at: Any = self.at
+            return at["a"]["b"](nnx.relu(at["a/b"](x)))
 
     layout = laid_out(jaxpar.model(Keyed, loss, {"x": X}))
     assert {"at/'a/b'/kernel", "at/a/b/kernel"} <= set(layout.parameters)

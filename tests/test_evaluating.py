@@ -91,7 +91,8 @@ def draws(traced) -> bool:
 @pytest.mark.parametrize("name", CASES)
 def test_evaluation_draws_nothing_and_training_does(name):
     """Nor does it change statistics; and there is nothing to be said about it."""
-    model = jaxpar.model(*CASES[name], BATCH)
+    module, loss = CASES[name]
+    model = jaxpar.model(module, loss, BATCH)
     assert draws(traced_loss(model))
     evaluated = traced_loss(model, train=False)
     assert not draws(evaluated) and evaluated.says == ()

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.extend.core import jaxpr_as_fun
 from small import cpu
 
 import jaxpar
@@ -141,7 +142,7 @@ def test_a_mean_weighs_what_it_is_a_mean_over(name):
     }
     key = jax.random.key(0) if name == "dropout" else None
     args = traced.flat({p: v for p, v in values.items() if p in traced.arguments}, {}, batch(), key)
-    run = jax.jit(jax.extend.core.jaxpr_as_fun(traced.closed), compiler_options=QUICK)
+    run = jax.jit(jaxpr_as_fun(traced.closed), compiler_options=QUICK)
     mean, _, _ = traced.unflat(run(*args))
     assert float(mean.weight) == weight
     if name != "dropout":

@@ -87,7 +87,8 @@ def cross_entropy(logits: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
 
 def benchmark(rounds: int) -> Iterator[dict[str, Any]]:
     """Yield a row a layout and decoder: seconds a step on both sides, and their ratio."""
-    plain = Decoder(**{name: SIZES[name] for name in Decoder.__annotations__ if name in SIZES})
+    sizes: dict[str, Any] = {n: SIZES[n] for n in Decoder.__annotations__ if n in SIZES}
+    plain = Decoder(**sizes)
     random, shape = np.random.default_rng(0), (SIZES["batch"], SIZES["sequence"])
     ids = random.integers(SIZES["vocabulary"], size=(2, *shape), dtype="int32")
     batch = {"tokens": ids[0], "targets": ids[1]}
@@ -117,7 +118,8 @@ def _bare(plain: Decoder, program: Program, batch: dict[str, jax.Array]) -> tupl
 
     def update(state, batch):
         def loss(parameters):
-            return cross_entropy(plain.apply(parameters, batch["tokens"]), batch)
+            logits: Any = plain.apply(parameters, batch["tokens"])
+            return cross_entropy(logits, batch)
 
         parameters, moments = state
         value, gradients = jax.value_and_grad(loss)(parameters)

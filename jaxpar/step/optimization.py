@@ -96,7 +96,7 @@ class Optimization:
     def _as_kept(self, keys: tuple[Any, ...], value: Any) -> Any:
         """A result in pieces if it has the shape of a weight that is, whole if it has not."""
         path, shape = self.own.path_at(keys), abstract(value).shape
-        if path in self.own.cuts:
+        if path is not None and path in self.own.cuts:
             lead = len(shape) - len(self.own.shapes[path])
             if lead >= 0 and shape[lead:] == self.own.shapes[path]:
                 return self.own.apart(path, value, lead)

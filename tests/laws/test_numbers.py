@@ -58,6 +58,7 @@ def prove(layout, *, mode: str = "auto", microbatches: int = 1, dtype: str = "fl
         assert check.replicas_agree, check
         if dtype == "float64":
             assert check.error * HEADROOM <= check.bound, check
+    assert verdict.program is not None
     return verdict.program
 
 

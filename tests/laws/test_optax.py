@@ -5,6 +5,7 @@ Each on one layout in turn, with a matrix that is stored in pieces; `make claims
 
 from functools import cache, partial
 from itertools import cycle, product
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -127,7 +128,7 @@ def test_pieces_are_storage_and_the_optimizer_sees_the_model():
     """The tree that it is given is Flax's, each weight whole in meaning."""
     seen = {}
 
-    def spy(updates, state, params):
+    def spy(updates, state, params=None):
         seen.update(traverse_util.flatten_dict(jax.tree.map(jnp.shape, params), sep="/"))
         return updates, state
 
@@ -181,13 +182,15 @@ LABELS = {
 def test_labels_are_those_of_the_model(name):
     """Two optimizers, told apart by the tree, by path or by shape."""
     layout = laid_out("tensor", "model=2")
-    rules = {"slow": optax.set_to_zero(), "fast": optax.sgd(0.1, momentum=0.9)}
+    rules: Any = {"slow": optax.set_to_zero(), "fast": optax.sgd(0.1, momentum=0.9)}
     optimizer = optax.multi_transform(rules, LABELS[name])
     step = jaxpar.make_step(layout, optimizer=optimizer)
     program = jaxpar.compile_step(step, hardware=cpu(), for_speed=False)
     start = program.init(0)
     before = jax.device_get(start.parameters)
-    after, _ = program.update(start, program.place(attention().example))
+    example = attention().example
+    assert example is not None
+    after, _ = program.update(start, program.place(example))
     moved = {p for p, v in before.items() if not np.array_equal(v, after.parameters[p])}
     assert moved == {"qkv/kernel/0", "qkv/kernel/1", "qkv/kernel/2"}
 

@@ -3,8 +3,8 @@
 Every device's own shard is looked at: the view of a whole array shows one replica of each.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 
 import jax
 import numpy as np
@@ -58,7 +58,9 @@ def relative(got, right) -> float:
     return float(np.max(np.abs(got - right) / np.maximum(np.abs(right), 1e-30)))
 
 
-def compare(name, right, got, bound, *, norms=None, own=MappingProxyType({}), most=MOST) -> Check:
+def compare(
+    name, right, got, bound, *, norms=None, own: Mapping[str, float] | None = None, most=MOST
+) -> Check:
     """The worst relative error of any array, every device's own shard looked at, as a Check.
 
     Args:
@@ -70,7 +72,7 @@ def compare(name, right, got, bound, *, norms=None, own=MappingProxyType({}), mo
         most: what no bound is widened beyond.
     """
     scales = _scales(right if norms is None else norms)
-    worst, agree = None, True
+    worst, agree, own = None, True, own or {}
     for path in right:
         gap, spread = _gap(np.asarray(right[path]), got[path])
         error = gap / scales[path] if scales[path] else gap
