@@ -18,8 +18,10 @@ from jaxpar.core.errors import RequestError
 from jaxpar.data import iterable
 from jaxpar.data.record import Dataset, in_order
 from jaxpar.program.record import compile_step
+from jaxpar.runtime.evaluate import bits, evaluate
 from jaxpar.runtime.outcome import TrainingStopped
-from jaxpar.runtime.train import Training, bits, check_data, evaluate, optimizer_of, train
+from jaxpar.runtime.reading import check_data
+from jaxpar.runtime.train import Training, optimizer_of, train
 from jaxpar.step.make_step import make_step
 
 
@@ -228,8 +230,9 @@ def test_an_evaluation_counts_every_example_once(program, count):
         assert got[name] == pytest.approx(float(mean.value), rel=1e-5), name
 
 
-def test_a_loss_without_weights_is_evaluated_on_whole_batches():
-    """It would take rows of padding for examples: here zeros, which it finds perfect."""
+@pytest.mark.parametrize("size", [17, 19, 20, 3])
+def test_a_loss_without_weights_counts_the_last_smaller_batch(size):
+    """Each example once, and no row of padding for one: here zeros, which it finds perfect."""
 
     def loss(net, batch):
         return jnp.mean(batch["x"] ** 2) + 0 * jnp.sum(net(batch["x"]))
@@ -242,19 +245,39 @@ def test_a_loss_without_weights_is_evaluated_on_whole_batches():
     program = compile_step(make_step(layout), hardware=cpu(), for_speed=False)
 
     def read(at):
-        return {"x": np.ones((len(at), 4), np.float32), "weight": np.ones(len(at), np.float32)}
+        x = np.repeat(1 + np.asarray(at, np.float32)[:, None], 4, axis=1)
+        return {"x": x, "weight": np.ones(len(at), np.float32)}
 
     data = Dataset(
-        name="ones",
+        name="numbers",
         fields={"x": ((4,), "float32"), "weight": ((), "float32")},
         vocabulary=1,
         unit="examples",
-        train_size=19,
-        test_size=19,
+        train_size=size,
+        test_size=size,
         draw=lambda step, size, seed, rows: read(rows),
-        walk=in_order(19, read),
+        walk=in_order(size, read),
     )
-    assert evaluate(program, program.init(0), data)["loss"] == pytest.approx(1.0)
+    expected = np.mean(np.arange(1, size + 1) ** 2)
+    assert evaluate(program, program.init(0), data)["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_test_in_batches_of_a_loss_that_is_no_mean_is_told_so():
+    """As are random draws in evaluation; a mean over rows is told nothing."""
+    rows = {"x": np.random.default_rng(0).standard_normal((8, 4)).astype("float32")}
+    data = jaxpar.data.iterable.dataset(lambda: iter([rows]), vocabulary=1, test=[rows, rows])
+    losses = {
+        "mean": lambda net, b: jnp.mean(net(b["x"]) ** 2),
+        "root": lambda net, b: jnp.sqrt(jnp.mean(net(b["x"]) ** 2)),
+    }
+    notes = {}
+    for name, loss in losses.items():
+        model = jaxpar.model(lambda rngs: nnx.Linear(4, 1, rngs=rngs), loss, rows)
+        layout = jaxpar.lay_out(model, strategy="data", mesh="data=2")
+        program = compile_step(make_step(layout), hardware=cpu(), for_speed=False)
+        notes[name] = train(program, data, Training(steps=1)).notes
+    assert notes["mean"] == ()
+    assert len(notes["root"]) == 1 and "the mean over its batches of 8 rows" in notes["root"][0]
 
 
 def test_bits_per_byte_are_nats_over_the_log_of_two():

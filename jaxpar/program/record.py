@@ -6,7 +6,7 @@ This is the first place where devices exist. A described program can be read but
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -23,6 +23,7 @@ from jaxpar.program.configuration import refuse_settings, uncached
 from jaxpar.program.devices import device_mesh, refuse_to_run
 from jaxpar.program.in_parts import check_parts
 from jaxpar.program.warnings import XlaWarning, compile_quietly, compile_with_warnings
+from jaxpar.step.make_step import make_step
 from jaxpar.step.record import State, Step
 
 QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0}
@@ -194,6 +195,19 @@ class Program:
             out_shardings=(self.state_shardings, None, _on(self.mesh, self.step.probe_specs)),
         )
         return self._quickly(probe, self.step.state, self.step.batch, more=FEW_PASSES)
+
+    @cached_property
+    def _resized(self) -> dict[int, "Program"]:
+        """The programs of other numbers of rows that were made of this one."""
+        return {self.step.layout.model.batch_size: self}
+
+    def with_rows(self, rows: int) -> "Program":
+        """The program of the same layout for batches of so many rows, to evaluate them; kept."""
+        if rows not in self._resized:
+            layout = self.step.layout.with_rows(rows)
+            step = make_step(layout, optimizer=self.step.optimizer, mode=self.step.mode)
+            self._resized[rows] = replace(self, step=step, for_speed=False)
+        return self._resized[rows]
 
     @cached_property
     def local_rows(self) -> slice:

@@ -11,7 +11,8 @@ class Outcome:
     """What training came to; `seconds` is from the first step to the last evaluation.
 
     `first` and `last` are the metrics of the first and last step, `test` those of the test split,
-    empty where the data has none.
+    empty where the data has none. `notes` are what a person should know of the test, a sentence
+    each.
     """
 
     steps: int
@@ -23,6 +24,7 @@ class Outcome:
     last: dict[str, float]
     test: dict[str, float]
     state: State
+    notes: tuple[str, ...] = ()
 
     def record(self) -> dict:
         """The outcome as one JSON-ready dict, without the arrays."""
@@ -34,6 +36,7 @@ class Outcome:
             **{f"first_{name}": value for name, value in self.first.items()},
             **{f"last_{name}": value for name, value in self.last.items()},
             **{f"test_{name}": value for name, value in self.test.items()},
+            "notes": list(self.notes),
         }
 
 

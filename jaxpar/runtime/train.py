@@ -23,8 +23,9 @@ from jaxpar.layout.record import Layout
 from jaxpar.models.pieces import pieces_of
 from jaxpar.optimizers.record import Optimizer, Recipe, check_counts, make_optimizer
 from jaxpar.program.record import Program
+from jaxpar.runtime.evaluate import evaluate, evaluation_notes
 from jaxpar.runtime.outcome import Outcome, TrainingStopped
-from jaxpar.runtime.reading import check_data, read_batch, read_test
+from jaxpar.runtime.reading import check_data, read_batch
 from jaxpar.step.loss_scale import check_scale
 from jaxpar.step.own_tree import OwnTree
 from jaxpar.step.record import State
@@ -111,6 +112,8 @@ def train(
         with jax.transfer_guard("disallow"):
             run.steps()
             run.last_test()
+        if run.test:
+            run.notes = evaluation_notes(program, data)
     except Exception as error:  # of a person's data or `watch`, or of the disk
         if run.done == run.begun:
             raise
@@ -133,6 +136,7 @@ class _Run:
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
         self.test: dict[str, float] = {}
+        self.notes: tuple[str, ...] = ()
         self.waiting: tuple[int, Any] | None = None
         self.started = time.perf_counter()
         self.stepped_seconds = 0.0
@@ -179,6 +183,7 @@ class _Run:
             last=self.last,
             test=self.test,
             state=self.state,
+            notes=self.notes,
         )
 
     def _tell(self, waiting: tuple[int, Any]) -> None:
@@ -186,41 +191,6 @@ class _Run:
         self.last = _told(waiting)
         self.first = self.first or self.last
         self.tell(waiting[0], self.last)
-
-
-def evaluate(program: Program, state: State, data: Dataset) -> dict[str, float]:
-    """Means over the whole test split, each example counted once.
-
-    A loss that takes no weights cannot leave padding out: of its batches whole ones count.
-    """
-    model, here = program.step.layout.model, program.local_rows
-    weighs = "weight" in model.batch
-    totals: dict[str, list[float]] = {}
-    for rows in read_test(data, model, rows=here if weighs else slice(None)):
-        if not weighs:
-            if totals and not rows["weight"].all():
-                continue  # as every process sees
-            rows = {name: value[here] for name, value in rows.items()}
-        means = jax.device_get(program.evaluate(state, program.place(rows)))
-        for name, mean in means.items():
-            sums = totals.setdefault(name, [0.0, 0.0])
-            sums[0] += float(mean.total)
-            sums[1] += float(mean.weight)
-    if not all(weight for _, weight in totals.values()) or not totals:
-        raise RequestError(
-            f"data '{data.name}': the weights of its test split add up to 0, so it has no mean: "
-            "give weight 1 to what counts"
-        )
-    means = {name: total / weight for name, (total, weight) in totals.items()}
-    # A loss with other terms reports the next token's by that name.
-    return means | bits(means.get("next_token", means["loss"]), data)
-
-
-def bits(loss: float, data: Dataset) -> dict[str, float]:
-    """A token loss in nats as bits: per byte where a token is a byte, else per token."""
-    if data.unit != "tokens":
-        return {}
-    return {"bits_per_byte" if data.vocabulary == 256 else "bits_per_token": loss / math.log(2)}
 
 
 def set_fields(record: Any, changes: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

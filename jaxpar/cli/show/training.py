@@ -100,3 +100,5 @@ def show_outcome(screen: Screen, outcome: Outcome) -> None:
     )
     if outcome.test:
         screen.say(metrics_text("test", outcome.test), style="bold green")
+    for note in outcome.notes:
+        screen.say(f"note: {note}", style="yellow")

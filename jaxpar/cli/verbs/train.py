@@ -18,8 +18,9 @@ from jaxpar.measures.inspect import inspect
 from jaxpar.measures.verify.verify import verify
 from jaxpar.program.devices import device_mesh
 from jaxpar.program.record import compile_step
+from jaxpar.runtime.evaluate import bits
 from jaxpar.runtime.outcome import TrainingStopped
-from jaxpar.runtime.train import bits, train
+from jaxpar.runtime.train import train
 
 TAKES = "MODEL"
 READS = (
