@@ -338,3 +338,56 @@ def test_an_error_is_one_line_that_can_be_shown():
     assert words_of(ValueError()) == "ValueError"
     with pytest.raises(RequestError, match="x is of type int: y"):
         expect("x", 3, str, "y")
+
+
+LOSSES = {
+    "complex": (lambda net, b: (net(b["x"]) * 1j).mean(), "a number of dtype complex64"),
+    "boolean": (lambda net, b: (net(b["x"]) > 0).all(), "a number of dtype bool"),
+    "integer": (lambda net, b: (net(b["x"]) > 0).sum(), "a number of dtype int32"),
+    "vector": (lambda net, b: net(b["x"]).mean(0), r"an array of shape \(4,\)"),
+    "none": (lambda net, b: None, "a NoneType"),
+    "text": (lambda net, b: "0.3", "a str"),
+    "vector metric": (lambda net, b: (net(b["x"]).mean(), {"all": net(b["x"])}), "metric 'all'"),
+    "text metric": (lambda net, b: (net(b["x"]).mean(), {"a": "b"}), "metric 'a' is a str"),
+    "complex metric": (lambda net, b: (net(b["x"]).mean(), {"z": 1j}), "metric 'z' is"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_or_metric_that_is_no_real_number_is_refused(name):
+    """With what it is and what it should be."""
+    loss, said = LOSSES[name]
+    x = np.ones((4, 3), "float32")
+    with pytest.raises(RequestError, match=said):
+        jaxpar.model(lambda rngs: nnx.Linear(3, 4, rngs=rngs), loss, {"x": x})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"optimizer": "adam"},
+        {"optimizer": 3},
+        {"microbatches": "2"},
+        {"microbatches": 1.5},
+        {"microbatches": 0},
+        {"loss_scale": "x"},
+        {"mode": "atuo"},
+    ],
+    ids=str,
+)
+def test_a_step_of_wrong_things_is_refused(wrong):
+    """One sentence each, and so for a layout that is none."""
+    layout = laid_out()
+    with pytest.raises(RequestError):
+        jaxpar.make_step(layout, **wrong)
+    with pytest.raises(RequestError, match="make_step's layout is of type str"):
+        jaxpar.make_step("fsdp")
+
+
+@pytest.mark.parametrize("wrong", [{"hardware": 3}, {"steps": 0}, {"steps": "x"}, {"seed": -1}])
+def test_a_verification_of_wrong_things_is_refused(wrong):
+    """Words stand for hardware."""
+    with pytest.raises(RequestError):
+        jaxpar.verify(laid_out(), **{"hardware": "cpu", **wrong})
+    with pytest.raises(RequestError, match="verify's layout is of type int"):
+        jaxpar.verify(3, hardware="cpu")

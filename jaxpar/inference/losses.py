@@ -73,7 +73,11 @@ class PlainLoss:
             raise self._no_number(f"a {type(value).__name__}")
         if jnp.shape(value) != ():
             raise self._no_number(f"an array of shape {jnp.shape(value)}")
-        scalars = {n: v for n, v in metrics.items() if n != "loss" and _is_scalar(v)}
+        if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+            raise self._no_number(f"a number of dtype {jnp.result_type(value)}")
+        scalars = {n: v for n, v in metrics.items() if n != "loss" and not isinstance(v, Mean)}
+        for name, metric in scalars.items():
+            self._check_metric(name, metric)
         return _weighed(value, rows), {n: _weighed(v, rows) for n, v in scalars.items()}
 
     def called_on(self, module: Any, batch: Any, *, train: bool) -> Any:
@@ -83,14 +87,23 @@ class PlainLoss:
     def _no_number(self, what: str) -> RequestError:
         """The error for a loss that returned `what` and not a scalar."""
         return RequestError(
-            f"model '{self.called}': its loss returned {what}, and a loss is one number: return "
-            "its mean over the batch, as a scalar or as (scalar, metrics)"
+            f"model '{self.called}': its loss returned {what}, and a loss is one real number with "
+            "a fraction: return its mean over the batch, as a scalar or as (scalar, metrics)"
         )
 
-
-def _is_scalar(value: Any) -> bool:
-    """Whether a value is one number."""
-    return isinstance(value, jax.Array | float | int | np.generic) and jnp.shape(value) == ()
+    def _check_metric(self, name: Any, value: Any) -> None:
+        """Refuse an entry of the metrics that is no real number."""
+        numeric = isinstance(value, jax.Array | float | int | np.generic | np.ndarray)
+        if not numeric or jnp.issubdtype(jnp.result_type(value), jnp.complexfloating):
+            what = f"of dtype {jnp.result_type(value)}" if numeric else f"a {type(value).__name__}"
+        elif jnp.shape(value) == () and isinstance(name, str):
+            return
+        else:
+            what = f"an array of shape {jnp.shape(value)}"
+        raise RequestError(
+            f"model '{self.called}': metric {name!r} is {what}, and metrics are real numbers by "
+            "name: return its mean over the batch, or leave it out"
+        )
 
 
 def _weighed(value: Any, rows: int) -> Mean:

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxpar.core.catalogue import MODES
-from jaxpar.core.errors import LayoutError, RequestError
+from jaxpar.core.errors import LayoutError, expect
+from jaxpar.core.kinds import whole
 from jaxpar.layout.record import Layout
 from jaxpar.models.modules import build, take_apart, values_of
 from jaxpar.step.accumulate import accumulated
@@ -56,6 +57,11 @@ def make_step(
             cannot use. LayoutError:
             microbatches that do not divide the batch, or a layout that the mode cannot do.
     """
+    expect("make_step's layout", layout, Layout, "jaxpar.lay_out(model, ...) makes one")
+    kind = optax.GradientTransformation | None
+    expect("the optimizer", optimizer, kind, "give what optax makes, such as optax.adamw(1e-3)")
+    whole("microbatches", microbatches, least=1)
+    expect("loss_scale", loss_scale, int | float, "give 0 for none, or a power of two")
     make = partial(
         _make_plain,
         optimizer=USUAL if optimizer is None else optimizer,
@@ -144,8 +150,6 @@ def _added(parameters: Any, updates: Any) -> Any:
 
 def _check_microbatches(layout: Layout, microbatches: int) -> None:
     """Refuse a number of microbatches that the rows do not divide into."""
-    if microbatches < 1:
-        raise RequestError(f"microbatches={microbatches}: a batch is split into at least 1 part")
     rows, shares = layout.model.batch_size, layout.row_shares
     if rows % (microbatches * shares):
         step = microbatches * shares

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxpar.core.errors import RequestError
+from jaxpar.core.errors import RequestError, expect
+from jaxpar.core.kinds import MOST, whole
 from jaxpar.hardware.record import Hardware
 from jaxpar.inference.probe import WIDE, nudged, probe_batch, widened
 from jaxpar.layout.lay_out import lay_out
@@ -41,7 +42,7 @@ SMALL_BATCH = 32
 def verify(
     layout: Layout,
     *,
-    hardware: Hardware,
+    hardware: Hardware | str,
     make: Callable[[Layout], Step] = make_step,
     steps: int = 3,
     seed: int = 0,
@@ -54,7 +55,7 @@ def verify(
 
     Args:
         layout: what is on trial.
-        hardware: devices that can run it (simulated ones do).
+        hardware: devices that can run it (simulated ones do), or their name in the catalogue.
         make: makes the step from a layout, so that mode, optimizer and microbatches are the user's.
         steps: whole steps after the single gradient and update; where parameters are averaged at
             least as many as go past the second averaging.
@@ -64,6 +65,9 @@ def verify(
         RequestError: for described hardware, which cannot run; for a model whose loss is not the
             same function each time, or not finite.
     """
+    expect("verify's layout", layout, Layout, "jaxpar.lay_out(model, ...) makes one")
+    hardware, steps = Hardware.of(hardware), whole("steps", steps, least=1)
+    seed = whole("seed", seed, most=MOST)
     if hardware.kind == "described":
         raise RequestError(
             f"hardware '{hardware.name}' is described, not present, so nothing can be run on it to "
