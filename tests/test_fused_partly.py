@@ -10,6 +10,8 @@ from jax import lax
 import jaxpar
 from jaxpar.case import load_strategy
 
+pytestmark = pytest.mark.usefixtures("ranks_promoted")
+
 CPU = jaxpar.HARDWARE.load("cpu")()
 BATCH = {"x": np.random.default_rng(0).standard_normal((4, 6, 16)).astype("float32")}
 

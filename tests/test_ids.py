@@ -11,6 +11,8 @@ from jax import lax
 import jaxpar
 from jaxpar.jaxprs.facts import Facts, through
 
+pytestmark = pytest.mark.usefixtures("ranks_promoted")
+
 X = np.arange(48, dtype="int32").reshape(8, 6) % 7
 GIVEN = Facts(other=True, ids=True, fields=frozenset({"x"}))
 

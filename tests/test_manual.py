@@ -24,6 +24,8 @@ from manual_laws import (
 
 from jaxpar.spmd import ManualError, trace
 
+pytestmark = pytest.mark.usefixtures("ranks_promoted")
+
 
 @pytest.fixture(autouse=True)
 def in_float64():

@@ -7,6 +7,8 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from manual_laws import BOTH, DATA, assert_equals_one_device, normal
 
+pytestmark = pytest.mark.usefixtures("ranks_promoted")
+
 
 @pytest.fixture(autouse=True)
 def in_float64():

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 import jaxpar
 from jaxpar.case import load_strategy
 
+pytestmark = pytest.mark.usefixtures("ranks_promoted")
+
 CPU = jaxpar.HARDWARE.load("cpu")()
 ROWS, LENGTH, WIDTH = 8, 4, 8
 
