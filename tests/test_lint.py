@@ -49,9 +49,12 @@ def test_an_honest_program_has_no_findings(mode, strategy):
     assert lint(program_of(plain, strategy, mode=mode)) == ()
 
 
-def across(net, batch):
-    """A loss that lays an activation out in two ways that XLA knows no way between."""
-    x = jnp.sin(net(batch["x"])).reshape(16, 8, 2)
+def across(module, batch, *, key=None):
+    """A loss that lays an activation out in two ways that XLA knows no way between.
+
+    One written for jaxpar: the constraints of any other are set aside.
+    """
+    x = jnp.sin(module(batch["x"])).reshape(16, 8, 2)
     x = jax.lax.with_sharding_constraint(
         x, NamedSharding(MESH.abstract, PartitionSpec("data", None, "model"))
     )
@@ -59,7 +62,15 @@ def across(net, batch):
     x = jax.lax.with_sharding_constraint(
         x, NamedSharding(MESH.abstract, PartitionSpec(None, ("data", "model"), None))
     )
-    return jnp.mean(jnp.sin(x))
+    return jaxpar.weighted_mean(jnp.sin(x), jnp.ones_like(x)), {}
+
+
+def program_across():
+    """Its program."""
+    batch = {"x": jax.ShapeDtypeStruct((16, 16), "float32")}
+    model = replace(jaxpar.model(Net, plain, batch), loss=across, annotate=None)
+    layout = jaxpar.lay_out(model, strategy="hybrid", mesh=MESH)
+    return jaxpar.compile_step(jaxpar.make_step(layout), hardware=CPU, for_speed=False)
 
 
 @pytest.fixture
@@ -82,18 +93,18 @@ def compiled_in(tmp_path):
 
 def test_an_array_that_xla_replicates_to_move_it_is_found_with_its_line():
     """XLA says so on standard error, in C++; the finding names the person's own line."""
-    found = [f for f in lint(program_of(across)) if f.kind == "rematerialization"]
+    found = [f for f in lint(program_across()) if f.kind == "rematerialization"]
     assert found and all("replicate it on every device" in f.says for f in found)
     assert any("test_lint.py" in f.where for f in found)
 
 
 def test_a_warning_is_remembered_with_the_program(compiled_in):
     """A program from JAX's cache is not compiled, so XLA has nothing to say; the file has."""
-    first = program_of(across).made.warnings
+    first = program_across().made.warnings
     assert first and list(compiled_in.glob("warnings/*.json"))
     assert any("test_lint.py" in c.source for c in first)
     jax.clear_caches()
-    assert program_of(across).made.warnings == first
+    assert program_across().made.warnings == first
 
 
 def test_warnings_are_read_in_both_of_xlas_wordings():

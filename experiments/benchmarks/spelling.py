@@ -72,7 +72,7 @@ class Decoder(nn.Module):
         """Score the next token at every position."""
         start = nn.initializers.normal(0.02)
         x = nn.Embed(self.vocabulary, self.width, embedding_init=start)(tokens)
-        x = x + self.param("positions", start, (tokens.shape[1], self.width))
+        x = x + self.param("positions", start, (tokens.shape[1], self.width))[None]
         for _ in range(self.layers):
             x = Block(self.heads, self.ffn)(x)
         x = nn.LayerNorm(use_bias=False)(x)

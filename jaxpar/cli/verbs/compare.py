@@ -66,7 +66,10 @@ def _asked(options: Options, layout: str) -> Options:
         **{n: None if n in own else value for n, value in options.values.items()},
         "strategy": strategy,
         "mesh": mesh,
-        "set": [*options.values["set"], *fields],
+        "set": [
+            *(each for each in options.values["set"] if each.partition("=")[0].strip() not in own),
+            *fields,
+        ],
     }
     return replace(options, values=values)
 
