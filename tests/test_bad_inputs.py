@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -377,11 +377,11 @@ def test_a_loss_or_metric_that_is_no_real_number_is_refused(name):
 )
 def test_a_step_of_wrong_things_is_refused(wrong):
     """One sentence each, and so for a layout that is none."""
-    layout = laid_out()
+    layout, word = laid_out(), cast(Any, "fsdp")
     with pytest.raises(RequestError):
         jaxpar.make_step(layout, **wrong)
     with pytest.raises(RequestError, match="make_step's layout is of type str"):
-        jaxpar.make_step("fsdp")
+        jaxpar.make_step(word)
 
 
 @pytest.mark.parametrize("wrong", [{"hardware": 3}, {"steps": 0}, {"steps": "x"}, {"seed": -1}])
@@ -390,4 +390,4 @@ def test_a_verification_of_wrong_things_is_refused(wrong):
     with pytest.raises(RequestError):
         jaxpar.verify(laid_out(), **{"hardware": "cpu", **wrong})
     with pytest.raises(RequestError, match="verify's layout is of type int"):
-        jaxpar.verify(3, hardware="cpu")
+        jaxpar.verify(cast(Any, 3), hardware="cpu")

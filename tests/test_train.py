@@ -265,7 +265,7 @@ def test_a_loss_without_weights_counts_the_last_smaller_batch(size):
 def test_a_test_in_batches_of_a_loss_that_is_no_mean_is_told_so():
     """As are random draws in evaluation; a mean over rows is told nothing."""
     rows = {"x": np.random.default_rng(0).standard_normal((8, 4)).astype("float32")}
-    data = jaxpar.data.iterable.dataset(lambda: iter([rows]), vocabulary=1, test=[rows, rows])
+    data = iterable.dataset(lambda: iter([rows]), vocabulary=1, test=[rows, rows])
     losses = {
         "mean": lambda net, b: jnp.mean(net(b["x"]) ** 2),
         "root": lambda net, b: jnp.sqrt(jnp.mean(net(b["x"]) ** 2)),

@@ -96,5 +96,5 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted():
 def test_a_scale_that_would_change_digits_is_refused(scale):
     """Only powers of two, from Training as from make_step."""
     for ask in (partial(make_step, small_layout("mlp", "data", BOTH)), Training):
-        with pytest.raises(RequestError, match=f"loss_scale={scale}: "):
+        with pytest.raises(RequestError, match="loss_scale=.*: "):
             ask(loss_scale=scale)
