@@ -16,6 +16,7 @@ from jaxpar.core.mesh import MeshShape, axes_of, entry_of, shards
 from jaxpar.layout.specs import _by_role
 from jaxpar.layout.stages import layer_order
 from jaxpar.models.modules import Parts
+from jaxpar.models.pieces import pieces_of
 from jaxpar.models.record import Model, role_of
 from jaxpar.strategies.record import Strategy
 
@@ -98,6 +99,14 @@ class Layout:
         if rows == self.model.batch_size:
             return self
         return replace(self, model=self.model.with_batch_size(rows))
+
+    def called(self, path: str) -> str:
+        """What a person calls an array: a piece of a weight is so many of that weight's."""
+        for weight in self.model.cuts:
+            pieces = pieces_of(weight, self.model.cuts)
+            if path in pieces:
+                return f"{weight} ({pieces.index(path) + 1} of {len(pieces)})"
+        return path
 
     def order_of(self, path: str) -> tuple[int, ...] | None:
         """The layer at each place of a stored stack, by its number; None for their own order."""

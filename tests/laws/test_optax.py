@@ -229,3 +229,13 @@ def test_a_weight_is_found_by_the_longest_end_of_a_path():
     assert own.path_at(keys) == "head/kernel"
     assert own.path_at((jax.tree_util.DictKey("mu"), jax.tree_util.DictKey("kernel"))) == "kernel"
     assert own.path_at((jax.tree_util.DictKey("mu"),)) is None
+
+
+def test_a_person_is_told_of_weights_and_not_of_storage():
+    """In the table of a layout and in a verdict."""
+    layout = laid_out("tensor", "model=2")
+    told = [layout.called(path) for path in layout.parameters]
+    assert "qkv/kernel (2 of 3)" in told and "out/kernel" in told
+    verdict = jaxpar.verify(layout, hardware=cpu(), steps=1)
+    names = {check.worst.rpartition("kernel")[2] for check in verdict.checks}
+    assert not any(name.strip("/").isdigit() for name in names)

@@ -22,7 +22,12 @@ def show_layout(screen: Screen, layout: Layout, hardware: Hardware, *, whole: bo
     )
     if whole:
         rows = [
-            [a.path, _sharding(a), bytes_text(a.device_bytes(mesh)), " x ".join(map(str, a.shape))]
+            [
+                layout.called(a.path),
+                _sharding(a),
+                bytes_text(a.device_bytes(mesh)),
+                " x ".join(map(str, a.shape)),
+            ]
             for a in layout.parameters.values()
         ]
         screen.table(["parameter", "sharding", "bytes per device", "shape"], rows)
