@@ -114,11 +114,12 @@ def model(
     dims = _checked(called, dims or {}, arguments)
     fields = {path: leaf for path, leaf in arguments.items() if path.startswith(FIELD)}
     never: set[str] = set()
+    written = replace(bare, loss=plain.of_dtypes({path: a.dtype for path, a in arguments.items()}))
     cuts = worth_cutting(closed, arguments, traced.weights, fields)
     while cuts:
         in_pieces = plain.of_pieces(cuts)
         build = partial(remade, module, in_pieces)
-        cut = replace(bare, loss=in_pieces, build=build, cuts=cuts, written=bare)
+        cut = replace(bare, loss=in_pieces, build=build, cuts=cuts, written=written)
         taken = module_of(cut)
         alike = {path: c for path, c in cuts.items() if _learned_alike(path, parts, taken, cuts)}
         if alike == cuts:
