@@ -6,6 +6,7 @@ name, `train` and `module` too.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import Field
 from inspect import getattr_static
 from typing import Any
 
@@ -82,6 +83,12 @@ class _OwnName:
 
     def __set__(self, holder: Any, value: Any) -> None:
         """Keep a child where Flax looks for children."""
+        # Flax 0.12.12 leaves all of this to an attribute that can set itself.
+        if isinstance(value, Field):
+            value = value.metadata["nnx_value"]
+        known = holder._pytree__nodes
+        if not known.get(self.name):
+            object.__setattr__(holder, "_pytree__nodes", known.update({self.name: True}))
         vars(holder)[self.name] = value
 
     def __delete__(self, holder: Any) -> None:
