@@ -18,7 +18,7 @@ laws: $(VENV)/installed
 	$(PY) -m pytest -q --numprocesses=2 --dist=loadgroup --durations=10
 
 claims: $(VENV)/installed
-	$(PY) -m pytest -q -m claims tests/test_experiments.py
+	$(PY) -m pytest -q -m claims tests
 
 lint: $(VENV)/installed
 	$(PY) -m ruff check .
