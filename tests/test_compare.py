@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from small import cpu, small_layout
+from test_tables import Page
 
 from jaxpar.cli.figures import bytes_text, flops_text
 from jaxpar.cli.files import unused
@@ -24,19 +24,6 @@ from jaxpar.hardware.h100 import hardware as h100
 from jaxpar.measures.inspect import inspect
 from jaxpar.program.record import compile_step
 from jaxpar.step.make_step import make_step
-
-
-class Page(Screen):
-    """A screen of so many columns, and what was shown on it."""
-
-    def __init__(self, width: int):
-        super().__init__(as_json=False)
-        self.file = io.StringIO()
-        self.console = Console(file=self.file, width=width, highlight=False)
-
-    @property
-    def text(self) -> str:
-        return self.file.getvalue()
 
 
 @cache

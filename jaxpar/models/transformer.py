@@ -1,8 +1,8 @@
 """A decoder of equal blocks, from GPT-2's shape to Llama's, scanned over its layers.
 
-Queries, keys and values are one weight, grouped by key-value head, and so are gate and up: cut over
-heads and inner width, each block then sums once after attention and once after the feed-forward
-part.
+Queries, keys and values are one weight, grouped by key-value head, and so are gate and up: sharded
+over heads and inner width, each block then sums once after attention and once after the
+feed-forward part.
 """
 
 from dataclasses import dataclass, replace

@@ -135,7 +135,7 @@ class Reference:
 
     def _gradients(self, state: State, batch, key):
         """(gradients of the loss by path, new model state, {name: mean})."""
-        gradients, weight, model_state, means = {}, 0.0, state.model_state, {}
+        gradients, model_state, means = {}, state.model_state, {}
         for part in range(self.microbatches):
             rows, own_key = batch, key
             if self.microbatches > 1:
@@ -171,17 +171,22 @@ class Reference:
         return self._quickly(self._created, jax.ShapeDtypeStruct((), jnp.uint32))
 
     @cached_property
+    def _batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The abstract batch."""
+        return {n: jax.ShapeDtypeStruct(f.shape, f.dtype) for n, f in self.model.batch.items()}
+
+    @cached_property
     def _probe(self) -> Any:
         """The compiled `probe`."""
-        batch = {n: jax.ShapeDtypeStruct(f.shape, f.dtype) for n, f in self.model.batch.items()}
-        return self._quickly(self._updated, self._state, batch)
+        return self._quickly(self._updated, self._state, self._batch)
 
     @cached_property
     def _apply(self) -> Any:
         """The compiled `apply`."""
         s = self._state
-        loss = jax.eval_shape(lambda p: jnp.sum(next(iter(p.values()))), s.parameters)
-        return self._quickly(self._moved, s, s.parameters, s.model_state, loss)
+        # The loss may be of another dtype than the parameters.
+        _, metrics, _ = jax.eval_shape(self._updated, s, self._batch)
+        return self._quickly(self._moved, s, s.parameters, s.model_state, metrics["loss"])
 
 
 def reference(model: Model, *, optimizer: Any, microbatches: int, hardware: Hardware) -> Reference:
