@@ -120,3 +120,51 @@ def test_what_an_optimizer_asks_for_is_no_strategys_doing():
         )
     assert kinds_of("all-gather", UNKNOWN) == {GATHER_WEIGHTS, GATHER_ACTIVATIONS}
     assert purpose_of(called("jit(update)/jvp(weight(a))/x", "reduce-scatter")) == UNKNOWN
+
+
+class Named(nnx.Module):
+    """Layers whose names have a meaning to compilers."""
+
+    KEYS = ("a-b", "c d:(e)", "é/x")
+
+    def __init__(self, rngs):
+        self.layers = nnx.Dict({key: nnx.Linear(64, 64, rngs=rngs) for key in self.KEYS})
+
+    def __call__(self, x):
+        for layer in self.layers.values():
+            x = jnp.tanh(layer(x))
+        return x
+
+
+class Attention(nnx.Module):
+    """A matrix that tensor parallelism stores in three pieces."""
+
+    def __init__(self, rngs):
+        self.qkv, self.out = nnx.Linear(64, 192, rngs=rngs), nnx.Linear(64, 64, rngs=rngs)
+
+    def __call__(self, x):
+        q, k, v = (part.reshape(-1, 4, 4, 16) for part in jnp.split(self.qkv(x), 3, axis=-1))
+        return self.out(jax.nn.dot_product_attention(q, k, v).reshape(x.shape))
+
+
+@pytest.mark.parametrize("mode", ["auto", "manual"])
+@pytest.mark.parametrize(
+    ("module", "weights"),
+    [
+        (Named, {f"layers/{key}/kernel" for key in Named.KEYS}),
+        (Attention, {"qkv/kernel", "out/kernel"}),
+    ],
+)
+def test_a_gather_is_of_the_weight_as_its_author_calls_it(module, weights, mode):
+    """Whatever the name has in it, and however the weight is stored."""
+    batch = {"x": jax.ShapeDtypeStruct((16, 4, 64), "float32")}
+    model = jaxpar.model(module, lambda net, b: (net(b["x"]) ** 2).mean(), batch)
+    asked = replace(load_strategy("fsdp+tensor"), whole_below=64)
+    layout = jaxpar.lay_out(model, strategy=asked, mesh="data=2,model=2")
+    assert ("qkv/kernel/0" in layout.parameters) == (module is Attention)
+    step = jaxpar.make_step(layout, mode=mode)
+    inspection = jaxpar.inspect(jaxpar.compile_step(step, hardware=cpu(), for_speed=False))
+    assert inspection.ok, inspection.faults
+    (row,) = [row for row in inspection.collectives if row.title == "all-gather of weights"]
+    told = {source.removeprefix("weight ") for source in row.sources}
+    assert weights <= told and not any("/0" in name for name in told), told

@@ -1,5 +1,7 @@
 """A user's own model: what it may leave out, and what it is told when it goes wrong."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -100,3 +102,28 @@ def test_a_strategy_that_finds_nothing_to_split_says_so():
     notes = " ".join(laid_out(own(roles={}), "tensor").notes)
     assert "nothing of this model is sharded over mesh axis 'model'" in notes
     assert "nothing of this model" not in " ".join(laid_out(own(), "tensor").notes)
+
+
+class Film(nnx.Module):
+    """Rows are frames, two of them a film."""
+
+    def __init__(self, rngs):
+        self.up, self.down = nnx.Linear(8, 16, rngs=rngs), nnx.Linear(16, 4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.down(jnp.tanh(self.up(x)).reshape(-1, 2, 16).mean(axis=1))
+
+
+@pytest.mark.parametrize("mode", ["auto", "explicit", "manual"])
+def test_rows_may_be_several_things(mode):
+    """What a loss folds its rows into is split where it comes apart, and elsewhere said."""
+    batch = {"x": jax.ShapeDtypeStruct((16, 8), "float32")}
+    model = jaxpar.model(Film, lambda net, b: (net(b["x"]) ** 2).mean(), batch)
+    for mesh, is_whole in (("data=4,model=2", True), ("data=16", False)):
+        layout = jaxpar.lay_out(model, strategy="hybrid", mesh=mesh)
+        make = partial(jaxpar.make_step, mode=mode)
+        verdict = jaxpar.verify(layout, hardware=CPU, make=make, steps=1)
+        assert verdict.ok, verdict.decisive
+        assert verdict.program is not None
+        # Read in single precision: the program knows what it was made for.
+        assert jaxpar.inspect(verdict.program).ok == is_whole

@@ -85,6 +85,17 @@ WEIGHTS = {
     "dropout": (Dropped, lambda n, b: each(n, b).mean(), 8),
     "mask": (Net, lambda n, b: kept(n, b) / b["mask"].sum(), 4),
     "at_least_one": (Net, lambda n, b: kept(n, b) / jnp.maximum(b["mask"].sum(), 1), 4),
+    "little_added": (Net, lambda n, b: kept(n, b) / (b["mask"].sum() + 1e-3), 4),
+    "one_for_none": (
+        Net,
+        lambda n, b: kept(n, b) / jnp.where(b["mask"].sum() == 0, 1.0, b["mask"].sum()),
+        4,
+    ),
+    "less_than_one": (
+        Net,
+        lambda n, b: (each(n, b) * b["mask"] / 9).sum() / jnp.maximum((b["mask"] / 9).sum(), 1),
+        4 / 9,
+    ),
     "guarded": (
         Net,
         lambda n, b: jnp.where(b["mask"].sum() > 0, kept(n, b) / b["mask"].sum(), 0.0),
@@ -144,7 +155,7 @@ def test_a_mean_weighs_what_it_is_a_mean_over(name):
     args = traced.flat({p: v for p, v in values.items() if p in traced.arguments}, {}, batch(), key)
     run = jax.jit(jaxpr_as_fun(traced.closed), compiler_options=QUICK)
     mean, _, _ = traced.unflat(run(*args))
-    assert float(mean.weight) == weight
+    assert float(mean.weight) == pytest.approx(weight, rel=1e-6)
     if name != "dropout":
         assert float(mean.value) == pytest.approx(float(loss(module, batch())), rel=1e-5)
     assert reason_against_parts(model, cpu()) == ""
@@ -176,6 +187,51 @@ def test_a_masked_mean_in_microbatches_is_that_of_the_whole_batch():
     verdict = jaxpar.verify(layout, hardware=cpu(), make=make, steps=1)
     assert verdict.ok, verdict.decisive
     assert verdict.algorithm == "one step for the whole batch"
+
+
+@pytest.mark.parametrize("mode", ["auto", "explicit", "manual"])
+@pytest.mark.parametrize("name", ["at_least_one", "little_added", "one_for_none", "less_than_one"])
+def test_a_guarded_mean_is_that_of_the_whole_batch_whatever_the_mask(name, mode):
+    """In parts of which one, or all, have no weight: as the whole, and no number is lost."""
+    rows = batch()
+    net = Net(rngs=nnx.Rngs(0))
+    layout = jaxpar.lay_out(model_of(*WEIGHTS[name][:2]), strategy="data", mesh="data=2")
+    step = jaxpar.make_step(layout, mode=mode, microbatches=2)
+    program = jaxpar.compile_step(step, hardware=cpu(), for_speed=False)
+    state = program.init(0)
+    for path, value in state.parameters.items():
+        layer, array = path.split("/")
+        getattr(getattr(net, layer), array)[...] = value
+    for mask in (rows["mask"], np.eye(8, dtype="float32")[0], np.zeros(8, "float32")):
+        given = rows | {"mask": mask}
+        right, gradient = nnx.value_and_grad(WEIGHTS[name][1])(net, given)
+        got, _, metrics = program.gradients(state, program.place(given))
+        assert float(metrics["loss"]) == pytest.approx(float(right), rel=1e-5, abs=1e-7)
+        for path, value in got.items():
+            layer, array = path.split("/")
+            np.testing.assert_allclose(value, gradient[layer][array][...], rtol=1e-4, atol=1e-6)
+
+
+def test_a_masked_mean_with_dropout_is_verified_in_microbatches():
+    """One device draws in each microbatch too, and each weighs what its mask keeps."""
+    model = jaxpar.model(Dropped, WEIGHTS["mask"][1], batch())
+    layout = jaxpar.lay_out(model, strategy="data", mesh="data=2")
+    make = partial(jaxpar.make_step, microbatches=2)
+    verdict = jaxpar.verify(layout, hardware=cpu(), make=make, steps=1)
+    assert verdict.ok, verdict.decisive
+    assert verdict.algorithm.startswith("one step in 2 microbatches")
+
+
+def test_replicas_of_local_sgd_have_losses_that_are_means_and_statistics_of_their_own():
+    """A sum is another loss of a replica's rows; batch statistics are each replica's, as stated."""
+    for name, refused in (("sum", True), ("rank", True), ("batch_statistics", False)):
+        layout = jaxpar.lay_out(model_of(*NO_MEANS[name]), strategy="local_sgd", mesh="replica=2")
+        step = jaxpar.make_step(layout)
+        if refused:
+            with pytest.raises(jaxpar.RequestError, match="a replica's own rows.*strategy 'data'"):
+                jaxpar.compile_step(step, hardware=cpu(), for_speed=False)
+        else:
+            jaxpar.compile_step(step, hardware=cpu(), for_speed=False)
 
 
 def test_parts_weighed_by_rows_are_convicted(monkeypatch):

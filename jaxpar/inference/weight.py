@@ -22,6 +22,7 @@ from jaxpar.inference.record import TracedLoss
 from jaxpar.jaxprs.interpreter import Interpreter, held_by
 from jaxpar.jaxprs.record import FIELD
 from jaxpar.jaxprs.rules import rule_of
+from jaxpar.models.record import Guard, Mean
 
 _PASSED = frozenset(
     "convert_element_type copy neg reshape squeeze broadcast_in_dim reduce_precision".split()
@@ -47,26 +48,44 @@ def weighed(traced: TracedLoss, parameters: Sequence[str]) -> TracedLoss:
     flat = replace(traced, closed=jax.make_jaxpr(inlined)(*closed.in_avals))
     found = _divisors(flat, parameters, nested=False)
     inner, count = flat.closed.jaxpr, traced.tree.num_leaves
-    extra = [variable for pair in found if pair for variable in pair]
+    extra = [variable for one in found if one for variable in (one.value, one.weight)]
     jaxpr = inner.replace(outvars=[*inner.outvars, *extra])
     whole = jaxpr_as_fun(ClosedJaxpr(jaxpr, flat.closed.consts))
 
     def function(*args):
         results = whole(*args)
         more = iter(results[len(inner.outvars) :])
-        for k, pair in enumerate(found):
-            if pair:
-                value, divisor = next(more), next(more)
-                weight = divisor.astype(value.dtype)
-                results[2 * k : 2 * k + 2] = [value * weight, weight]
+        for k, one in enumerate(found):
+            if one:
+                value, weight = next(more), next(more)
+                weight = weight.astype(value.dtype)
+                results[2 * k : 2 * k + 2] = [value * one.guard.of(weight), weight]
         return results[: len(inner.outvars)]
 
     assert count == 2 * len(found), traced.tree
-    return replace(traced, closed=jax.make_jaxpr(function)(*closed.in_avals))
+    guards = iter(one.guard if one else Guard() for one in found)
+    guarded = jax.tree.map(
+        lambda mean: replace(mean, guard=next(guards)),
+        jax.tree.unflatten(traced.tree, range(count)),
+        is_leaf=lambda value: isinstance(value, Mean),
+    )
+    closed = jax.make_jaxpr(function)(*closed.in_avals)
+    return replace(traced, closed=closed, tree=jax.tree.structure(guarded))
 
 
-def _divisors(traced: TracedLoss, parameters: Sequence[str], *, nested: bool) -> list[Any]:
-    """Of each mean, (its value, what it was last divided by), or None if nothing is found.
+@dataclass(frozen=True)
+class _Divided:
+    """A mean's value, and what it was last divided by: a weight, kept from being zero."""
+
+    value: Any
+    weight: Any
+    guard: Guard
+
+
+def _divisors(
+    traced: TracedLoss, parameters: Sequence[str], *, nested: bool
+) -> list[_Divided | None]:
+    """What was found of each mean; None if it was last divided by nothing of the batch alone.
 
     With `nested` what is found may be a variable of a jaxpr that is called.
     """
@@ -123,17 +142,17 @@ class _Search:
         """What an atom is made of; constants of neither."""
         return _Made() if isinstance(atom, Literal) else self.flags.get(atom, _Made())
 
-    def of_mean(self, total: Any) -> tuple[Any, Any] | None:
-        """(value, divisor) of a mean whose total is its value times the number of rows."""
+    def of_mean(self, total: Any) -> _Divided | None:
+        """What made a mean whose total is its value times the number of rows."""
         eqn, _ = self._maker(total)
         if eqn is None or eqn.primitive.name != "mul" or not isinstance(eqn.invars[1], Literal):
             return None
         value = eqn.invars[0]
         divisor = self.divisor(value)
-        return None if divisor is None else (value, divisor)
+        return None if divisor is None else _Divided(value, *divisor)
 
-    def divisor(self, atom: Any) -> Any:
-        """What made this number by division, if that is of the batch alone; None if nothing did."""
+    def divisor(self, atom: Any) -> tuple[Any, Guard] | None:
+        """What made this number by division, if that is of the batch alone: a weight, guarded."""
         eqn, index = self._maker(atom)
         if eqn is None:
             known = None if isinstance(atom, Literal) else self.given.get(atom)
@@ -168,16 +187,34 @@ class _Search:
         made = self.made(atom)
         return made.of_batch and not made.of_parameters and atom.aval.shape == ()
 
-    def _count(self, atom: Any) -> Any:
-        """What is counted, where the divisor is that or 1 if it is less: `maximum(count, 1)`."""
+    def _count(self, atom: Any) -> tuple[Any, Guard]:
+        """The weight that a divisor is made of, and what keeps it from being zero."""
         eqn, _ = self._maker(atom)
-        if eqn is not None and eqn.primitive.name == "convert_element_type":
-            return self._count(eqn.invars[0]) if self._is_weight(eqn.invars[0]) else atom
-        if eqn is not None and eqn.primitive.name == "max":
-            for one, other in (eqn.invars, eqn.invars[::-1]):
-                if isinstance(other, Literal) and float(other.val) <= 1 and self._is_weight(one):
-                    return one
-        return atom
+        if eqn is None:
+            return atom, Guard()
+        name, operands = eqn.primitive.name, eqn.invars
+        if name == "convert_element_type" and self._is_weight(operands[0]):
+            return self._count(operands[0])
+        if name in ("max", "add"):
+            for one, other in (operands, operands[::-1]):
+                if isinstance(other, Literal) and self._is_weight(one):
+                    number = float(other.val)
+                    guard = Guard(least=number) if name == "max" else Guard(added=number)
+                    return one, guard
+        if name == "select_n" and len(operands) == 3 and self._compares_with_zero(operands[0]):
+            for one, other in (operands[1:], operands[:0:-1]):
+                if isinstance(other, Literal) and self._is_weight(one):
+                    return one, Guard(instead=float(other.val))
+        return atom, Guard()
+
+    def _compares_with_zero(self, atom: Any) -> bool:
+        """Whether a choice is by what a weight has to zero."""
+        eqn, _ = self._maker(atom)
+        return (
+            eqn is not None
+            and eqn.primitive.name in ("gt", "eq", "ne", "lt")
+            and any(isinstance(x, Literal) and float(x.val) == 0 for x in eqn.invars)
+        )
 
     def _maker(self, atom: Any) -> tuple[Any, int]:
         """The equation that made an atom, and which of its results it is; None for an argument."""

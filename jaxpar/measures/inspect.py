@@ -5,7 +5,7 @@ work is counted in the traced loss. No array is allocated.
 """
 
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from jaxpar.core.errors import expect
@@ -23,6 +23,7 @@ from jaxpar.measures.replicated import Replicated, replicated
 from jaxpar.measures.simulated import differences
 from jaxpar.measures.traffic import TrafficRow, as_records, traffic
 from jaxpar.measures.work import Work, work
+from jaxpar.models.pieces import weight_named
 from jaxpar.program.record import Program
 from jaxpar.schedules.record import Schedule
 from jaxpar.step.modes.record import Island
@@ -193,8 +194,11 @@ def inspect(program: Program, *, is_strict: bool = True) -> Inspection:
     step, hardware = program.step, program.hardware
     layout, sizes = step.layout, sizes_of(step.layout.mesh)
     node = hardware.devices_per_node
-    rows = traffic(program.text, sizes, node)
-    averaging = () if program.average is None else traffic(program.average.as_text(), sizes, node)
+    called = partial(weight_named, cuts=layout.model.cuts)
+    rows = traffic(program.text, sizes, node, called)
+    averaging = ()
+    if program.average is not None:
+        averaging = traffic(program.average.as_text(), sizes, node, called)
     return Inspection(
         step=step,
         target=hardware,

@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxpar.layout.record import itemsize
 from jaxpar.measures.record import Make, Measure
 from jaxpar.measures.replicated import MODEL, OPTIMIZER, notable, path_of, replicated, tree_bytes
+from jaxpar.models.pieces import weight_named
 from jaxpar.program.record import Program
 
 REUSED = 0.95
@@ -84,7 +85,7 @@ def _shardings(program: Program) -> list[Finding]:
                 findings.append(
                     Finding(
                         "sharding",
-                        path_of(path),
+                        weight_named(path_of(path), step.layout.model.cuts),
                         f"{when} it should be sharded as {_spec(wanted)}, and is as {_spec(held)}",
                         "this is a fault of jaxpar or of XLA, and the run would be slower or "
                         "larger than its layout says; report it",

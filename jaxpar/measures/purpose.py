@@ -6,13 +6,12 @@ and `transpose` in the names of all that belongs to the loss.
 
 import re
 
+from jaxpar.core.scopes import WEIGHT, weight_in
 from jaxpar.hlo.collectives import Collective
 from jaxpar.strategies.record import ALL_GATHER, ALL_REDUCE, GATHER_ACTIVATIONS, GATHER_WEIGHTS
 
 WEIGHTS, ACTIVATIONS, OPTIMIZER, UNKNOWN = "weights", "activations", "optimizer", ""
 
-_WEIGHT = re.compile(r"weight\(([\w.]+)\)")
-"""The scope around the gather of a weight."""
 _LOSS = re.compile(r"\b(?:jvp|transpose)\(")
 """What is in the name of an operation of the loss or of its gradient."""
 _ON_SHARDS = re.compile(r"\bshard_map\b")
@@ -23,8 +22,7 @@ _RESHARDED = re.compile(r"/(?:reshard|sharding_constraint)$")
 
 def weight_of(one: Collective) -> str | None:
     """The path of the weight that a collective gathers; None where it gathers none."""
-    found = _WEIGHT.search(one.op_name)
-    return found[1].replace(".", "/") if found else None
+    return weight_in(one.op_name)
 
 
 def purpose_of(one: Collective) -> str:
@@ -37,13 +35,13 @@ def purpose_of(one: Collective) -> str:
     if one.kind != ALL_GATHER:
         return OPTIMIZER if _is_optimizers(one) else UNKNOWN
     names = one.op_name.split(":")
-    if all(_WEIGHT.search(name) for name in names):
+    if all(WEIGHT.search(name) for name in names):
         return WEIGHTS
     if one.borrowed or not one.op_name:
         return UNKNOWN
     if _is_optimizers(one):
         return OPTIMIZER
-    others = [name for name in names if not _WEIGHT.search(name)]
+    others = [name for name in names if not WEIGHT.search(name)]
     if not _LOSS.search(one.op_name) and any(map(_RESHARDED.search, others)):
         return UNKNOWN  # such as new weights that go back to where they are stored
     if all(name.endswith("/reshard") for name in others):

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 
 from jaxpar.core.mesh import MeshShape, axes_of
 from jaxpar.layout.record import Layout, itemsize
+from jaxpar.models.pieces import weight_named
 from jaxpar.step.record import Step
 
 OPTIMIZER, MODEL = "optimizer state", "model state"
@@ -97,7 +98,7 @@ def _replicated(
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         if is_key or prod(leaf.shape[lead:]) <= 1 or _over(spec, axes):
             continue
-        name = f"{_FIELDS[group]}/{path_of(path)}"
+        name = weight_named(f"{_FIELDS[group]}/{path_of(path)}", layout.model.cuts)
         count = device_bytes(leaf, spec, layout.mesh)
         unasked = leaf.shape[lead:] not in known
         found.append(Replicated(group, name, tuple(leaf.shape), count, axes, unasked))

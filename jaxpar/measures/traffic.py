@@ -7,7 +7,7 @@ and between them.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from jaxpar.core.source_lines import is_library, own_file
@@ -70,7 +70,10 @@ _Key = tuple[str, tuple[str, ...], bool, str, bool | None]
 
 
 def traffic(
-    text: str, axis_sizes: Mapping[str, int], devices_per_node: int | None = None
+    text: str,
+    axis_sizes: Mapping[str, int],
+    devices_per_node: int | None = None,
+    called: Callable[[str], str] = str,
 ) -> tuple[TrafficRow, ...]:
     """Return rows from the text of a compiled module, most bytes first.
 
@@ -78,6 +81,7 @@ def traffic(
         text: of the module.
         axis_sizes: the mesh that it was compiled for, outermost axis first.
         devices_per_node: how many consecutive devices share a node, or None if that is not known.
+        called: what a person calls a weight, given its path in the program.
     """
     grouped: dict[_Key, list[tuple[Collective, Moved | None]]] = {}
     for one in collectives(parse(text)):
@@ -86,16 +90,18 @@ def traffic(
         between = None if over is None else over.between_nodes
         key = (one.kind, axes, whole, purpose_of(one), between)
         grouped.setdefault(key, []).append((one, over))
-    rows = [_row(key, members) for key, members in grouped.items()]
+    rows = [_row(key, members, called) for key, members in grouped.items()]
     return tuple(sorted(rows, key=lambda row: (-row.bytes, row.title, row.axes)))
 
 
-def _row(key: _Key, members: list[tuple[Collective, Moved | None]]) -> TrafficRow:
+def _row(
+    key: _Key, members: list[tuple[Collective, Moved | None]], called: Callable[[str], str]
+) -> TrafficRow:
     """One row for all collectives of one kind over the same axes."""
     kind, axes, whole, purpose, between_nodes = key
     sources: Counter[str] = Counter()
     for one, _ in members:
-        sources[_source(one)] += round(one.executions * one.bytes_each)
+        sources[_source(one, called)] += round(one.executions * one.bytes_each)
     links = [(one.executions, over) for one, over in members if over is not None]
     return TrafficRow(
         kind=kind,
@@ -112,10 +118,10 @@ def _row(key: _Key, members: list[tuple[Collective, Moved | None]]) -> TrafficRo
     )
 
 
-def _source(one: Collective) -> str:
+def _source(one: Collective, called: Callable[[str], str]) -> str:
     """Where a collective is from: the weight it gathers, else the user's line, else XLA's name."""
     if weight := weight_of(one):
-        return f"weight {weight}"
+        return f"weight {called(weight)}"
     files = [frame.file for frame in one.frames]
     at = own_file(files)
     if at is None and optimization.__file__ in files:

@@ -5,6 +5,7 @@ Pieces are storage. A person's tree, their optimizer and what is reported have t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -41,6 +42,24 @@ def pieces_of(path: str, cuts: Mapping[str, Cut]) -> list[str]:
     ['qkv/kernel/0', 'qkv/kernel/1']
     """
     return [f"{path}/{k}" for k in range(len(cuts[path].sizes))] if path in cuts else [path]
+
+
+def piece_named(name: str) -> str:
+    """The name of an array, that of a piece in optimizer state as a piece of a weight is called."""
+    return re.sub(r"/parts/(\d+)$", r"/\1", name)
+
+
+def weight_named(name: str, cuts: Mapping[str, Cut]) -> str:
+    """What a person calls an array of a state or a gradient: by the weight's name, not a piece's.
+
+    >>> weight_named("optimizer/0/mu/qkv/kernel/parts/1", {"qkv/kernel": Cut(1, (4, 2))})
+    'optimizer/0/mu/qkv/kernel'
+    """
+    name = piece_named(name)
+    for piece, path in owners(cuts).items():
+        if f"/{name}".endswith(f"/{piece}"):
+            return f"{name.removesuffix(piece)}{path}"
+    return name
 
 
 def owners(cuts: Mapping[str, Cut]) -> dict[str, str]:

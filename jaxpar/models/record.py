@@ -20,18 +20,48 @@ from jaxpar.core.roles import ROLES, check_role
 from jaxpar.models.pieces import Cut
 
 
+@dataclass(frozen=True)
+class Guard:
+    """What keeps a division by a weight from being one by zero, as people write it.
+
+    `max(weight, least)`, `weight + added`, or `instead` where the weight is zero.
+    """
+
+    least: float | None = None
+    added: float | None = None
+    instead: float | None = None
+
+    def of(self, weight: jax.Array) -> jax.Array:
+        """What is divided by, given a weight."""
+        if self.least is not None:
+            return jnp.maximum(weight, self.least)
+        if self.added is not None:
+            return weight + self.added
+        return weight if self.instead is None else jnp.where(weight == 0, self.instead, weight)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Mean:
-    """A weighted mean as two scalars: `total` (summed values) and `weight` (summed weights)."""
+    """A weighted mean as two scalars: `total` (summed values) and `weight` (summed weights).
+
+    Means of parts of a batch are added, total to total and weight to weight; the mean of the whole
+    is then total / guard.of(weight).
+    """
 
     total: jax.Array
     weight: jax.Array
+    guard: Guard = field(default=Guard(), metadata={"static": True})
+
+    @property
+    def divisor(self) -> jax.Array:
+        """What the total is divided by, a scalar."""
+        return self.guard.of(self.weight)
 
     @property
     def value(self) -> jax.Array:
         """The mean itself, a scalar."""
-        return self.total / self.weight
+        return self.total / self.divisor
 
 
 def weighted_mean(values: jax.Array, weight: jax.Array) -> Mean:
@@ -59,7 +89,7 @@ class Field:
     below: int | None = None
 
     def __post_init__(self):
-        if len(self.shape) != len(self.dims) or self.dims[:1] != ("batch",):
+        if len(self.shape) != len(self.dims) or self.dims[0].split("*")[0] != "batch":
             raise RequestError(
                 f"batch field of shape {self.shape} names dims {self.dims}: name every dim, and "
                 "the first 'batch'"

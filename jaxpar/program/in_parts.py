@@ -22,6 +22,7 @@ from jaxpar.inference.traced import module_of, traced_loss
 from jaxpar.jaxprs.interpreter import Interpreter
 from jaxpar.models.modules import build, take_apart, values_of
 from jaxpar.models.record import Model
+from jaxpar.step.record import Step
 
 MOST_ROWS, MOST_ELEMENTS = 16, 1 << 24
 """What is tried at most: rows of a batch, and elements of all parameters together."""
@@ -48,23 +49,42 @@ def reason_against_parts(model: Model, hardware: Hardware) -> str:
     return model.traced[key]
 
 
-def check_parts(model: Model, what: str, hardware: Hardware) -> None:
+def check_parts(step: Step, hardware: Hardware) -> None:
     """Refuse to take a loss in parts that is another loss then.
 
+    Replicas of local SGD have each the loss of its own rows, and statistics of its own.
+
     Args:
-        model: whose loss it is.
-        what: what takes it in parts, for people.
+        step: that takes it in microbatches, in replicas, or whole.
         hardware: that it is tried on.
 
     Raises:
         RequestError: with the reason and the repair.
     """
+    model, strategy = step.layout.model, step.layout.strategy
+    if step.microbatches > 1:
+        what, instead = f"{step.microbatches} microbatches", "one microbatch"
+    elif strategy.averaging and not _keeps_statistics(model):
+        what, instead = f"a replica's own rows under strategy '{strategy.name}'", "strategy 'data'"
+    else:
+        return
     if reason := reason_against_parts(model, hardware):
         raise RequestError(
             f"model '{model.name}': {reason}, so that with {what} it would be another loss: use "
-            "one microbatch, or return a mean over rows, divided last by a sum over the batch such "
-            "as that of its mask"
+            f"{instead}, or return a mean over rows, divided last by a sum over the batch such as "
+            "that of its mask"
         )
+
+
+def _keeps_statistics(model: Model) -> bool:
+    """Whether a loss changes floats of the model's state, as batch normalization does."""
+    traced = traced_loss(model)
+    before = dict(zip(traced.arguments, traced.closed.jaxpr.invars, strict=True))
+    left = traced.closed.jaxpr.outvars[traced.tree.num_leaves :]
+    return any(
+        after is not before[path] and jnp.issubdtype(after.aval.dtype, jnp.floating)
+        for path, after in zip(traced.state, left, strict=True)
+    )
 
 
 def _tried(model: Model) -> str:
@@ -82,28 +102,26 @@ def _tried(model: Model) -> str:
     right = whole(*held, batch)
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(right)):
         return ""  # verify says so, with its own sentence
-    weight = sum(w for _, w, _ in means)
-    loss = sum(total for total, _, _ in means) / weight
-    if _differ([loss], [right[0] / right[1]]):
-        return f"its loss of a batch is {right[0] / right[1]:.6g} and of its halves {loss:.6g}"
-    both = jax.tree.map(lambda a, b: (a + b) / weight, means[0][2], means[1][2])
-    of_whole = jax.tree.map(lambda g: g / right[1], right[2])
-    if _differ(jax.tree.leaves(both), jax.tree.leaves(of_whole)):
+    mean, gradient = jax.tree.map(jnp.add, *means)
+    if _differ([mean.value], [right[0].value]):
+        return f"its loss of a batch is {right[0].value:.6g} and of its halves {mean.value:.6g}"
+    both = [g / mean.divisor for g in jax.tree.leaves(gradient)]
+    if _differ(both, [g / right[0].divisor for g in jax.tree.leaves(right[1])]):
         return "the gradient of a batch is not that of its halves together"
     return ""
 
 
 def _gradient(model: Model) -> Any:
-    """(parameters, state, batch) -> (total, weight, gradient of the total) of a model's rows."""
+    """(parameters, state, batch) -> (the loss as a Mean, gradient of its total)."""
     traced = traced_loss(model)
 
     def function(parameters, state, batch):
         def total(parameters):
             loss = _still(traced, parameters, state, batch)
-            return loss.total, loss.weight
+            return loss.total, loss
 
-        (value, weight), gradient = jax.value_and_grad(total, has_aux=True)(parameters)
-        return value, weight, gradient
+        gradient, loss = jax.grad(total, has_aux=True)(parameters)
+        return loss, gradient
 
     return jax.jit(function)
 

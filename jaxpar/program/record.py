@@ -222,12 +222,13 @@ class Program:
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """Put a batch on the devices; each process hands in only the rows it holds."""
-        return {
-            name: jax.make_array_from_process_local_data(
-                sharding, np.asarray(batch[name]), self.step.batch[name].shape
-            )
-            for name, sharding in self.batch_shardings.items()
-        }
+        with jax.enable_x64(self.step.is_wide):
+            return {
+                name: jax.make_array_from_process_local_data(
+                    sharding, np.asarray(batch[name]), self.step.batch[name].shape
+                )
+                for name, sharding in self.batch_shardings.items()
+            }
 
     def _compiled(self, lowered) -> Any:
         """The compiled form of a lowered function, as training runs it."""
@@ -237,9 +238,10 @@ class Program:
 
     def _lowered(self, jitted: Any, *arguments: Any) -> Any:
         """A function lowered for abstract arguments, its arrays of sizes that XLA can count."""
-        traced = jitted.trace(*arguments)
-        refuse_overflow(self.step.layout.model.name, traced.jaxpr)
-        return traced.lower()
+        with jax.enable_x64(self.step.is_wide):
+            traced = jitted.trace(*arguments)
+            refuse_overflow(self.step.layout.model.name, traced.jaxpr)
+            return traced.lower()
 
     def _asked(self, lowered: Any, options: Mapping[str, Any] | None) -> Any:
         """What XLA makes of a lowered function; what it refuses is told in its words."""
@@ -289,8 +291,8 @@ def compile_step(step: Step, *, hardware: Hardware | str, for_speed: bool = True
     hardware = Hardware.of(hardware)
     refuse_settings()
     program = Program(step, hardware, device_mesh(step.layout.mesh, hardware), for_speed)
-    if step.microbatches > 1 and hardware.kind != "described":
-        check_parts(step.layout.model, f"{step.microbatches} microbatches", hardware)
+    if hardware.kind != "described":
+        check_parts(step, hardware)
     if for_speed:
         program.update  # noqa: B018  (compiled now, so that what XLA refuses is refused here)
     return program

@@ -10,6 +10,7 @@ import numpy as np
 from jaxpar.core.errors import RequestError
 from jaxpar.data.record import Batch, Dataset
 from jaxpar.inference.traced import traced_loss
+from jaxpar.models.record import Mean
 from jaxpar.program.in_parts import reason_against_parts
 from jaxpar.program.record import Program
 from jaxpar.runtime.reading import read_test
@@ -24,20 +25,18 @@ def evaluate(program: Program, state: State, data: Dataset) -> dict[str, float]:
     """
     model = program.step.layout.model
     weighs = "weight" in model.batch
-    totals: dict[str, list[float]] = {}
+    found: dict[str, Mean] = {}
     for rows in read_test(data, model, rows=program.local_rows if weighs else slice(None)):
         for runs, part, share in [(program, rows, 1.0)] if weighs else _whole(program, rows):
             means = jax.device_get(runs.evaluate(state, runs.place(part)))
-            for name, mean in means.items():
-                sums = totals.setdefault(name, [0.0, 0.0])
-                sums[0] += share * float(mean.total)
-                sums[1] += share * float(mean.weight)
-    if not all(weight for _, weight in totals.values()) or not totals:
+            means = jax.tree.map(lambda x, share=share: share * np.float64(x), means)
+            found = jax.tree.map(np.add, found, means) if found else means
+    if not all(mean.weight for mean in found.values()) or not found:
         raise RequestError(
             f"data '{data.name}': the weights of its test split add up to 0, so it has no mean: "
             "give weight 1 to what counts"
         )
-    means = {name: total / weight for name, (total, weight) in totals.items()}
+    means = {name: float(mean.value) for name, mean in found.items()}
     # A loss with other terms reports the next token's by that name.
     return means | bits(means.get("next_token", means["loss"]), data)
 

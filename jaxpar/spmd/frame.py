@@ -20,6 +20,7 @@ from jax.extend.core import Literal
 
 from jaxpar.core.annotations import LEAVING, NAMED
 from jaxpar.core.hooks import ARRIVED
+from jaxpar.core.scopes import weight_scope
 from jaxpar.jaxprs.equations import needed
 from jaxpar.jaxprs.interpreter import Interpreter
 from jaxpar.jaxprs.rules import rule_of
@@ -86,7 +87,7 @@ class Frame(Interpreter):
                 whole = self._move(Value(value.array, value.dims), value.use, stored=True)
                 return Value(checkpoint_name(whole.array, ARRIVED), whole.dims)
             # The name ends up in the compiled program, where it tells whose gather it is.
-            with jax.named_scope(f"weight({value.whose.replace('/', '.')})"):
+            with weight_scope(value.whose):
                 return self._move(Value(value.array, value.dims), value.use, stored=True)
 
         self.gathers = self.gathers or value.whose is not None

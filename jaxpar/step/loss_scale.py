@@ -29,12 +29,12 @@ def check_scale(scale: float) -> float:
     return float(scale)
 
 
-def means_of(totals, weight: jax.Array, factor: float):
+def means_of(totals, divisor: jax.Array, factor: float):
     """Gradients of the mean loss, from those of its total times `factor`.
 
     Args:
         totals: tree of summed gradients.
-        weight: of the whole batch, a scalar.
+        divisor: of the whole batch's total, a scalar.
         factor: what the total was multiplied by.
 
     Returns:
@@ -43,6 +43,6 @@ def means_of(totals, weight: jax.Array, factor: float):
 
     def mean(total):
         wide = jnp.promote_types(total.dtype, jnp.float32)
-        return (total.astype(wide) / (weight.astype(wide) * factor)).astype(total.dtype)
+        return (total.astype(wide) / (divisor.astype(wide) * factor)).astype(total.dtype)
 
     return jax.tree.map(mean, totals)

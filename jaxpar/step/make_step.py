@@ -97,7 +97,7 @@ def _make_plain(layout: Layout, *, optimizer, mode, microbatches, factor) -> Ste
         if microbatches > 1 and not differentiated.takes_all:
             gradients = partial(accumulated, gradients, microbatches)
         totals, new, metrics = gradients(state.parameters, state.model_state, batch, key)
-        mean = means_of(totals, metrics["loss"].weight, factor)
+        mean = means_of(totals, metrics["loss"].divisor, factor)
         return mean, new, {name: m.value for name, m in metrics.items()}
 
     def apply(state: State, gradients, model_state, loss) -> State:

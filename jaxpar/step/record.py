@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import optax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.sharding import PartitionSpec
 
+from jaxpar.core.jax_compat import setting
 from jaxpar.layout.record import Layout
 from jaxpar.step.modes.record import Asked, Differentiated, Island
 from jaxpar.step.placement import Unmet
@@ -62,6 +63,7 @@ class Step:
         asked: the loss that is differentiated, traced when it is first asked for.
         differentiated: what the mode made of it.
         average: State -> State, synchronising replicas of local SGD; else None.
+        is_wide: whether it was made where JAX has 64 bits, and is traced so whenever that is.
     """
 
     layout: Layout
@@ -81,6 +83,7 @@ class Step:
     asked: Asked
     differentiated: Differentiated
     average: Callable | None = None
+    is_wide: bool = field(default_factory=partial(setting, "jax_enable_x64"))
 
     def update(self, state: State, batch: dict[str, Any]) -> tuple[State, dict[str, Any]]:
         """The state after an update, and the metrics."""
@@ -90,7 +93,8 @@ class Step:
     def traced(self) -> TracedUpdate:
         """The update as a jaxpr, made once: what is compiled, whatever for."""
         started = time.perf_counter()
-        closed, shapes = jax.make_jaxpr(self.update, return_shape=True)(self.state, self.batch)
+        with jax.enable_x64(self.is_wide):
+            closed, shapes = jax.make_jaxpr(self.update, return_shape=True)(self.state, self.batch)
         seconds = time.perf_counter() - started
         # On one device nothing is constrained.
         placed = self.layout.mesh.devices > 1

@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import cycle
 
-import jax
 import jax.numpy as jnp
 import pytest
 from small import (
@@ -69,8 +68,7 @@ def test_every_strategy_computes_what_one_device_does(model, strategy, mode):
     And by the collectives that the strategy states: see `test_traffic` for their bytes.
     """
     program = prove(small_layout(model, strategy, mesh_for(strategy)), mode=mode)
-    with jax.enable_x64(True):  # what is not yet traced of the step is of float64 too
-        assert_as_stated(inspect(program))
+    assert_as_stated(inspect(program))
 
 
 @pytest.mark.parametrize(("mesh", "mode"), list(zip(MESHES, cycle(MODES), strict=False)))

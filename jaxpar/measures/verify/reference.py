@@ -14,12 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.extend.core import jaxpr_as_fun
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxpar.core.jax_compat import setting
 from jaxpar.core.mesh import MeshShape
 from jaxpar.hardware.record import Hardware
-from jaxpar.inference.traced import module_of
+from jaxpar.inference.record import TracedLoss
+from jaxpar.inference.traced import module_of, traced_loss
 from jaxpar.jaxprs.equations import equations
 from jaxpar.measures.verify.plain_loss import plain_loss, traced
 from jaxpar.measures.verify.states import put
@@ -144,15 +146,28 @@ class Reference:
             loss = partial(self._total, model_state, rows, own_key)
             more, (scored, model_state) = jax.grad(loss, has_aux=True)(state.parameters)
             gradients = _added(gradients, more)
-            means = _added(means, {n: (m.total, m.weight) for n, m in scored.items()})
-        weight = means["loss"][1]
-        gradients = {path: total / weight for path, total in gradients.items()}
-        return gradients, model_state, {n: total / w for n, (total, w) in means.items()}
+            means = _added(means, scored)
+        divisor = means["loss"].divisor
+        gradients = {path: total / divisor for path, total in gradients.items()}
+        return gradients, model_state, {name: mean.value for name, mean in means.items()}
 
     def _total(self, model_state, rows, key, parameters):
         """The loss's total of these rows; beside it all means and the new model state."""
-        mean, metrics, new = plain_loss(self.model, self._parts, parameters, model_state, rows, key)
+        if self.microbatches > 1:
+            # What a part weighs is in the trace: the function gives the mean alone.
+            traced = self._of_a_part
+            args = traced.flat(parameters, model_state, rows, key)
+            mean, metrics, new = traced.unflat(jaxpr_as_fun(traced.closed)(*args))
+        else:
+            mean, metrics, new = plain_loss(
+                self.model, self._parts, parameters, model_state, rows, key
+            )
         return mean.total, ({"loss": mean, **metrics}, new)
+
+    @cached_property
+    def _of_a_part(self) -> TracedLoss:
+        """The loss of one microbatch, with the weight of its mean."""
+        return traced_loss(self.model.with_batch_size(self.model.batch_size // self.microbatches))
 
     @cached_property
     def _state(self) -> State:

@@ -4,7 +4,6 @@ One device has the model's own weights; a layout may store some in pieces, and s
 another order. What is compared is compared as the layout stores it, and told by the model's names.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -107,20 +106,6 @@ def arrays_as_written(layout: Layout, arrays: Arrays) -> dict[str, np.ndarray]:
             parts = [arrays[piece] for piece in pieces_of(owner[path], cuts)]
             written[owner[path]] = np.concatenate(parts, cuts[owner[path]].dim + lead)
     return written
-
-
-def piece_named(name: str) -> str:
-    """The name of an array, that of a piece in optimizer state as a piece of a weight is called."""
-    return re.sub(r"/parts/(\d+)$", r"/\1", name)
-
-
-def as_told(layout: Layout, name: str) -> str:
-    """What a person calls an array that is compared by this name: the weight's, not a piece's."""
-    name = piece_named(name)
-    for piece, path in owners(layout.model.cuts).items():
-        if f"/{name}".endswith(f"/{piece}"):
-            return f"{name.removesuffix(piece)}{path}"
-    return name
 
 
 def named(arrays: Arrays) -> dict[str, Any]:

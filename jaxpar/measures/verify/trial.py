@@ -13,12 +13,11 @@ from jaxpar.measures.verify.states import (
     arrays_as_stored,
     arrays_as_written,
     arrays_of,
-    as_told,
     named,
-    piece_named,
     state_as_stored,
     to_host,
 )
+from jaxpar.models.pieces import piece_named, weight_named
 from jaxpar.program.record import Program
 from jaxpar.step.record import State
 
@@ -149,4 +148,4 @@ class Trial:
 
     def _told(self, name: str) -> str:
         """What a person calls an array."""
-        return as_told(self.candidate.step.layout, name)
+        return weight_named(name, self.candidate.step.layout.model.cuts)

@@ -20,6 +20,7 @@ from jaxpar.core import hooks
 from jaxpar.core.annotations import ENTERING, USED
 from jaxpar.core.hooks import ARRIVED
 from jaxpar.core.jax_compat import open_jaxpr, scan_parts
+from jaxpar.core.scopes import weight_scope
 from jaxpar.inference.traced import traced_loss
 from jaxpar.jaxprs.interpreter import held_by
 from jaxpar.jaxprs.policy import keep_all_but_cheap
@@ -119,7 +120,7 @@ def _for_use(layout: Layout, array: Array, value: jax.Array, *, drop: int = 0) -
         return value
     dtype = layout.model.compute_dtype
     # The name ends up in the compiled program, where `inspect` reads whose gather it is.
-    with jax.named_scope(f"weight({array.path.replace('/', '.')})"):
+    with weight_scope(array.path):
         if dtype is not None and value.ndim > 1:
             value = value.astype(dtype)  # before the gather: half the bytes
         value = constrained(layout, value, PartitionSpec(*array.stored[drop:]))

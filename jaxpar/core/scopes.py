@@ -1,0 +1,43 @@
+"""The scope around the gather of a weight: its name in a compiled program, written and read here.
+
+Letters, digits and `_` of a path stand as they are and `/` is a dot; of anything else, which
+compilers may read in their own way, the code point stands between hyphens.
+"""
+
+import re
+from contextlib import AbstractContextManager
+
+import jax
+
+WEIGHT = re.compile(r"weight\(([\w.\-]+)\)", re.ASCII)
+"""The scope, as it stands in the name of an operation."""
+
+_CODED = re.compile(r"-([0-9a-f]+)-")
+_OTHER = re.compile(r"[^\w/]", re.ASCII)
+
+
+def weight_scope(path: str) -> AbstractContextManager:
+    """The scope in which the weight of this path is gathered."""
+    return jax.named_scope(_written(path))
+
+
+def weight_in(op_name: str) -> str | None:
+    """The path of the weight that an operation of this name gathers; None where it gathers none.
+
+    >>> weight_in(f"jit(update)/{_written('a-b/kernel.0')}/reshard")
+    'a-b/kernel.0'
+    """
+    found = WEIGHT.search(op_name)
+    if found is None:
+        return None
+    return _CODED.sub(lambda code: chr(int(code[1], 16)), found[1].replace(".", "/"))
+
+
+def _written(path: str) -> str:
+    """The name of the scope of a path.
+
+    >>> _written("blocks/up")
+    'weight(blocks.up)'
+    """
+    coded = _OTHER.sub(lambda other: f"-{ord(other[0]):x}-", path)
+    return f"weight({coded.replace('/', '.')})"
