@@ -14,10 +14,11 @@ prefer_cpu()
 jax.config.update("jax_num_cpu_devices", 16)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# A law's program is run once or never: its compilation costs more than its time. XLA's older way of
-# making code of fusions, which JAX 0.11 has no more, takes a third of the time.
+# A law's program is run once or never: its compilation costs more than its time. The older way of
+# making code of fusions, which JAX 0.11 has no more, takes a third of the time; each worker has a
+# core, so that code made in parallel only adds to the work.
 OLDER = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}
-QUICK.update({**FEW_PASSES, **OLDER})
+QUICK.update({**FEW_PASSES, **OLDER, "xla_cpu_parallel_codegen_split_count": 1})
 
 
 @pytest.fixture

@@ -2,10 +2,12 @@
 
 import itertools
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from small import cpu
@@ -13,6 +15,7 @@ from small import cpu
 import jaxpar
 from jaxpar.case import load_strategy
 from jaxpar.inference.probe import probe_batch
+from jaxpar.measures.verify.precision import update_rounding
 
 
 class Net(nnx.Module):
@@ -50,6 +53,29 @@ def test_a_loss_near_zero_is_judged_by_the_rounding_of_one_device():
     assert verdict.ok, verdict.decisive
     checks = {check.name: check for check in verdict.checks}
     assert checks["gradient"].bound == 1e-9 and checks["gradient"].own_rounding < 1e-9
+
+
+def by_narrow_norm(updates, state, params=None):
+    """Updates divided by their norm, which is summed in float32."""
+    norm = jnp.sqrt(sum(jnp.sum(jnp.float32(x) ** 2) for x in jax.tree.leaves(updates)))
+    return jax.tree.map(lambda x: -0.1 * x / norm.astype(x.dtype), updates), state
+
+
+def test_an_optimizer_that_rounds_is_judged_by_its_own_precision():
+    """Sums over shards round otherwise; the gradient is judged as tightly as ever."""
+    optimizer = optax.GradientTransformation(lambda params: (), by_narrow_norm)
+    layout = jaxpar.lay_out(
+        jaxpar.model(Net, lambda net, b: (net(b["x"]) ** 2).mean(), example()),
+        strategy=load_strategy("fsdp", whole_below=0),
+        mesh="data=4",
+    )
+    make = partial(jaxpar.make_step, optimizer=optimizer)
+    assert update_rounding(make(layout)) == pytest.approx(1.2e-7, rel=0.01)
+    verdict = jaxpar.verify(layout, hardware=cpu(), make=make)
+    assert verdict.ok, verdict.decisive
+    checks = {check.name: check for check in verdict.checks}
+    assert checks["gradient"].bound == 1e-9
+    assert 1e-9 < checks["state after 3 steps"].error < checks["state after 3 steps"].bound < 1e-5
 
 
 class Chained(nnx.Module):

@@ -1,5 +1,6 @@
-"""The precision in which a model computes, and so in which it can be judged."""
+"""The precision in which a model and an optimizer compute, and so in which they can be judged."""
 
+import jax
 import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ from jaxpar.inference.probe import WIDE
 from jaxpar.inference.traced import module_of
 from jaxpar.measures.verify.plain_loss import traced
 from jaxpar.models.record import Model
+from jaxpar.step.record import Step
 
 
 def narrowest(model: Model) -> str:
@@ -18,6 +20,20 @@ def narrowest(model: Model) -> str:
     moved = [k < learned for k in range(len(jaxpr.invars))]
     found = {np.dtype(WIDE)} | set(_float_dtypes(jaxpr, moved))
     return min(found, key=lambda dtype: jnp.finfo(dtype).bits).name
+
+
+def update_rounding(step: Step) -> float:
+    """The relative rounding of the narrowest floats that an update computes with; 0.0 in WIDE.
+
+    A schedule is a float32 of a count in most optimizers, whatever the weights are.
+    """
+    state = step.state
+    metrics = jax.eval_shape(step.update, state, step.batch)[1]
+    gradients, loss = state.parameters, metrics["loss"]
+    closed = jax.make_jaxpr(step.apply)(state, gradients, state.model_state, loss)
+    flags = [True] * len(closed.jaxpr.invars)
+    most = max(float(jnp.finfo(d).eps) for d in (WIDE, *_float_dtypes(closed.jaxpr, flags)))
+    return most if most > float(jnp.finfo(WIDE).eps) else 0.0
 
 
 def _float_dtypes(jaxpr, moved: list[bool]):

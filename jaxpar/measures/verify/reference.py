@@ -84,7 +84,9 @@ class Reference:
 
     def probe(self, state: State, batch: Mapping[str, jax.Array]):
         """(state after an update, metrics, gradients by path)."""
-        return self._probe(state, batch)
+        gradients, model_state, metrics = self._gradients(state, batch)
+        after = self._apply(state, gradients, model_state, metrics["loss"])
+        return after, metrics, gradients
 
     def apply(self, state: State, gradients, model_state, loss) -> State:
         """The state after an update by these gradients."""
@@ -118,12 +120,6 @@ class Reference:
             key=step_key,
         )
 
-    def _updated(self, state: State, batch: Mapping[str, jax.Array]):
-        """(state after an update, metrics, gradients by path)."""
-        key = jax.random.fold_in(state.key, state.step)
-        gradients, model_state, metrics = self._gradients(state, batch, key)
-        return self._moved(state, gradients, model_state, metrics["loss"]), metrics, gradients
-
     def _moved(self, state: State, gradients, model_state, loss) -> State:
         """The state after an update by these gradients."""
         nested, own = self._own.nested, self._own
@@ -135,8 +131,9 @@ class Reference:
         moved: Any = optax.apply_updates(parameters, updates)
         return State(state.step + 1, own.by_path(moved), model_state, optimizer, state.key)
 
-    def _gradients(self, state: State, batch, key):
+    def _differentiated(self, state: State, batch: Mapping[str, jax.Array]):
         """(gradients of the loss by path, new model state, {name: mean})."""
+        key = jax.random.fold_in(state.key, state.step)
         gradients, model_state, means = {}, state.model_state, {}
         for part in range(self.microbatches):
             rows, own_key = batch, key
@@ -191,17 +188,16 @@ class Reference:
         return {n: jax.ShapeDtypeStruct(f.shape, f.dtype) for n, f in self.model.batch.items()}
 
     @cached_property
-    def _probe(self) -> Any:
-        """The compiled `probe`."""
-        return self._quickly(self._updated, self._state, self._batch)
+    def _gradients(self) -> Any:
+        """The compiled (state, batch) -> (gradients by path, new model state, metrics)."""
+        return self._quickly(self._differentiated, self._state, self._batch)
 
     @cached_property
     def _apply(self) -> Any:
         """The compiled `apply`."""
-        s = self._state
-        # The loss may be of another dtype than the parameters.
-        _, metrics, _ = jax.eval_shape(self._updated, s, self._batch)
-        return self._quickly(self._moved, s, s.parameters, s.model_state, metrics["loss"])
+        made = self._gradients.out_info
+        (gradients, model_state, metrics), state = jax.tree.map(_shape, made), self._state
+        return self._quickly(self._moved, state, gradients, model_state, metrics["loss"])
 
 
 def reference(model: Model, *, optimizer: Any, microbatches: int, hardware: Hardware) -> Reference:
@@ -248,6 +244,11 @@ def _draws_or_counts(model: Model) -> bool:
 def _draws(model: Model) -> bool:
     """Whether a loss draws random numbers in training."""
     return any(eqn.primitive.name == "random_bits" for eqn, _ in equations(traced(model)))
+
+
+def _shape(made: Any) -> jax.ShapeDtypeStruct:
+    """What a compiled function gives, as a shape."""
+    return jax.ShapeDtypeStruct(made.shape, made.dtype)
 
 
 def _added(totals: dict, more: Mapping) -> dict:
