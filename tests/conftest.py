@@ -3,6 +3,8 @@
 JAX's strict dtype promotion is not on: optax's own bias correction multiplies a float by a count.
 """
 
+from tempfile import TemporaryDirectory
+
 import jax
 import pytest
 
@@ -18,7 +20,25 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # making code of fusions, which JAX 0.11 has no more, takes a third of the time; each worker has a
 # core, so that code made in parallel only adds to the work.
 OLDER = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}
-QUICK.update({**FEW_PASSES, **OLDER, "xla_cpu_parallel_codegen_split_count": 1})
+ONE_CORE = {"xla_cpu_parallel_codegen_split_count": 1}
+# Programs for described GPUs have most kernels in common: each is made once.
+folder = TemporaryDirectory()
+KERNELS = {
+    "xla_gpu_kernel_cache_file": f"{folder.name}/kernels",
+    "xla_gpu_enable_llvm_module_compilation_parallelism": True,
+}
+QUICK.update({**FEW_PASSES, **OLDER, **ONE_CORE, **KERNELS})
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """The tests of a file are run by one worker unless they say otherwise: they share much.
+
+    A model is then read once, and JAX compiles an operation once.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture
@@ -31,13 +51,6 @@ def own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(here)
     yield here
     jax.config.update("jax_persistent_cache_min_compile_time_secs", threshold)
-
-
-@pytest.fixture
-def leaks_checked():
-    """JAX looks for tracers that outlive their trace, slowly: for small steps alone."""
-    with jax.checking_leaks():
-        yield
 
 
 @pytest.fixture

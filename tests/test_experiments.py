@@ -1,13 +1,16 @@
 """Every experiment file walks, and its claims hold; the benchmarks give rows."""
 
 import json
+from functools import partial
 
 import pytest
 
 from experiments.benchmarks import alternate
+from jaxpar import case
 from jaxpar.cli.main import execute
 from jaxpar.cli.repository import benchmarks, experiments
 from jaxpar.experiment import Claim, walk
+from jaxpar.program.record import compile_step
 
 QUICK = ("data_parallel",)
 """Whose claims are checked at every change; those of the others are under the marker `claims`."""
@@ -24,15 +27,19 @@ def test_an_experiment_states_a_question_and_claims_that_need_rows(name):
     experiment = experiments().load(name)
     assert "?" in experiments().summary(name)
     assert experiment.cases and experiment.claims
-    for case in experiment.cases:
-        case.resolve()
+    for one in experiment.cases:
+        one.resolve()
     for claim in experiment.claims:
         assert claim.needs >= 1 and not claim.check(())
 
 
 @pytest.mark.parametrize("name", CLAIMED)
-def test_the_claims_of_an_experiment_hold(name, capsys, tmp_path):
+def test_the_claims_of_an_experiment_hold(name, capsys, tmp_path, monkeypatch):
     """`run NAME` ends with 0, every claim holds, and the rows are on disk."""
+    quickly = partial(compile_step, for_speed=False)
+    monkeypatch.setattr(
+        case, "compile_step", lambda step, hardware, for_speed: quickly(step, hardware=hardware)
+    )
     assert execute(["run", name, "--json", "--out", str(tmp_path)], program="jaxpar") == 0
     record = json.loads(capsys.readouterr().out)
     assert record["ok"] and all(claim["holds"] for claim in record["claims"])
@@ -78,6 +85,8 @@ def test_a_benchmark_gives_a_row_a_layout(name, monkeypatch):
     module = importlib.import_module(f"experiments.benchmarks.{name}")
     monkeypatch.setattr(alternate, "STEPS_A_ROUND", 1)
     monkeypatch.setattr(module, "LAYOUTS", module.LAYOUTS[-1:])
+    if hasattr(module, "compile_step"):
+        monkeypatch.setattr(module, "compile_step", partial(compile_step, for_speed=False))
     small = {"layers": 1, "width": 32, "heads": 8, "kv_heads": 8, "ffn": 64, "vocabulary": 32}
     small |= {"sequence": 16, "WIDTH": 24, "HIDDEN": 32, "VOCABULARY": 16}
     sizes = {name: small.get(name, size) for name, size in module.SIZES.items()}

@@ -171,18 +171,13 @@ def planned(layout, *, tied=False, **options):
     return lambda p, b: decoder_loss(p, b, **options), (params, batch), how
 
 
-@pytest.mark.parametrize("layout", decoder_layouts())
-def test_decoder_equals_one_device(layout):
-    loss, args, how = planned(layout)
-    assert_equals_one_device(loss, args, **how)
-
-
 @pytest.mark.parametrize(
     ("layout", "options"),
     [
         pytest.param("data x tensor", {"remat": True}, id="remat"),
         pytest.param("fsdp x tensor", {"remat": True, "drop": True}, id="remat and dropout"),
         pytest.param("fsdp", {"drop": True}, id="dropout"),
+        pytest.param("tensor", {}, id="plain"),
         pytest.param(
             "fsdp x tensor", {"gathered": True, "tied": True}, id="tied, labels looked up"
         ),

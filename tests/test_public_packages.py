@@ -1,5 +1,7 @@
 """Models from packages that never heard of jaxpar, as they are."""
 
+from functools import cache
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -13,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("ranks_promoted")
 CPU = jaxpar.HARDWARE.load("cpu")()
 
 
+@cache
 def resnet():
     """The ResNet-18 of flaxmodels, on small images."""
     flaxmodels = pytest.importorskip("flaxmodels")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from small import MODES, cpu, small_layout, small_model
-from test_traffic import FLOAT, H100, bytes_in, inspected, scalars
+from test_traffic import FLOAT, bytes_in, inspected, on_h100, scalars
 
 from jaxpar.case import load_strategy
 from jaxpar.core.errors import LayoutError, RequestError
@@ -161,7 +161,7 @@ def placed_bytes(layout) -> int:
         ("cpu", "auto", "none", 4),
         ("cpu", "manual", "none", 4),
         ("cpu", "auto", "full", 6),
-        pytest.param("h100", "auto", "none", 4, marks=H100.marks),
+        on_h100("expert+data", "auto", "none", 4),
     ],
 )
 def test_tokens_travel_to_their_experts_and_back(hardware, mode, remat, times):

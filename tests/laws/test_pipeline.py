@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from small import cpu, small_layout, small_model, small_strategy
-from test_traffic import HARDWARES, needs_gpu_compiler
+from test_traffic import needs_gpu_compiler, on_h100
 
 from jaxpar.case import load_strategy
 from jaxpar.core.catalogue import HARDWARE, SCHEDULES
@@ -142,7 +142,7 @@ def bytes_in(inspection, kind: str, *axes: str) -> int:
     [
         ("cpu", "gpipe"),
         ("cpu", "interleaved"),
-        pytest.param("h100", "one_f_one_b", marks=needs_gpu_compiler),
+        on_h100("pipeline", "one_f_one_b"),
     ],
 )
 def test_neighbours_pass_on_one_microbatchs_activation_a_tick(hardware, schedule):
@@ -162,7 +162,7 @@ def test_neighbours_pass_on_one_microbatchs_activation_a_tick(hardware, schedule
     assert inspection.ok and all(row.exact for row in inspection.collectives)
 
 
-@pytest.mark.parametrize("hardware", HARDWARES)
+@pytest.mark.parametrize("hardware", ["cpu", on_h100("tensor+pipeline")])
 def test_a_stage_sums_what_its_layers_sum_once_a_microbatch(hardware):
     """Tensor parallelism in two stages: each stage's half of 4 L sums, and one end of the rest.
 

@@ -4,10 +4,12 @@ On a described H100's programs, since XLA for CPUs spells a reduce-scatter as an
 slice. The counts are worked out by hand; only the program is the compiler's.
 """
 
-import pytest
-from test_traffic import FLOAT, H100, bytes_in, inspected
+from itertools import product
 
-MESHES = {"sequence": "model=8", "fsdp+sequence": "data=4,model=2"}
+import pytest
+from test_traffic import FLOAT, bytes_in, inspected, on_h100
+
+STRATEGIES = ("sequence", "fsdp+sequence")
 # (activations summed by tensor, scattered, gathered): a layer, and beside the layers.
 COUNTS = {"none": ((4, 4, 4), (2, 2, 2)), "full": ((5, 5, 6), (2, 2, 2))}
 """With everything kept: two a layer forward and two backward, one after the embedding and one
@@ -23,14 +25,12 @@ def sized(inspection) -> tuple[int, int]:
     return positions * model.config.width, positions
 
 
-@pytest.mark.parametrize("remat", COUNTS)
-@pytest.mark.parametrize("strategy", MESHES)
-@pytest.mark.parametrize("hardware", [H100])
+@pytest.mark.parametrize(
+    ("hardware", "strategy", "remat"), [on_h100(s, s, r) for s, r in product(STRATEGIES, COUNTS)]
+)
 def test_scatters_and_gathers_stand_where_tensor_parallelism_sums(hardware, strategy, remat):
     """Over model: as many bytes scattered, and gathered, as tensor parallelism all-reduces."""
-    inspection = inspected(
-        "transformer", strategy, hardware=hardware, mesh=MESHES[strategy], remat=remat
-    )
+    inspection = inspected("transformer", strategy, hardware=hardware, remat=remat)
     layers = inspection.layout.model.config.layers
     activation, _ = sized(inspection)
     _, scattered, gathered = (layers * a + b for a, b in zip(*COUNTS[remat], strict=True))
@@ -39,24 +39,23 @@ def test_scatters_and_gathers_stand_where_tensor_parallelism_sums(hardware, stra
     assert inspection.ok
 
 
-@pytest.mark.parametrize("remat", COUNTS)
-@pytest.mark.parametrize("hardware", [H100])
+@pytest.mark.parametrize(("hardware", "remat"), [on_h100("tensor", remat) for remat in COUNTS])
 def test_tensor_parallelism_sums_what_it_is_compared_with(hardware, remat):
     """The other half of the comparison: the same model's all-reduces, without the split residual.
 
     Five numbers a position are left over, for the loss over a split vocabulary.
     """
-    inspection = inspected("transformer", "tensor", hardware=hardware, mesh="model=8", remat=remat)
+    inspection = inspected("transformer", "tensor", hardware=hardware, remat=remat)
     layers = inspection.layout.model.config.layers
     activation, position = sized(inspection)
     (a, _, _), (b, _, _) = COUNTS[remat]
     assert bytes_in(inspection, axis="model") == (layers * a + b) * activation + 5 * position
 
 
-@pytest.mark.parametrize("hardware", [H100])
+@pytest.mark.parametrize("hardware", [on_h100("sequence")])
 def test_what_is_all_reduced_is_the_loss_and_the_norms_gradients(hardware):
     """Five numbers a position for a split vocabulary, and a vector of the width for each norm."""
-    inspection = inspected("transformer", "sequence", hardware=hardware, mesh="model=8")
+    inspection = inspected("transformer", "sequence", hardware=hardware)
     config = inspection.layout.model.config
     norms = (2 * config.layers + 1) * config.width * FLOAT
     _, position = sized(inspection)

@@ -17,6 +17,7 @@ from small import (
     kinds_of_model,
     mesh_for,
     small_layout,
+    small_model,
 )
 
 from jaxpar.core.catalogue import HARDWARE
@@ -37,25 +38,34 @@ def has_gpu_compiler() -> bool:
 needs_gpu_compiler = pytest.mark.skipif(
     not has_gpu_compiler(), reason="needs XLA's GPU compiler: pip install jax[cuda13-local]"
 )
-H100 = pytest.param("h100", marks=needs_gpu_compiler)
-HARDWARES = ("cpu", H100)
+
+
+def on_h100(strategy, *more):
+    """A case on a described H100; one worker compiles those of a strategy, which share programs."""
+    marks = (needs_gpu_compiler, pytest.mark.xdist_group(f"{strategy} on h100"))
+    return pytest.param("h100", *more, marks=marks)
 
 
 def on_hardware(cases):
-    """Each case (model first) on simulated devices, and the decoder's on a described H100 too.
+    """Each case (model, strategy, ...) on simulated devices, the decoder's on described H100s too.
 
     What differs between the two is how XLA spells collectives, whatever the model.
     """
     cases = list(cases)
-    described = [
-        pytest.param("h100", *c, marks=needs_gpu_compiler) for c in cases if c[0] == DECODER
-    ]
-    return [("cpu", *c) for c in cases] + described
+    return [("cpu", *c) for c in cases] + [on_h100(c[1], *c) for c in cases if c[0] == DECODER]
+
+
+def on_both(strategies, *more):
+    """Each strategy, with each of the tuples `more`, on simulated devices and described H100s."""
+    cases = list(product(strategies, *more))
+    return [("cpu", *c) for c in cases] + [on_h100(c[0], *c) for c in cases]
 
 
 def inspected(model, strategy, *, hardware="cpu", mesh=BOTH, mode="auto", microbatches=1, **fields):
     """What the small model's compiled step holds and communicates; each is compiled once."""
-    return _inspected(model, strategy, hardware, mesh, mode, microbatches, tuple(fields.items()))
+    config = small_model(model).config
+    changes = [(name, x) for name, x in fields.items() if getattr(config, name) != x]
+    return _inspected(model, strategy, hardware, mesh, mode, microbatches, tuple(changes))
 
 
 @cache
@@ -102,14 +112,14 @@ def statistics_bytes(inspection) -> tuple[int, int]:
     return state, 2 * state
 
 
-@needs_gpu_compiler
 @pytest.mark.parametrize(
-    ("strategy", "mode"), [(s, mode) for model, s, mode in crossed() if model == DECODER]
+    ("hardware", "strategy", "mode"),
+    [on_h100(s, s, mode) for model, s, mode in crossed() if model == DECODER],
 )
-def test_a_strategys_collectives_on_gpus_are_those_it_states(strategy, mode):
+def test_a_strategys_collectives_on_gpus_are_those_it_states(hardware, strategy, mode):
     """On simulated devices `test_numbers` holds this, of the programs whose numbers it compares."""
     mesh = mesh_for(strategy)
-    assert_as_stated(inspected(DECODER, strategy, hardware="h100", mesh=mesh, mode=mode))
+    assert_as_stated(inspected(DECODER, strategy, hardware=hardware, mesh=mesh, mode=mode))
 
 
 @pytest.mark.parametrize(
@@ -128,9 +138,9 @@ def test_data_parallelism_all_reduces_the_parameters_bytes(hardware, model, stra
     assert bytes_in(inspection, axis="data") == bytes_in(inspection, "all-reduce", "data")
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("strategy", ["tensor", "hybrid", "fsdp+tensor"])
-@pytest.mark.parametrize("hardware", HARDWARES)
+@pytest.mark.parametrize(
+    ("hardware", "strategy", "mode"), on_both(["tensor", "hybrid", "fsdp+tensor"], MODES)
+)
 def test_tensor_parallelism_sums_activations_and_nothing_else(hardware, strategy, mode):
     """Over model, of a decoder with L layers: 4 L + 2 sums of (batch, sequence, width).
 
@@ -176,7 +186,7 @@ def test_fsdp_gathers_layers_twice_and_scatters_gradients_once(hardware, model, 
     assert least < more <= most + scalars(inspection)
 
 
-@pytest.mark.parametrize("hardware", HARDWARES)
+@pytest.mark.parametrize("hardware", ["cpu", on_h100("loop")])
 def test_collectives_in_a_loop_count_as_often_as_it_runs(hardware):
     """Nine layers gather nine times, through a loop that runs fewer times than that.
 

@@ -37,7 +37,7 @@ def verb(options: Options, screen: Screen) -> int:
             compared.append(Compared(text, None, str(one)))
             continue
         with screen.doing(f"compiling {text}, {number} of {len(named)}"):
-            compared.append(Compared(text, inspect(one.compile())))
+            compared.append(Compared(text, inspect(one.compile(for_speed=False))))
     show_comparison(screen, model, compared)
     rows = [
         {"layout": one.name}

@@ -23,7 +23,7 @@ def verb(options: Options, screen: Screen) -> int:
     started = time.perf_counter()
     asked = options.case.resolve()
     with screen.doing(compiling(asked)):
-        program = asked.compile()
+        program = asked.compile(for_speed=False)
         inspection = inspect(program, is_strict=options.lint == "error")
     show_layout(screen, asked.layout, asked.hardware)
     show_dims(screen, asked.layout)
