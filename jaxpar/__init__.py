@@ -1,5 +1,6 @@
 """jaxpar: try, see, prove and choose how a Flax model is split over many devices."""
 
+from jaxpar import data as data
 from jaxpar.case import Case as Case
 from jaxpar.case import Resolved as Resolved
 from jaxpar.core import hooks as hooks
@@ -10,7 +11,6 @@ from jaxpar.core.catalogue import STRATEGIES as STRATEGIES
 from jaxpar.core.errors import LayoutError as LayoutError
 from jaxpar.core.errors import RequestError as RequestError
 from jaxpar.core.mesh import MeshShape as MeshShape
-from jaxpar.data import iterable as iterable
 from jaxpar.data.record import Dataset as Dataset
 from jaxpar.experiment import Claim as Claim
 from jaxpar.experiment import Experiment as Experiment

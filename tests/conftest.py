@@ -10,7 +10,7 @@ import pytest
 
 from jaxpar.core.jax_compat import setting
 from jaxpar.program.configuration import prefer_cpu
-from jaxpar.program.record import FEW_PASSES, QUICK
+from jaxpar.program.quick import FEW_PASSES, QUICK
 
 prefer_cpu()
 jax.config.update("jax_num_cpu_devices", 16)

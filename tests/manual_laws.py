@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxpar.program.record import QUICK
+from jaxpar.program.quick import QUICK
 from jaxpar.spmd import trace
 
 # Measured worst over all float64 tests: 3e-15 relative to the leaf's largest gradient.

@@ -15,7 +15,7 @@ from small import small_layout
 
 from jaxpar.core.errors import LayoutError, RequestError
 from jaxpar.inference.probe import probe_batch
-from jaxpar.program.record import QUICK
+from jaxpar.program.quick import QUICK
 from jaxpar.step.make_step import make_step
 
 ALONE = "data=1"

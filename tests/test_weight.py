@@ -14,8 +14,8 @@ from small import cpu
 import jaxpar
 from jaxpar.case import load_strategy
 from jaxpar.inference.traced import traced_loss
-from jaxpar.program.in_parts import reason_against_parts
-from jaxpar.program.record import QUICK
+from jaxpar.program.in_parts import InParts, in_parts
+from jaxpar.program.quick import QUICK
 
 ROWS = 8
 
@@ -158,7 +158,7 @@ def test_a_mean_weighs_what_it_is_a_mean_over(name):
     assert float(mean.weight) == pytest.approx(weight, rel=1e-6)
     if name != "dropout":
         assert float(mean.value) == pytest.approx(float(loss(module, batch())), rel=1e-5)
-    assert reason_against_parts(model, cpu()) == ""
+    assert in_parts(model, cpu()).reason == ""
 
 
 @pytest.mark.parametrize("name", NO_MEANS)
@@ -240,7 +240,7 @@ def test_parts_weighed_by_rows_are_convicted(monkeypatch):
 
     monkeypatch.setattr(traced, "weighed", lambda traced, parameters: traced)
     model = jaxpar.model(Net, WEIGHTS["mask"][1], batch())
-    assert "its loss of a batch is" in reason_against_parts(model, cpu())
+    assert "its loss of a batch is" in in_parts(model, cpu()).reason
 
 
 def test_metrics_have_weights_of_their_own():
@@ -262,3 +262,24 @@ def test_metrics_have_weights_of_their_own():
         program = jaxpar.compile_step(step, hardware=cpu(), for_speed=False)
         found.append(program.gradients(program.init(0), program.place(batch()))[2]["right"])
     assert float(found[0]) == pytest.approx(float(found[1]), rel=1e-5)
+
+
+def test_a_metric_that_is_no_mean_is_said_where_it_is_had_in_parts():
+    """In a step of microbatches, and over the batches of a test split; the loss is as ever."""
+
+    def loss(net, b):
+        close = each(net, b) < 9
+        return each(net, b).mean(), {"close": close.sum(), "near": close.mean()}
+
+    model = model_of(Net, loss)
+    assert in_parts(model, cpu()) == InParts(metrics=("close",))
+    data = jaxpar.data.iterable.dataset([batch()], test=[batch(), batch()])
+    layout = jaxpar.lay_out(model, strategy="data", mesh="data=2")
+    step = jaxpar.make_step(layout, microbatches=2)
+    program = jaxpar.compile_step(step, hardware=cpu(), for_speed=False)
+    outcome = jaxpar.train(program, data, jaxpar.Training(steps=1))
+    assert outcome.notes == (
+        "metric 'close' is no mean over rows: it is of a step the mean over its 2 microbatches",
+        "metric 'close' is no mean over rows: it is of the test split the mean over its batches of "
+        "8 rows",
+    )

@@ -17,14 +17,14 @@ Source = Iterable[Batch] | Callable[[], Iterable[Batch]]
 
 
 def dataset(
-    batches: Source, *, vocabulary: int, test: Source | None = None, unit: str = "examples"
+    batches: Source, *, vocabulary: int = 1, test: Source | None = None, unit: str = "examples"
 ) -> Dataset:
     """Return `batches` as training steps 0, 1, ..., and `test` as the walk of an evaluation.
 
     A function without arguments that returns a fresh iterator can also go back, and starts over
     when it ends. Without `test` there is no evaluation. A missing `weight` is added: ones, for each
     example, or for each of `tokens`. The first batch is read now, to know the fields; `train_size`
-    and `test_size` are None.
+    and `test_size` are None. `vocabulary` is how many ids there are, in data that has ids.
     """
     if test is not None and not callable(test) and not isinstance(test, Iterable):
         raise DataError(f"test is a {type(test).__name__}. Give a list of batches, or a function.")

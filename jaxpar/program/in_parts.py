@@ -8,6 +8,7 @@ with the whole: the loss and its whole gradient, in float64, with random draws h
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -31,8 +32,21 @@ TOLERANCE = 1e-6
 """Relative difference that float64 never makes of one loss, and another loss nearly always does."""
 
 
-def reason_against_parts(model: Model, hardware: Hardware) -> str:
-    """Why a plain model's loss cannot be had in parts; "" if it can, or was not written plainly.
+@dataclass(frozen=True)
+class InParts:
+    """What a loss and its metrics are in parts of a batch.
+
+    Attributes:
+        reason: why the loss is another one then; "" if it is not.
+        metrics: names of those whose mean over parts is not that of the whole.
+    """
+
+    reason: str = ""
+    metrics: tuple[str, ...] = ()
+
+
+def in_parts(model: Model, hardware: Hardware) -> InParts:
+    """What a plain model's loss and metrics are in parts; nothing of one not written plainly.
 
     A model too large to be tried is taken at its word.
 
@@ -41,7 +55,7 @@ def reason_against_parts(model: Model, hardware: Hardware) -> str:
         hardware: that something can be run on.
     """
     if not model.units or sum(a.size for a in _shapes(model).values()) > MOST_ELEMENTS:
-        return ""
+        return InParts()
     key = ("in parts", hardware.name)
     if key not in model.traced:
         with jax.enable_x64(True):
@@ -68,7 +82,7 @@ def check_parts(step: Step, hardware: Hardware) -> None:
         what, instead = f"a replica's own rows under strategy '{strategy.name}'", "strategy 'data'"
     else:
         return
-    if reason := reason_against_parts(model, hardware):
+    if reason := in_parts(model, hardware).reason:
         raise RequestError(
             f"model '{model.name}': {reason}, so that with {what} it would be another loss: use "
             f"{instead}, or return a mean over rows, divided last by a sum over the batch such as "
@@ -87,49 +101,52 @@ def _keeps_statistics(model: Model) -> bool:
     )
 
 
-def _tried(model: Model) -> str:
-    """The reason, of a model in float64."""
+def _tried(model: Model) -> InParts:
+    """What is found of a model in float64."""
     half = max(1, min(model.batch_size, MOST_ROWS) // 2)
     batch = probe_batch(model.with_batch_size(2 * half), seed=0)
     try:
         whole, part = (_gradient(model.with_batch_size(rows)) for rows in (2 * half, half))
     except RequestError as error:
-        return f"its loss takes no other number of rows ({error})"
+        return InParts(f"its loss takes no other number of rows ({error})")
     parts = take_apart(build(model, 0), model.trainable)
     parameters = {p: np.asarray(v) for p, v in values_of(parts.parameters).items()}
     held = nudged(parameters, seed=0), values_of(parts.state)
     means = [part(*held, {n: x[k::2] for n, x in batch.items()}) for k in (0, 1)]
     right = whole(*held, batch)
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(right)):
-        return ""  # verify says so, with its own sentence
-    mean, gradient = jax.tree.map(jnp.add, *means)
-    if _differ([mean.value], [right[0].value]):
-        return f"its loss of a batch is {right[0].value:.6g} and of its halves {mean.value:.6g}"
+        return InParts()  # verify says so, with its own sentence
+    mean, metrics, gradient = jax.tree.map(jnp.add, *means)
+    of_whole, right_metrics, right_gradient = right
+    others = tuple(n for n, m in metrics.items() if _differ([m.value], [right_metrics[n].value]))
+    if _differ([mean.value], [of_whole.value]):
+        reason = f"its loss of a batch is {of_whole.value:.6g} and of its halves {mean.value:.6g}"
+        return InParts(reason, others)
     both = [g / mean.divisor for g in jax.tree.leaves(gradient)]
-    if _differ(both, [g / right[0].divisor for g in jax.tree.leaves(right[1])]):
-        return "the gradient of a batch is not that of its halves together"
-    return ""
+    if _differ(both, [g / of_whole.divisor for g in jax.tree.leaves(right_gradient)]):
+        return InParts("the gradient of a batch is not that of its halves together", others)
+    return InParts(metrics=others)
 
 
 def _gradient(model: Model) -> Any:
-    """(parameters, state, batch) -> (the loss as a Mean, gradient of its total)."""
+    """(parameters, state, batch) -> (the loss, the metrics, the gradient of the loss's total)."""
     traced = traced_loss(model)
 
     def function(parameters, state, batch):
         def total(parameters):
-            loss = _still(traced, parameters, state, batch)
-            return loss.total, loss
+            loss, metrics = _still(traced, parameters, state, batch)
+            return loss.total, (loss, metrics)
 
-        gradient, loss = jax.grad(total, has_aux=True)(parameters)
-        return loss, gradient
+        gradient, means = jax.grad(total, has_aux=True)(parameters)
+        return *means, gradient
 
     return jax.jit(function)
 
 
 def _still(traced: TracedLoss, parameters: Mapping, state: Mapping, batch: Mapping) -> Any:
-    """The loss with no random draw in it: all bits are zero."""
+    """The loss and the metrics with no random draw in them: all bits are zero."""
     args = traced.flat(parameters, state, batch, jax.random.key(0))
-    return traced.unflat(_Still().run(traced.closed.jaxpr, traced.closed.consts, args))[0]
+    return traced.unflat(_Still().run(traced.closed.jaxpr, traced.closed.consts, args))[:2]
 
 
 class _Still(Interpreter):

@@ -22,18 +22,10 @@ from jaxpar.jaxprs.equations import refuse_overflow
 from jaxpar.program.configuration import refuse_settings, uncached
 from jaxpar.program.devices import device_mesh, refuse_to_run
 from jaxpar.program.in_parts import check_parts
+from jaxpar.program.quick import FEW_PASSES, QUICK
 from jaxpar.program.warnings import XlaWarning, compile_quietly, compile_with_warnings
 from jaxpar.step.make_step import make_step
 from jaxpar.step.record import State, Step
-
-QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0}
-"""For code run once, or on devices that are not there never: the same program, machine code sooner.
-
-On simulated devices it takes a fifth of the time.
-"""
-
-FEW_PASSES: dict[str, Any] = {"xla_llvm_disable_expensive_passes": True}
-"""What leaves still more out, for a probe on simulated devices, run once."""
 
 
 @dataclass(frozen=True)
@@ -264,19 +256,6 @@ class Program:
         lowered = self._lowered(function, *arguments)
         options = {**QUICK, **more} if self.hardware.kind == "simulated" else None
         return compile_quietly(lambda: self._asked(lowered, options))
-
-
-def compile_quickly(hardware: Hardware, function: Any, *arguments: Any) -> Any:
-    """A jitted function compiled to run a few times.
-
-    Args:
-        hardware: that it runs on.
-        function: what jax.jit gives.
-        arguments: abstract ones.
-    """
-    lowered = function.lower(*arguments)
-    options = {**QUICK, **FEW_PASSES} if hardware.kind == "simulated" else None
-    return compile_quietly(lambda: lowered.compile(options))
 
 
 def compile_step(step: Step, *, hardware: Hardware | str, for_speed: bool = True) -> Program:

@@ -1,7 +1,7 @@
 """The test split: every example counted once, also those of a last batch that is smaller."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from jaxpar.core.errors import RequestError
 from jaxpar.data.record import Batch, Dataset
 from jaxpar.inference.traced import traced_loss
 from jaxpar.models.record import Mean
-from jaxpar.program.in_parts import reason_against_parts
+from jaxpar.program.in_parts import InParts, in_parts
 from jaxpar.program.record import Program
 from jaxpar.runtime.reading import read_test
 from jaxpar.step.record import State
@@ -46,12 +46,30 @@ def evaluation_notes(program: Program, data: Dataset) -> tuple[str, ...]:
     model = program.step.layout.model
     notes = list(traced_loss(model, train=False).says)
     several = len(list(zip(read_test(data, model, rows=slice(0, 1)), range(2), strict=False))) > 1
-    if several and (reason := reason_against_parts(model, program.hardware)):
-        notes.append(
-            f"{reason}: the loss of the test split is the mean over its batches of "
-            f"{model.batch_size} rows"
-        )
+    found = in_parts(model, program.hardware) if several else InParts()
+    over = f"over its batches of {model.batch_size} rows"
+    if found.reason:
+        notes.append(f"{found.reason}: the loss of the test split is the mean {over}")
+    if found.metrics:
+        notes.append(f"{_no_means(found.metrics)} of the test split the mean {over}")
     return tuple(notes)
+
+
+def training_notes(program: Program) -> tuple[str, ...]:
+    """What a person should know of the metrics of a step, a sentence each."""
+    parts = program.step.microbatches
+    found = in_parts(program.step.layout.model, program.hardware) if parts > 1 else InParts()
+    if not found.metrics:
+        return ()
+    return (f"{_no_means(found.metrics)} of a step the mean over its {parts} microbatches",)
+
+
+def _no_means(metrics: Sequence[str]) -> str:
+    """The beginning of a sentence about metrics that are no means over rows."""
+    names = ", ".join(f"'{name}'" for name in metrics)
+    if len(metrics) == 1:
+        return f"metric {names} is no mean over rows: it is"
+    return f"metrics {names} are no means over rows: they are"
 
 
 def bits(loss: float, data: Dataset) -> dict[str, float]:

@@ -11,8 +11,8 @@ class Outcome:
     """What training came to; `seconds` is from the first step to the last evaluation.
 
     `first` and `last` are the metrics of the first and last step, `test` those of the test split,
-    empty where the data has none. `notes` are what a person should know of the test, a sentence
-    each.
+    empty where the data has none. `notes` are what a person should know of these figures, a
+    sentence each.
     """
 
     steps: int

@@ -23,7 +23,7 @@ from jaxpar.layout.record import Layout
 from jaxpar.models.pieces import pieces_of
 from jaxpar.optimizers.record import Optimizer, Recipe, check_counts, make_optimizer
 from jaxpar.program.record import Program
-from jaxpar.runtime.evaluate import evaluate, evaluation_notes
+from jaxpar.runtime.evaluate import evaluate, evaluation_notes, training_notes
 from jaxpar.runtime.outcome import Outcome, TrainingStopped
 from jaxpar.runtime.reading import check_data, read_batch
 from jaxpar.step.loss_scale import check_scale
@@ -112,8 +112,9 @@ def train(
         with jax.transfer_guard("disallow"):
             run.steps()
             run.last_test()
+        run.notes = training_notes(program)
         if run.test:
-            run.notes = evaluation_notes(program, data)
+            run.notes += evaluation_notes(program, data)
     except Exception as error:  # of a person's data or `watch`, or of the disk
         if run.done == run.begun:
             raise

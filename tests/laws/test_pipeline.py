@@ -18,7 +18,8 @@ from jaxpar.layout.lay_out import lay_out
 from jaxpar.layout.stages import schedule_for
 from jaxpar.measures.inspect import inspect
 from jaxpar.measures.verify.verify import verify
-from jaxpar.program.record import QUICK, compile_step
+from jaxpar.program.quick import QUICK
+from jaxpar.program.record import compile_step
 from jaxpar.step.make_step import make_step
 from jaxpar.step.pipeline import staged, take_apart
 from jaxpar.step.pipeline.timetable import timetable

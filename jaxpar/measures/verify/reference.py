@@ -28,7 +28,7 @@ from jaxpar.measures.verify.states import put
 from jaxpar.models.modules import Parts, build, take_apart, values_of
 from jaxpar.models.record import Model
 from jaxpar.program.devices import device_mesh
-from jaxpar.program.record import compile_quickly
+from jaxpar.program.quick import compile_quickly
 from jaxpar.step.own_tree import OwnTree
 from jaxpar.step.record import State
 
