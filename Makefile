@@ -15,7 +15,7 @@ run: $(VENV)/installed
 test: lint laws
 
 laws: $(VENV)/installed
-	$(PY) -m pytest -q --numprocesses=2 --dist=loadgroup --durations=10
+	$(PY) -m pytest -q --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=10
 
 claims: $(VENV)/installed
 	$(PY) -m pytest -q -m claims tests

@@ -3,6 +3,7 @@
 JAX's strict dtype promotion is not on: optax's own bias correction multiplies a float by a count.
 """
 
+import gc
 from tempfile import TemporaryDirectory
 
 import jax
@@ -29,16 +30,8 @@ KERNELS = {
 }
 QUICK.update({**FEW_PASSES, **OLDER, **ONE_CORE, **KERNELS})
 
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """The tests of a file are run by one worker unless they say otherwise: they share much.
-
-    A model is then read once, and JAX compiles an operation once.
-    """
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+# What JAX traces is many small objects, most of which are kept: to look through them costs a tenth.
+gc.set_threshold(200_000, 20, 100)
 
 
 @pytest.fixture

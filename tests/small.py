@@ -9,15 +9,14 @@ from functools import cache
 from itertools import cycle
 from typing import Any
 
-import pytest
-
 from jaxpar.case import load_strategy
 from jaxpar.core.catalogue import HARDWARE, MODELS, STRATEGIES
 from jaxpar.core.errors import LayoutError
 from jaxpar.core.mesh import ALWAYS, MeshShape
 from jaxpar.layout.lay_out import lay_out
 from jaxpar.layout.record import Layout
-from jaxpar.measures.inspect import Inspection
+from jaxpar.measures.faults import traffic_faults
+from jaxpar.measures.traffic import TrafficRow
 from jaxpar.models.record import Model
 from jaxpar.step.own_tree import OwnTree
 from jaxpar.strategies.record import Strategy
@@ -136,20 +135,11 @@ def crossed() -> list[tuple[str, str, str]]:
     ]
 
 
-def together(cases: list[tuple[str, str, str]]) -> list[Any]:
-    """The cases (model first), those of a model marked to be run by one worker.
-
-    What they are compared with is the model on one device, which is then compiled once.
-    """
-    return [pytest.param(*case, marks=pytest.mark.xdist_group(case[0])) for case in cases]
-
-
-def assert_as_stated(inspection: Inspection) -> None:
+def assert_as_stated(layout: Layout, rows: tuple[TrafficRow, ...], mode: str) -> None:
     """Every kind that a strategy must cause over an axis is there, and none that it never may."""
-    assert inspection.faults == ()
-    stated = inspection.layout.strategy
-    for axis in inspection.layout.mesh.axes:
-        rows = (*inspection.collectives, *inspection.averaging)
+    assert traffic_faults(layout, rows, mode) == ()
+    stated = layout.strategy
+    for axis in layout.mesh.axes:
         here = [row for row in rows if axis in row.axes]
         kinds = {kind for row in here for kind in row.kinds}
         never = stated.never.get(axis, frozenset())

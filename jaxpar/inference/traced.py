@@ -6,6 +6,7 @@ as the paths of its arguments. Whoever lays out, differentiates, types or compil
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -41,19 +42,24 @@ def traced_loss(model: Model, *, train: bool = True) -> TracedLoss:
     """
     about = _about(model, train)
     if model.annotate is None:
-        return _once(model, about, lambda: _trace(model, module_of(model), train))
-    return _once(model, (*about, _known(model.annotate)), lambda: _annotated(model, train))
+        return once(model, about, lambda: _trace(model, module_of(model), train))
+    return once(model, (*about, _known(model.annotate)), lambda: _annotated(model, train))
 
 
 def remember(model: Model, traced: TracedLoss) -> None:
     """Let `traced` be what the model's loss is in training, before it is annotated."""
-    _once(model, _about(model, True), lambda: traced)
+    once(model, _about(model, True), lambda: traced)
+
+
+def loss_of_rows(model: Model) -> tuple[Any, ...]:
+    """What a loss of a batch is known by, among all that is kept of a model."""
+    fields = tuple((name, f.shape, f.dtype) for name, f in model.batch.items())
+    return ("loss", _known(model.loss), model.hooks, fields)
 
 
 def _about(model: Model, train: bool) -> tuple[Any, ...]:
     """What a trace of a model's loss depends on."""
-    fields = tuple((name, f.shape, f.dtype) for name, f in model.batch.items())
-    return ("loss", _known(model.loss), model.hooks, fields, train)
+    return (*loss_of_rows(model), train)
 
 
 def _annotated(model: Model, train: bool) -> TracedLoss:
@@ -66,11 +72,11 @@ def _annotated(model: Model, train: bool) -> TracedLoss:
 
 def module_of(model: Model) -> Parts:
     """The model's module taken apart, its arrays as shapes; built when it is first asked for."""
-    return _once(model, ("module",), lambda: abstract(model))
+    return once(model, ("module",), lambda: abstract(model))
 
 
-def _once(model: Model, about: tuple[Any, ...], make) -> Any:
-    """What `make` gives, made once for a model and whatever else it depends on."""
+def once(model: Model, about: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    """What `make` gives, made once for a model's module, a precision, and `about` what it is."""
     build = (_known(model.build), _known(model.trainable), model.compute_dtype)
     key = (*about, *build, setting("jax_enable_x64"))
     if key not in model.traced:

@@ -82,9 +82,7 @@ SIZES: dict[str, Any] = {"sequence": 64, "kv_heads": 4, "unroll": 1, "layers": 3
 WAYS = 4
 
 
-@pytest.mark.parametrize(
-    ("hardware", "remat", "trips"), [on_h100("ring", "none", 3), on_h100("ring", "full", 4)]
-)
+@pytest.mark.parametrize(("hardware", "remat", "trips"), [on_h100("none", 3), on_h100("full", 4)])
 def test_a_ring_sends_keys_and_values_round_and_their_gradients_home(hardware, remat, trips):
     """Over model: 3 (n - 1) P a layer, or 4 where forward is made again; P keys and values.
 
@@ -103,7 +101,7 @@ def test_a_ring_sends_keys_and_values_round_and_their_gradients_home(hardware, r
     assert inspection.ok
 
 
-@pytest.mark.parametrize("hardware", [on_h100("ulysses")])
+@pytest.mark.parametrize("hardware", [on_h100()])
 def test_ulysses_sends_queries_keys_values_and_results_there_and_back(hardware):
     """Over model: 2 (2 Q + P) a layer, with Q the bytes of a device's queries."""
     inspection = traffic(laid_out("ulysses", f"model={WAYS}", **SIZES), hardware)

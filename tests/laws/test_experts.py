@@ -161,7 +161,7 @@ def placed_bytes(layout) -> int:
         ("cpu", "auto", "none", 4),
         ("cpu", "manual", "none", 4),
         ("cpu", "auto", "full", 6),
-        on_h100("expert+data", "auto", "none", 4),
+        on_h100("auto", "none", 4),
     ],
 )
 def test_tokens_travel_to_their_experts_and_back(hardware, mode, remat, times):

@@ -129,7 +129,6 @@ def prove(optimizer, strategy, mesh):
 
 @pytest.mark.parametrize(("strategy", "mesh"), LAYOUTS)
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: "-".join(group)[:20])
-@pytest.mark.xdist_group("attention")
 def test_optimizers_compute_what_they_do_on_one_device(group, strategy, mesh):
     """Two updates, weights and optimizer state sharded, a fused matrix in pieces."""
     prove(together(group), strategy, mesh)

@@ -143,7 +143,7 @@ def bytes_in(inspection, kind: str, *axes: str) -> int:
     [
         ("cpu", "gpipe"),
         ("cpu", "interleaved"),
-        on_h100("pipeline", "one_f_one_b"),
+        on_h100("one_f_one_b"),
     ],
 )
 def test_neighbours_pass_on_one_microbatchs_activation_a_tick(hardware, schedule):
@@ -163,7 +163,7 @@ def test_neighbours_pass_on_one_microbatchs_activation_a_tick(hardware, schedule
     assert inspection.ok and all(row.exact for row in inspection.collectives)
 
 
-@pytest.mark.parametrize("hardware", ["cpu", on_h100("tensor+pipeline")])
+@pytest.mark.parametrize("hardware", ["cpu", on_h100()])
 def test_a_stage_sums_what_its_layers_sum_once_a_microbatch(hardware):
     """Tensor parallelism in two stages: each stage's half of 4 L sums, and one end of the rest.
 

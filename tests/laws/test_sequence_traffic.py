@@ -26,7 +26,7 @@ def sized(inspection) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(
-    ("hardware", "strategy", "remat"), [on_h100(s, s, r) for s, r in product(STRATEGIES, COUNTS)]
+    ("hardware", "strategy", "remat"), [on_h100(s, r) for s, r in product(STRATEGIES, COUNTS)]
 )
 def test_scatters_and_gathers_stand_where_tensor_parallelism_sums(hardware, strategy, remat):
     """Over model: as many bytes scattered, and gathered, as tensor parallelism all-reduces."""
@@ -39,7 +39,7 @@ def test_scatters_and_gathers_stand_where_tensor_parallelism_sums(hardware, stra
     assert inspection.ok
 
 
-@pytest.mark.parametrize(("hardware", "remat"), [on_h100("tensor", remat) for remat in COUNTS])
+@pytest.mark.parametrize(("hardware", "remat"), [on_h100(remat) for remat in COUNTS])
 def test_tensor_parallelism_sums_what_it_is_compared_with(hardware, remat):
     """The other half of the comparison: the same model's all-reduces, without the split residual.
 
@@ -52,7 +52,7 @@ def test_tensor_parallelism_sums_what_it_is_compared_with(hardware, remat):
     assert bytes_in(inspection, axis="model") == (layers * a + b) * activation + 5 * position
 
 
-@pytest.mark.parametrize("hardware", [on_h100("sequence")])
+@pytest.mark.parametrize("hardware", [on_h100()])
 def test_what_is_all_reduced_is_the_loss_and_the_norms_gradients(hardware):
     """Five numbers a position for a split vocabulary, and a vector of the width for each norm."""
     inspection = inspected("transformer", "sequence", hardware=hardware)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jaxpar.inference.traced import checked, module_of
+from jaxpar.inference.traced import checked, loss_of_rows, module_of, once
 from jaxpar.models.modules import Parts, take_apart, values_of
 from jaxpar.models.record import Model
 
@@ -35,11 +35,16 @@ def plain_loss(
 
 
 def traced(model: Model) -> Any:
-    """The ClosedJaxpr of the model's own loss in training, by calling it on shapes.
+    """The ClosedJaxpr of the model's own loss in training, traced when it is first asked for.
 
     Its arguments are parameters, state and batch, each by name, and a key; its results those of
     `plain_loss`.
     """
+    return once(model, ("plain", *loss_of_rows(model)), lambda: traced_again(model))
+
+
+def traced_again(model: Model) -> Any:
+    """The same jaxpr, by calling the loss on shapes now."""
     parts = module_of(model)
     groups = (values_of(parts.parameters), values_of(parts.state))
     batch = {n: jax.ShapeDtypeStruct(f.shape, f.dtype) for n, f in model.batch.items()}
