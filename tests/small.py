@@ -9,6 +9,9 @@ from functools import cache
 from itertools import cycle
 from typing import Any
 
+import jax
+import pytest
+
 from jaxpar.case import load_strategy
 from jaxpar.core.catalogue import HARDWARE, MODELS, STRATEGIES
 from jaxpar.core.errors import LayoutError
@@ -18,6 +21,7 @@ from jaxpar.layout.record import Layout
 from jaxpar.measures.faults import traffic_faults
 from jaxpar.measures.traffic import TrafficRow
 from jaxpar.models.record import Model
+from jaxpar.program.record import Program
 from jaxpar.step.own_tree import OwnTree
 from jaxpar.strategies.record import Strategy
 
@@ -118,21 +122,40 @@ FEW = ("fsdp", "hybrid")
 
 
 def crossed() -> list[tuple[str, str, str]]:
-    """The pairs that laws compile, each with its modes: what one case shares with another is once.
+    """The pairs that laws compile, modes by turns: what one case shares with another is once.
 
     The decoder meets every strategy, since it has every role but experts. Other models differ from
     it in operations (convolutions, BatchNorm, experts, no layers in a loop), and those meet each
     way to shard by `FEW`; a strategy that does not suit the decoder meets all that it suits.
     """
     chosen = [(m, s) for m, s in pairs() if m == DECODER or s in FEW or not suits(DECODER, s)]
-    turns = cycle(
-        (*MODES, *reversed(MODES))
-    )  # a model that is not the decoder meets one mode with each of the few
-    return [
-        (m, s, mode)
-        for m, s in chosen
-        for mode in ([next(turns)] if m != DECODER and s in FEW else modes_of(s))
-    ]
+    turns = cycle((*MODES, *reversed(MODES)))
+    return [(m, s, next(turns) if len(modes_of(s)) > 1 else modes_of(s)[0]) for m, s in chosen]
+
+
+def crossed_fully() -> list[Any]:
+    """The same pairs in every mode; those that are not `crossed` are for `make claims`."""
+    usual = crossed()
+    every = [(m, s, mode) for m, s, _ in usual for mode in modes_of(s)]
+    return usual + [pytest.param(*c, marks=pytest.mark.claims) for c in every if c not in usual]
+
+
+def assert_sharded_as_asked(program: Program) -> None:
+    """A state is sharded by its specs as it is created, and as an update takes and leaves it."""
+    update, asked = program.probe, jax.tree.leaves(program.state_shardings)
+    given, left = update.input_shardings[0][0], update.output_shardings[0]
+    state = program.init(0)
+    for held in (jax.tree.map(lambda array: array.sharding, state), left, given):
+        # What a step does not read is no argument of the program, and has no sharding; of a random
+        # key JAX speaks as of the words that it is made of.
+        found = jax.tree.leaves(held, is_leaf=lambda leaf: leaf is None)
+        for array, sharding, wanted in zip(jax.tree.leaves(state), found, asked, strict=True):
+            is_key = jax.numpy.issubdtype(array.dtype, jax.dtypes.extended)
+            assert sharding is None or is_key or sharding.is_equivalent_to(wanted, array.ndim)
+    for name, sharding in update.input_shardings[0][1].items():
+        wanted = program.batch_shardings[name]
+        rank = len(program.step.batch[name].shape)
+        assert sharding is None or sharding.is_equivalent_to(wanted, rank)
 
 
 def assert_as_stated(layout: Layout, rows: tuple[TrafficRow, ...], mode: str) -> None:

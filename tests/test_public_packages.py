@@ -84,7 +84,10 @@ def molecule():
 
 @pytest.mark.parametrize(
     ("make", "strategy", "mesh"),
-    [(resnet, "fsdp+tensor", "data=2,model=2"), (molecule, "data", "data=4")],
+    [
+        pytest.param(resnet, "fsdp+tensor", "data=2,model=2", marks=pytest.mark.claims),
+        (molecule, "data", "data=4"),
+    ],
 )
 def test_a_public_model_is_verified_as_it_is(make, strategy, mesh):
     """In float64; `molecule` makes arrays of a dtype of its own, which float64 must not upset."""

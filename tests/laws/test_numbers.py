@@ -14,8 +14,9 @@ import pytest
 from small import (
     MODES,
     assert_as_stated,
+    assert_sharded_as_asked,
     cpu,
-    crossed,
+    crossed_fully,
     kinds_of_model,
     mesh_for,
     small_layout,
@@ -60,13 +61,15 @@ def prove(layout, *, mode: str = "auto", microbatches: int = 1, dtype: str = "fl
     return verdict.program
 
 
-@pytest.mark.parametrize(("model", "strategy", "mode"), crossed())
+@pytest.mark.parametrize(("model", "strategy", "mode"), crossed_fully())
 def test_every_strategy_computes_what_one_device_does(model, strategy, mode):
     """One update under any strategy, on all of its axes at once, equals one device's.
 
-    And by the collectives that the strategy states: see `test_traffic` for their bytes.
+    Every array is sharded as was asked, and collectives are those that the strategy states: see
+    `test_traffic` for their bytes.
     """
     program = prove(small_layout(model, strategy, mesh_for(strategy)), mode=mode)
+    assert_sharded_as_asked(program)
     layout, sizes = program.step.layout, dict(program.step.layout.mesh.sizes)
     texts = [program.probe.as_text()]
     if program.average is not None:

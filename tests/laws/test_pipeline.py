@@ -83,15 +83,15 @@ CHOICES = {
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_of_the_decoder_computes_the_same_in_stages(choice):
     """What is kept for backward, dropout's keys by layer, tables used on both ends."""
-    prove(in_stages("fsdp+pipeline", "pipe=2,data=2", fields=CHOICES[choice].items()), 4)
+    prove(in_stages("fsdp+pipeline", "pipe=2,data=2", fields=CHOICES[choice].items()), 2)
 
 
 def test_layers_that_do_not_divide_are_filled_up_when_asked():
-    """Six layers in four stages of two: two of the eight places do nothing, at either rank."""
-    fields = {"layers": 6, "dropout": 0.1}.items()
-    layout = in_stages("data+pipeline", "pipe=4,data=2", fields=fields, pad=True)
+    """Three layers in two stages of two: one of the four places does nothing."""
+    fields = {"layers": 3, "dropout": 0.1}.items()
+    layout = in_stages("data+pipeline", "pipe=2,data=2", fields=fields, pad=True)
     assert any("padded with layers that do nothing" in note for note in layout.notes)
-    prove(layout, 4)
+    prove(layout, 2)
 
 
 @cache
