@@ -17,18 +17,19 @@ prefer_cpu()
 jax.config.update("jax_num_cpu_devices", 16)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# A law's program is run once or never: its compilation costs more than its time. The older way of
-# making code of fusions, which JAX 0.11 has no more, takes a third of the time; each worker has a
+# A law's program is run once or never: its compilation costs more than its time. Each worker has a
 # core, so that code made in parallel only adds to the work.
-OLDER = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}
-ONE_CORE = {"xla_cpu_parallel_codegen_split_count": 1}
-# Programs for described GPUs have most kernels in common: each is made once.
+FASTER = {**FEW_PASSES, "xla_cpu_parallel_codegen_split_count": 1}
 folder = TemporaryDirectory()
-KERNELS = {
-    "xla_gpu_kernel_cache_file": f"{folder.name}/kernels",
-    "xla_gpu_enable_llvm_module_compilation_parallelism": True,
-}
-QUICK.update({**FEW_PASSES, **OLDER, **ONE_CORE, **KERNELS})
+if jax.__version_info__ < (0, 11):
+    # The older way of making code of fusions takes a third of the time. Programs for described GPUs
+    # have most kernels in common: each is made once.
+    FASTER |= {
+        "xla_cpu_use_fusion_emitters": False,
+        "xla_gpu_enable_llvm_module_compilation_parallelism": True,
+        "xla_gpu_kernel_cache_file": f"{folder.name}/kernels",
+    }
+QUICK.update(FASTER)
 
 # What JAX traces is many small objects, most of which are kept: to look through them costs a tenth.
 gc.set_threshold(200_000, 20, 100)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from pathlib import Path
 
 from jaxpar.case import Case, Resolved
 from jaxpar.cli import repository
@@ -14,12 +15,13 @@ from jaxpar.cli.show.training import progress, seconds_in_steps, show_outcome
 from jaxpar.cli.show.verdict import show_verdict
 from jaxpar.core.errors import RequestError
 from jaxpar.core.mesh import sizes_of
-from jaxpar.measures.inspect import inspect
+from jaxpar.data.record import Dataset
+from jaxpar.measures.inspect import Inspection, inspect
 from jaxpar.measures.verify.verify import verify
 from jaxpar.program.devices import device_mesh
-from jaxpar.program.record import compile_step
+from jaxpar.program.record import Program, compile_step
 from jaxpar.runtime.evaluate import bits
-from jaxpar.runtime.outcome import TrainingStopped
+from jaxpar.runtime.outcome import Outcome, TrainingStopped
 from jaxpar.runtime.train import train
 
 TAKES = "MODEL"
@@ -69,32 +71,9 @@ def verb(options: Options, screen: Screen) -> int:
         return 1
     make_folder(metrics_file)
     screen.files.append(metrics_file)
-    units = math.prod(data.fields["weight"][0]) * asked.layout.model.batch_size
-    stopped: TrainingStopped | None = None
-    with progress(screen, asked.training.steps, data.unit, units) as watch:
-        try:
-            outcome = train(program, data, asked.training, watch=watch, metrics_file=metrics_file)
-        except TrainingStopped as error:
-            if not isinstance(error.__cause__, RequestError | OSError):
-                raise error.__cause__ or error from None  # a bug, which keeps its traceback
-            stopped, outcome = error, error.outcome
+    outcome, stopped = _trained(asked, program, data, metrics_file, screen)
     show_outcome(screen, outcome)
-    record = {
-        "model": asked.layout.model.name,
-        "data": data.name,
-        "strategy": asked.layout.strategy.name,
-        "mesh": sizes_of(asked.layout.mesh),
-        "devices": asked.layout.mesh.devices,
-        "hardware": asked.hardware.name,
-        "mode": asked.case.mode,
-        **outcome.record(),
-        "seconds_in_steps": seconds_in_steps(outcome),
-        **{f"first_{name}": value for name, value in bits(outcome.first["loss"], data).items()},
-        **{name: value for name, value in outcome.test.items() if name.startswith("bits")},
-        "collectives": inspection.record()["collectives"],
-        "lint": inspection.record()["lint"],
-        "metrics": str(metrics_file),
-    }
+    record = _record(asked, data, inspection, outcome) | {"metrics": str(metrics_file)}
     ok = math.isfinite((outcome.test or outcome.last)["loss"])
     if stopped:
         record["stopped"] = str(stopped)
@@ -108,6 +87,42 @@ def verb(options: Options, screen: Screen) -> int:
     record["seconds_with_start"] = time.perf_counter() - started
     screen.finish(record)
     return 0 if ok and not stopped else 1
+
+
+def _trained(
+    asked: Resolved, program: Program, data: Dataset, metrics_file: Path, screen: Screen
+) -> tuple[Outcome, TrainingStopped | None]:
+    """What training came to, and what stopped it before its end."""
+    units = math.prod(data.fields["weight"][0]) * asked.layout.model.batch_size
+    with progress(screen, asked.training.steps, data.unit, units) as watch:
+        try:
+            return train(
+                program, data, asked.training, watch=watch, metrics_file=metrics_file
+            ), None
+        except TrainingStopped as error:
+            if not isinstance(error.__cause__, RequestError | OSError):
+                raise error.__cause__ or error from None  # a bug, which keeps its traceback
+            return error.outcome, error
+
+
+def _record(asked: Resolved, data: Dataset, inspection: Inspection, outcome: Outcome) -> dict:
+    """What was trained and what it came to, JSON-ready."""
+    found = inspection.record()
+    return {
+        "model": asked.layout.model.name,
+        "data": data.name,
+        "strategy": asked.layout.strategy.name,
+        "mesh": sizes_of(asked.layout.mesh),
+        "devices": asked.layout.mesh.devices,
+        "hardware": asked.hardware.name,
+        "mode": asked.case.mode,
+        **outcome.record(),
+        "seconds_in_steps": seconds_in_steps(outcome),
+        **{f"first_{name}": value for name, value in bits(outcome.first["loss"], data).items()},
+        **{name: value for name, value in outcome.test.items() if name.startswith("bits")},
+        "collectives": found["collectives"],
+        "lint": found["lint"],
+    }
 
 
 def _verified(asked: Resolved, screen: Screen, record: dict) -> bool:
