@@ -8,7 +8,7 @@ from jaxpar.models.record import Model, role_of
 from jaxpar.strategies.record import REPLICA, Strategy
 
 
-def _check_replicas(strategy: Strategy, mesh: MeshShape) -> None:
+def check_replicas(strategy: Strategy, mesh: MeshShape) -> None:
     """Refuse to average over one replica: it would be another strategy by a wrong name."""
     if strategy.averaging and mesh.size(REPLICA) == 1:
         raise LayoutError(
@@ -17,7 +17,7 @@ def _check_replicas(strategy: Strategy, mesh: MeshShape) -> None:
         )
 
 
-def _check_roles(model: Model, groups) -> None:
+def check_roles(model: Model, groups) -> None:
     """Refuse a role given to a dim that no array has: a misspelt name would shard nothing."""
     dims = {dim for arrays in groups for a in arrays.values() for dim in a.dims}
     dims |= {dim for f in model.batch.values() for dim in f.dims}
@@ -27,7 +27,7 @@ def _check_roles(model: Model, groups) -> None:
             raise unknown(f"dim in the roles of model '{model.name}'", dim, sorted(dims))
 
 
-def _check_needs(model: Model, strategy: Strategy, groups) -> None:
+def check_needs(model: Model, strategy: Strategy, groups) -> None:
     """Refuse a model without the dims that the strategy is about."""
     roles = {role_of(model, dim) for arrays in groups for a in arrays.values() for dim in a.dims}
     if missing := sorted(strategy.needs - roles):
@@ -37,7 +37,7 @@ def _check_needs(model: Model, strategy: Strategy, groups) -> None:
         )
 
 
-def _check_help(model: Model, strategy: Strategy, mesh: MeshShape, groups, batch) -> None:
+def check_help(model: Model, strategy: Strategy, mesh: MeshShape, groups, batch) -> None:
     """Refuse a strategy that shards nothing at all of a model that nobody annotated."""
     asked = [axis for axis in strategy.axes if mesh.size(axis) > 1]
     if not (model.units and asked) or runs_in_stages(strategy, mesh):
@@ -59,7 +59,7 @@ def _check_help(model: Model, strategy: Strategy, mesh: MeshShape, groups, batch
     )
 
 
-def _check_between(model: Model, strategy: Strategy) -> None:
+def check_between(model: Model, strategy: Strategy) -> None:
     """Refuse to shard between the parts of a block what the model has not got."""
     there = {role_of(model, dim) for f in model.batch.values() for dim in f.dims}
     for role in strategy.between:

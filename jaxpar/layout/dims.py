@@ -34,7 +34,7 @@ def dims_of(
     return (UNNAMED,) * len(shape)
 
 
-def _layer_counts(model: Model, module: Parts) -> list[int]:
+def layer_counts(model: Model, module: Parts) -> list[int]:
     """How many layers each stack of parameters has."""
     return [
         value_of(v).shape[0]

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from jaxpar.attention.fit import exchange_of
 from jaxpar.attention.record import Exchange
 from jaxpar.core.mesh import MeshShape, axes_of, entry_of, shards
-from jaxpar.layout.specs import _by_role
+from jaxpar.layout.specs import by_role
 from jaxpar.layout.stages import layer_order
 from jaxpar.models.modules import Parts
 from jaxpar.models.pieces import pieces_of
@@ -135,7 +135,7 @@ class Layout:
 
         An axis that several of the dims want goes to the first of them.
         """
-        spec = _by_role(self.model, self.strategy, self.mesh, dims, between=between)
+        spec = by_role(self.model, self.strategy, self.mesh, dims, between=between)
         taken: set[str] = set()
         entries = []
         for entry in spec:

@@ -10,7 +10,7 @@ from jaxpar.models.record import Model, role_of
 from jaxpar.strategies.record import Strategy
 
 
-def _by_role(
+def by_role(
     model: Model,
     strategy: Strategy,
     mesh: MeshShape,
@@ -43,7 +43,7 @@ def _can_be_sharded(model: Model, mesh: MeshShape, dim: str, axes: tuple[str, ..
     return model.units.get(dim, 0) % prod(mesh.size(axis) for axis in axes) == 0
 
 
-def _shard_further(model, strategy, mesh, path, shape, dims, used):
+def shard_further(model, strategy, mesh, path, shape, dims, used):
     """Shard a weight over the axes of `strategy.store`: (spec, faults, paths kept replicated)."""
     spec, faults, whole = list(used), [], []
     roles = [role_of(model, dim) for dim in dims]
