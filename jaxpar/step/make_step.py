@@ -28,6 +28,7 @@ from jaxpar.step.optimization import Optimization
 from jaxpar.step.record import State, Step
 from jaxpar.step.restacked import restacked
 from jaxpar.step.state_specs import state_specs
+from jaxpar.step.updated import transformation
 
 USUAL = optax.adamw(1e-3)
 """The optimizer of a step that is given none."""
@@ -58,7 +59,7 @@ def make_step(
             microbatches that do not divide the batch, or a layout that the mode cannot do.
     """
     expect("make_step's layout", layout, Layout, "jaxpar.lay_out(model, ...) makes one")
-    kind = optax.GradientTransformation | None
+    optimizer, kind = transformation(optimizer), optax.GradientTransformation | None
     expect("the optimizer", optimizer, kind, "give what optax makes, such as optax.adamw(1e-3)")
     whole("microbatches", microbatches, least=1)
     expect("loss_scale", loss_scale, int | float, "give 0 for none, or a power of two")

@@ -20,6 +20,7 @@ from jaxpar.inference.calling import trying
 from jaxpar.jaxprs.piecewise import Pieces, evaluated_in_pieces, whole
 from jaxpar.layout.record import Layout
 from jaxpar.step.own_tree import OwnTree, abstract
+from jaxpar.step.updated import updated
 
 
 class Optimization:
@@ -32,7 +33,7 @@ class Optimization:
     def __init__(self, optimizer: optax.GradientTransformation, layout: Layout):
         """Of any optax transformation, for the parameters of a layout."""
         self.own, self.model = OwnTree.of(layout), layout.model.name
-        self.optimizer = optax.with_extra_args_support(optimizer)
+        self.optimizer = optimizer
 
     def init(self, parameters: Mapping[str, Any]) -> Any:
         """The state before the first update."""
@@ -55,7 +56,7 @@ class Optimization:
         """
 
         def function(gradients, state, parameters, value):
-            return self.optimizer.update(gradients, state, parameters, value=value, grad=gradients)
+            return updated(self.optimizer, gradients, state, parameters, value)
 
         arguments = (self._tree(gradients), state, self._tree(parameters), value)
         updates, state = _asked(self.model, lambda: self._evaluated(function, *arguments))

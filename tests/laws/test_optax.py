@@ -162,6 +162,26 @@ def test_every_optimizer_by_itself(name, strategy, mesh):
     prove(OPTIMIZERS[name], strategy, mesh)
 
 
+OTHERS = {
+    "multi_steps": optax.MultiSteps(optax.adam(1e-3), 2),
+    "sam": contrib.sam(optax.sgd(1e-2), optax.sgd(0.1), sync_period=2),
+    "inject_hyperparams": optax.inject_hyperparams(optax.adam)(optax.linear_schedule(1e-3, 0, 9)),
+    "masked": optax.masked(
+        optax.adamw(1e-3), lambda p: jax.tree.map(lambda x: len(x.shape) > 1, p)
+    ),
+    "flatten": optax.flatten(optax.adam(1e-3)),
+    "conditionally": optax.conditionally_transform(
+        optax.adam(1e-3), lambda step, **_: jnp.greater(step, 1)
+    ),
+}
+"""What makes an optimizer of another; two of them are not called as the rest of optax is."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_optimizer_around_another_computes_what_it_does_on_one_device(name):
+    prove(OTHERS[name], *LAYOUTS[0])
+
+
 def test_pieces_are_storage_and_the_optimizer_sees_the_model():
     """The tree that it is given is Flax's, each weight whole in meaning."""
     seen = {}

@@ -63,7 +63,7 @@ def laid_out(model, strategy, mesh):
     )
 
 
-@pytest.mark.parametrize(("name", "strategy", "mesh", "mode"), spelled_once(), ids=str)
+@pytest.mark.parametrize(("name", "strategy", "mesh", "mode"), list(spelled_once()), ids=str)
 def test_a_plain_model_is_what_it_is_on_one_device(name, strategy, mesh, mode):
     """In float64, whatever it casts to; or the refusal says that nothing can be split."""
     try:

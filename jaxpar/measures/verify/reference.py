@@ -31,6 +31,7 @@ from jaxpar.program.devices import device_mesh
 from jaxpar.program.quick import compile_quickly
 from jaxpar.step.own_tree import OwnTree
 from jaxpar.step.record import State
+from jaxpar.step.updated import updated
 
 MOST = 6
 """References kept: layouts of one model are mostly tried one after another."""
@@ -123,11 +124,8 @@ class Reference:
     def _moved(self, state: State, gradients, model_state, loss) -> State:
         """The state after an update by these gradients."""
         nested, own = self._own.nested, self._own
-        update = optax.with_extra_args_support(self.optimizer).update
         parameters, gradients = nested(state.parameters), nested(gradients)
-        updates, optimizer = update(
-            gradients, state.optimizer, parameters, value=loss, grad=gradients
-        )
+        updates, optimizer = updated(self.optimizer, gradients, state.optimizer, parameters, loss)
         moved: Any = optax.apply_updates(parameters, updates)
         return State(state.step + 1, own.by_path(moved), model_state, optimizer, state.key)
 
