@@ -3,6 +3,7 @@
 The catalogues name the entries, so that a new file is held to the laws the moment it exists.
 """
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import cache
@@ -186,6 +187,17 @@ def kinds_of_model() -> tuple[str, ...]:
     """The models that are no sizes of another: `gpt2` is a `transformer` with other numbers."""
     home = {name: type(MODELS.load(name)().config).__module__ for name in MODELS.names()}
     return tuple(n for n, m in home.items() if m in (f"{MODELS.package}.{n}", "builtins"))
+
+
+def has_gpu_compiler() -> bool:
+    """Whether described GPUs can be compiled for."""
+    # The folder jax_plugins is there only with a plugin in it.
+    return all(importlib.util.find_spec(name) for name in ("jax_plugins", "jax_plugins.xla_cuda13"))
+
+
+needs_gpu_compiler = pytest.mark.skipif(
+    not has_gpu_compiler(), reason="needs XLA's GPU compiler: pip install jax[cuda13-local]"
+)
 
 
 def cpu():

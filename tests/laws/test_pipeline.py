@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from small import cpu, small_layout, small_model, small_strategy
-from test_traffic import needs_gpu_compiler, on_h100
+from small import cpu, needs_gpu_compiler, small_layout, small_model, small_strategy
+from test_traffic import on_h100
 
 from jaxpar.case import load_strategy
 from jaxpar.core.catalogue import HARDWARE, SCHEDULES

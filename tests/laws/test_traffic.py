@@ -3,7 +3,6 @@
 The byte counts are worked out by hand from shapes; only the program is the compiler's.
 """
 
-import importlib.util
 from functools import cache, partial
 from itertools import product
 
@@ -16,6 +15,7 @@ from small import (
     crossed,
     kinds_of_model,
     mesh_for,
+    needs_gpu_compiler,
     small_layout,
     small_model,
 )
@@ -28,16 +28,6 @@ from jaxpar.step.make_step import make_step
 
 BOTH = "data=4,model=2"
 FLOAT = 4
-
-
-def has_gpu_compiler() -> bool:
-    # The folder jax_plugins is there only with a plugin in it.
-    return all(importlib.util.find_spec(name) for name in ("jax_plugins", "jax_plugins.xla_cuda13"))
-
-
-needs_gpu_compiler = pytest.mark.skipif(
-    not has_gpu_compiler(), reason="needs XLA's GPU compiler: pip install jax[cuda13-local]"
-)
 
 
 def on_h100(*more):
