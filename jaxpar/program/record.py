@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -189,7 +188,7 @@ class Program:
             in_shardings=(self.state_shardings, self.batch_shardings),
             out_shardings=(self.state_shardings, None, _on(self.mesh, self.step.probe_specs)),
         )
-        return self._quickly(probe, self.step.state, self.step.batch, more=FEW_PASSES)
+        return self._quickly(probe, self.step.state, self.step.batch)
 
     @cached_property
     def _resized(self) -> dict[int, "Program"]:
@@ -251,10 +250,10 @@ class Program:
                 "layout"
             ) from error
 
-    def _quickly(self, function, *arguments, more: Mapping[str, Any] = MappingProxyType({})) -> Any:
-        """Compile what runs only a few times; `more` are further options on simulated devices."""
+    def _quickly(self, function, *arguments) -> Any:
+        """Compile what runs only a few times."""
         lowered = self._lowered(function, *arguments)
-        options = {**QUICK, **more} if self.hardware.kind == "simulated" else None
+        options = {**QUICK, **FEW_PASSES} if self.hardware.kind == "simulated" else None
         return compile_quietly(lambda: self._asked(lowered, options))
 
 
