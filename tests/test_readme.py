@@ -32,8 +32,13 @@ def _commands(text: str) -> list[str]:
     return [shlex.join(shlex.split(found[1], comments=True)) for found in named if found]
 
 
+def _typed(text: str, name: str):
+    """A case of a text by this name, skipped where it names a GPU that nothing compiles for."""
+    return pytest.param(text, id=name, marks=needs_gpu_compiler if "h100" in text else ())
+
+
 PYTHON = [
-    pytest.param(code, id=f"{name}-{number}")
+    _typed(code, f"{name}-{number}")
     for name, text in TEXTS.items()
     for number, code in enumerate(_python(text))
 ]
@@ -66,12 +71,7 @@ def test_the_pages_have_what_is_tested_here():
     assert sum(text.count("python -m experiments ") for text in TEXTS.values()) >= len(COMMANDS) - 1
 
 
-def compiled_for_gpus(texts):
-    """The texts, those skipped that name a GPU where nothing can compile for it."""
-    return [pytest.param(t, marks=needs_gpu_compiler if "h100" in t else ()) for t in texts]
-
-
-@pytest.mark.parametrize("code", compiled_for_gpus(PYTHON))
+@pytest.mark.parametrize("code", PYTHON)
 def test_every_snippet_runs(code):
     """A snippet is a program; its own asserts are the test."""
     assert "assert" in code
@@ -99,7 +99,7 @@ def _without(words, others):
 
 
 @pytest.mark.parametrize(
-    "command", compiled_for_gpus(c for c in COMMANDS if c.split()[0] in CHEAPER)
+    "command", [_typed(c, c[:40]) for c in COMMANDS if c.split()[0] in CHEAPER]
 )
 def test_every_command_succeeds(command, capsys, tmp_path, monkeypatch):
     """Each command ends well, at fewer steps and layers."""
