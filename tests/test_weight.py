@@ -91,6 +91,11 @@ WEIGHTS = {
         lambda n, b: kept(n, b) / jnp.where(b["mask"].sum() == 0, 1.0, b["mask"].sum()),
         4,
     ),
+    "one_unless_some": (
+        Net,
+        lambda n, b: kept(n, b) / jnp.where(b["mask"].sum() > 0, b["mask"].sum(), 1.0),
+        4,
+    ),
     "less_than_one": (
         Net,
         lambda n, b: (each(n, b) * b["mask"] / 9).sum() / jnp.maximum((b["mask"] / 9).sum(), 1),
@@ -112,6 +117,10 @@ WEIGHTS = {
     "half": (Net, lambda n, b: 0.5 * kept(n, b) / b["mask"].sum(), 4),
 }
 NO_MEANS = {
+    "guarded_by_another": (
+        Net,
+        lambda n, b: kept(n, b) / jnp.where(b["count"].sum() == 0, b["mask"].sum(), 2.0),
+    ),
     "sum": (Net, lambda n, b: each(n, b).sum()),
     "root": (Net, lambda n, b: jnp.sqrt(each(n, b).mean())),
     "two_means": (Net, lambda n, b: kept(n, b) / b["mask"].sum() + each(n, b).mean()),
@@ -190,7 +199,9 @@ def test_a_masked_mean_in_microbatches_is_that_of_the_whole_batch():
 
 
 @pytest.mark.parametrize("mode", ["auto", "explicit", "manual"])
-@pytest.mark.parametrize("name", ["at_least_one", "little_added", "one_for_none", "less_than_one"])
+@pytest.mark.parametrize(
+    "name", ["at_least_one", "little_added", "one_for_none", "one_unless_some", "less_than_one"]
+)
 def test_a_guarded_mean_is_that_of_the_whole_batch_whatever_the_mask(name, mode):
     """In parts of which one, or all, have no weight: as the whole, and no number is lost."""
     rows = batch()

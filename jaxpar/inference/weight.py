@@ -30,6 +30,10 @@ _PASSED = frozenset(
 """Operations on one number that leave it a mean over the same."""
 
 
+_CASE_OF_ZERO = {"gt": 0, "lt": 0, "ne": 0, "eq": 1}
+"""A comparison of a weight with zero -> which of two cases a zero chooses: w > 0, 0 < w, ..."""
+
+
 def weighed(traced: TracedLoss, parameters: Sequence[str]) -> TracedLoss:
     """A plain loss, and each of its metrics, with the weight that its trace shows.
 
@@ -201,24 +205,44 @@ class _Search:
                     number = float(other.val)
                     guard = Guard(least=number) if name == "max" else Guard(added=number)
                     return one, guard
-        if name == "select_n" and len(operands) == 3 and self._compares_with_zero(operands[0]):
-            for one, other in (operands[1:], operands[:0:-1]):
+        if name == "select_n" and len(operands) == 3:
+            for one, other, case in ((*operands[1:], 1), (*operands[:0:-1], 0)):
                 if isinstance(other, Literal) and self._is_weight(one):
-                    return one, Guard(instead=float(other.val))
+                    if self._case_of_zero(operands[0], one) == case:
+                        return one, Guard(instead=float(other.val))
         return atom, Guard()
 
-    def _compares_with_zero(self, atom: Any) -> bool:
-        """Whether a choice is by what a weight has to zero."""
-        eqn, _ = self._maker(atom)
-        return (
-            eqn is not None
-            and eqn.primitive.name in ("gt", "eq", "ne", "lt")
-            and any(isinstance(x, Literal) and float(x.val) == 0 for x in eqn.invars)
-        )
+    def _case_of_zero(self, choice: Any, weight: Any) -> int | None:
+        """Which of two cases is chosen where this weight is zero; None if the choice is another."""
+        eqn, _ = self._maker(choice)
+        if eqn is None or eqn.primitive.name not in _CASE_OF_ZERO:
+            return None
+        name, (left, right) = eqn.primitive.name, eqn.invars
+        weight_first = _is_zero(right) and self._are_same(left, weight)
+        zero_first = _is_zero(left) and self._are_same(right, weight)
+        is_about = {"gt": weight_first, "lt": zero_first}.get(name, weight_first or zero_first)
+        return _CASE_OF_ZERO[name] if is_about else None
+
+    def _are_same(self, one: Any, other: Any) -> bool:
+        """Whether two atoms are made in the same way, be it once or twice: a sum written again."""
+        if one is other:
+            return True
+        if isinstance(one, Literal) or isinstance(other, Literal):
+            literals = isinstance(one, Literal) and isinstance(other, Literal)
+            return literals and bool(one.val == other.val)
+        (a, index), (b, place) = self._maker(one), self._maker(other)
+        if a is None or b is None or a.primitive is not b.primitive or index != place:
+            return False
+        return str(a.params) == str(b.params) and all(map(self._are_same, a.invars, b.invars))
 
     def _maker(self, atom: Any) -> tuple[Any, int]:
         """The equation that made an atom, and which of its results it is; None for an argument."""
         return (None, 0) if isinstance(atom, Literal) else self.makers.get(atom, (None, 0))
+
+
+def _is_zero(atom: Any) -> bool:
+    """Whether an atom is the number zero."""
+    return isinstance(atom, Literal) and float(atom.val) == 0
 
 
 def _joined(made: Sequence[_Made]) -> _Made:
