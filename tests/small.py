@@ -17,6 +17,7 @@ from jaxpar.case import load_strategy
 from jaxpar.core.catalogue import HARDWARE, MODELS, STRATEGIES
 from jaxpar.core.errors import LayoutError
 from jaxpar.core.mesh import ALWAYS, MeshShape
+from jaxpar.core.nvidia import has_cudnn
 from jaxpar.layout.lay_out import lay_out
 from jaxpar.layout.record import Layout
 from jaxpar.measures.faults import traffic_faults
@@ -197,6 +198,9 @@ def has_gpu_compiler() -> bool:
 
 needs_gpu_compiler = pytest.mark.skipif(
     not has_gpu_compiler(), reason="needs XLA's GPU compiler: pip install jax[cuda13-local]"
+)
+needs_cudnn = pytest.mark.skipif(
+    not has_cudnn(), reason="needs cuDNN, which pip install 'jaxpar[fused]' brings"
 )
 
 

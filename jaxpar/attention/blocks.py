@@ -33,6 +33,39 @@ class Seen:
     values: Any
 
 
+def scale_of(q_BQKGH) -> float:
+    """What products of queries and keys are multiplied by."""
+    return q_BQKGH.shape[-1] ** -0.5
+
+
+def forward(q_BQKGH, k_BSKH, v_BSKH, *, causal: bool) -> tuple[jax.Array, jax.Array]:
+    """The result, (B, Q, K, G, H), and each query's log of its summed exponentials, (B, K, G, Q).
+
+    Args:
+        q_BQKGH: the queries, not scaled.
+        k_BSKH: the keys.
+        v_BSKH: their values.
+        causal: whether a query sees only keys up to its own position.
+    """
+    q = q_BQKGH * scale_of(q_BQKGH)
+    seen = see(nothing_seen(q), q, k_BSKH, v_BSKH, ahead=0 if causal else None)
+    return result(seen, v_BSKH.dtype)
+
+
+def backward(q_BQKGH, k_BSKH, v_BSKH, y_BQKGH, log_BKGQ, dy_BQKGH, *, causal: bool):
+    """The gradients of queries, keys and values, from what `forward` made and its gradient.
+
+    The log-sums may be over more keys than these, and `y` what all of them make: each run of keys
+    then gives its own share.
+    """
+    scale = scale_of(q_BQKGH)
+    inner = _product("bqkgh,bqkgh->bkgq", *(x.astype(wide(x)) for x in (y_BQKGH, dy_BQKGH)))
+    ahead = 0 if causal else None
+    dq, dk, dv = gradients(q_BQKGH * scale, k_BSKH, v_BSKH, dy_BQKGH, log_BKGQ, inner, ahead=ahead)
+    likes = (q_BQKGH, k_BSKH, v_BSKH)
+    return tuple(x.astype(like.dtype) for x, like in zip((dq * scale, dk, dv), likes, strict=True))
+
+
 def nothing_seen(q_BQKGH: jax.Array) -> Seen:
     """The state before any key."""
     values = jnp.zeros_like(jnp.moveaxis(q_BQKGH, 1, 3), dtype=wide(q_BQKGH))

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from jaxpar.attention.record import Exchange, Split
+from jaxpar.attention.record import Exchange, Local, Split, Whole
 from jaxpar.core.annotations import ATTEND
 from jaxpar.core.catalogue import EXCHANGES
 from jaxpar.core.errors import LayoutError
@@ -45,11 +45,21 @@ def exchange_of(model: Model, strategy: Strategy, mesh: MeshShape) -> Exchange |
             "choose a strategy that leaves the sequence whole"
         )
     make = EXCHANGES.load(strategy.attend)
-    batch, sequence = (
-        tuple(axis for axis in strategy.compute.get(role, ()) if mesh.size(axis) > 1)
-        for role in ("batch", "sequence")
-    )
-    return make(Split(mesh, batch, sequence, "positions" in model.hooks)) if sequence else None
+    batch, sequence = (sharded_over(strategy, mesh, role) for role in ("batch", "sequence"))
+    if not sequence:
+        return None
+    return make(Split(mesh, batch, sequence, ordered="positions" in model.hooks))
+
+
+def local_attention(strategy: Strategy, mesh: MeshShape) -> Local:
+    """Attention where no sequence is split."""
+    batch, heads = (sharded_over(strategy, mesh, role) for role in ("batch", "heads"))
+    return Local(Split(mesh, batch, (), heads))
+
+
+def sharded_over(strategy: Strategy, mesh: MeshShape, role: str) -> tuple[str, ...]:
+    """The mesh axes, each larger than 1, over which a strategy shards dims of a role in use."""
+    return tuple(axis for axis in strategy.compute.get(role, ()) if mesh.size(axis) > 1)
 
 
 def refuse_unfit(exchange: Exchange, model: Model, calls: Sequence[Call]) -> None:
@@ -78,16 +88,16 @@ def calls_in(jaxpr: Any) -> list[Call]:
 
 
 def dealt(
-    exchange: Exchange,
+    attention: Exchange | Local | Whole,
     model: Model,
     batch: Mapping[str, jax.Array],
     specs: Mapping[str, PartitionSpec],
 ) -> dict[str, jax.Array]:
-    """A batch whose positions are in the order that the exchange wants."""
+    """A batch whose positions are in the order that attention wants."""
     batch = dict(batch)
-    if exchange.deal is not None:
+    if attention.deal is not None:
         for name, dim in _sequence_dims(model):
-            batch[name] = exchange.deal(batch[name], dim, specs[name])
+            batch[name] = attention.deal(batch[name], dim, specs[name])
     return batch
 
 

@@ -1,12 +1,13 @@
 """Keys and values travel round the devices while each sees them with its own queries.
 
-Ring attention (Liu et al. 2023) with online softmax; no device holds more scores than its queries
-have with `blocks.KEYS` keys. Communication per layer: with P the bytes of a device's keys and
-values and n devices, (n - 1) P forward and 2 (n - 1) P backward, in which keys and values go round
-again and their gradients, in at least float32, come home. All permutes; each is sent while the one
-before is computed with. Where XLA has forward and backward of a layer in one piece of program
-(unrolled, or computed again) both share the first hop: P less. Causal rings deal out positions in
-zigzag where the model asks where they stand.
+Ring attention (Liu et al. 2023), its blocks fused where they can be and joined by their log-sums;
+where they cannot, no device holds more scores than its queries have with `blocks.KEYS` keys.
+Communication per layer: with P the bytes of a device's keys and values and n devices, (n - 1) P
+forward and 2 (n - 1) P backward, in which keys and values go round again and their gradients, in at
+least float32, come home. All permutes; each is sent while the one before is computed with. Where
+XLA has forward and backward of a layer in one piece of program (unrolled, or computed again) both
+share the first hop: P less. Causal rings deal out positions in zigzag where the model asks where
+they stand.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxpar.attention import blocks, zigzag
+from jaxpar.attention import blocks, fused, zigzag
 from jaxpar.attention.record import Exchange, Split
 
 UNBALANCED = (
@@ -30,12 +31,14 @@ UNBALANCED = (
 
 @dataclass(frozen=True)
 class Ring:
-    """One way round: the axes, how many devices are along them, and what may see what."""
+    """One way round: the axes, how many devices are along them, what may see what, and
+    the module whose `forward` and `backward` compute it."""
 
     axes: tuple[str, ...]
     ways: int
     causal: bool
     zigzag: bool
+    by: Any
 
     def pass_on(self, x: jax.Array) -> jax.Array:
         """The `x` of the device before; this device's goes to the next."""
@@ -44,11 +47,11 @@ class Ring:
     def tiles(self, hop, rows: int) -> Iterator["Tile"]:
         """Which queries see which keys once these have come `hop` devices far (0: one's own)."""
         mine = lax.axis_index(self.axes)
-        if not self.causal:
-            yield Tile(0, 0, rows)
-        elif isinstance(hop, int) and hop == 0:
+        if isinstance(hop, int) and hop == 0:
             # Dealt out or not, a device's own positions rise from row to row.
-            yield Tile(0, 0, rows, ahead=0)
+            yield Tile(0, 0, rows, causal=self.causal)
+        elif not self.causal:
+            yield Tile(0, 0, rows)
         elif self.zigzag:
             # A late chunk sees every early one. Of the rest, keys of a device before this one are
             # seen early by early, those of one after it late by late: no mask, and equal work.
@@ -57,19 +60,20 @@ class Ring:
             both = jnp.where(mine >= hop, 0, half)
             yield Tile(both, both, half)
         else:
-            # Negative for a device after this one, of which nothing is seen.
-            theirs = (mine - hop) % self.ways
-            yield Tile(0, 0, rows, ahead=(mine - theirs) * rows)
+            # Of a device after this one nothing is seen.
+            yield Tile(0, 0, rows, seen=mine >= hop)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Runs of queries and of keys, by first rows and how many; `ahead` as in `blocks.see`."""
+    """Runs of queries and of keys, by first rows and how many; whether one sees only up to itself,
+    and whether anything is seen at all."""
 
     query: Any
     key: Any
     rows: int
-    ahead: Any = None
+    causal: bool = False
+    seen: Any = True
 
     def queries(self, x: jax.Array, dim: int = 1) -> jax.Array:
         """The rows of `x` that belong to the queries."""
@@ -79,14 +83,19 @@ class Tile:
         """The rows of `x` that belong to the keys."""
         return lax.dynamic_slice_in_dim(x, self.key, self.rows, axis=dim)
 
+    def counted(self, x: jax.Array, otherwise: float) -> jax.Array:
+        """`x` if anything is seen, else `otherwise` throughout."""
+        return x if self.seen is True else jnp.where(self.seen, x, otherwise)
+
 
 def exchange(split: Split) -> Exchange:
     """Return the exchange that passes keys and values round the sequence's axes."""
     is_zigzag = split.ordered
 
-    def local(q, k, v, *, causal) -> Any:
-        ring = Ring(split.sequence, split.ways, causal, is_zigzag and causal)
-        return _attend(ring, q * q.shape[-1] ** -0.5, k, v)
+    def local(q, k, v, *, causal, implementation) -> Any:
+        by = fused if fused.suits(q, v, implementation) else blocks
+        ring = Ring(split.sequence, split.ways, causal, is_zigzag and causal, by)
+        return _attend(ring, q, k, v)
 
     return Exchange(
         name="ring",
@@ -113,13 +122,14 @@ def _forward(ring, q, k, v):
 
     def visit(hop, seen, travelling):
         for tile in ring.tiles(hop, q.shape[1]):
-            rows = jax.tree.map(lambda x, t=tile: t.queries(x, 3), seen)
             keys, values = (tile.keys(x) for x in travelling)
-            rows = blocks.see(rows, tile.queries(q), keys, values, ahead=tile.ahead)
-            seen = jax.tree.map(
-                lambda x, new, t=tile: lax.dynamic_update_slice_in_dim(x, new, t.query, 3),
-                seen,
-                rows,
+            y, log = ring.by.forward(tile.queries(q), keys, values, causal=tile.causal)
+            so_far = tile.queries(seen[0]), tile.queries(seen[1], 3)
+            log = tile.counted(log, jnp.finfo(log.dtype).min)
+            both = _merged(*so_far, y.astype(seen[0].dtype), log)
+            seen = tuple(
+                lax.dynamic_update_slice_in_dim(x, new, tile.query, dim)
+                for x, new, dim in zip(seen, both, (1, 3), strict=True)
             )
         return seen
 
@@ -129,30 +139,38 @@ def _forward(ring, q, k, v):
         return onward, visit(hop, seen, travelling)
 
     travelling = ring.pass_on(own)
-    seen = visit(0, blocks.nothing_seen(q), own)
+    (tile,) = ring.tiles(0, q.shape[1])
+    y, log = ring.by.forward(q, k, v, causal=tile.causal)
+    seen = y.astype(log.dtype), log
     travelling, seen = lax.fori_loop(1, ring.ways - 1, turn, (travelling, seen))
-    seen = visit(ring.ways - 1, seen, travelling)
-    y, log = blocks.result(seen, v.dtype)
+    y, log = visit(ring.ways - 1, seen, travelling)
+    y = y.astype(v.dtype)
     return y, (q, own, y, log)
+
+
+def _merged(y, log, more, of_more):
+    """The result over two sets of keys and its log-sums, from those over each."""
+    both = jnp.logaddexp(log, of_more)
+    mine, theirs = (jnp.moveaxis(jnp.exp(x - both), 3, 1)[..., None] for x in (log, of_more))
+    return y * mine + more * theirs, both
 
 
 def _backward(ring, kept, dy):
     """Gradients of queries, keys and values, from what `_forward` kept and a gradient."""
     q, own, y, log = kept
-    inner = jnp.einsum("bqkgh,bqkgh->bkgq", y.astype(log.dtype), dy.astype(log.dtype))
 
     def visit(hop, dq, travelling):
         gradient = jnp.zeros_like(travelling, dtype=dq.dtype)
         for tile in ring.tiles(hop, q.shape[1]):
-            more, *of_keys = blocks.gradients(
+            made = ring.by.backward(
                 tile.queries(q),
-                tile.keys(travelling[0]),
-                tile.keys(travelling[1]),
-                tile.queries(dy),
+                *(tile.keys(x) for x in travelling),
+                tile.queries(y),
                 tile.queries(log, 3),
-                tile.queries(inner, 3),
-                ahead=tile.ahead,
+                tile.queries(dy),
+                causal=tile.causal,
             )
+            more, *of_keys = (tile.counted(x, 0).astype(dq.dtype) for x in made)
             dq = _added(dq, more, tile.query, 1)
             gradient = _added(gradient, jnp.stack(of_keys), tile.key, 2)
         return dq, gradient
@@ -164,7 +182,7 @@ def _backward(ring, kept, dy):
         return onward, ring.pass_on(gathered + more), dq
 
     travelling = ring.pass_on(own)
-    dq, of_own = visit(0, jnp.zeros_like(q, dtype=blocks.wide(q)), own)
+    dq, of_own = visit(0, jnp.zeros_like(q, dtype=log.dtype), own)
     # The gradients of keys and values start where these first come by, and end where they belong.
     start = (travelling, jnp.zeros_like(of_own), dq)
     travelling, gathered, dq = lax.fori_loop(1, ring.ways - 1, turn, start)

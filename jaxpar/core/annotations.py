@@ -70,9 +70,12 @@ def bind_layers(operands: list[Any], evaluate: Callable, **how: Any) -> list[jax
     return _layers.bind(*operands, evaluate=evaluate, **how)
 
 
-def bind_attend(q: Any, k: Any, v: Any, evaluate: Callable, *, causal: bool) -> jax.Array:
-    """Attention; `evaluate(q, k, v, causal=...)` computes it for whoever knows no better."""
-    return _attend.bind(*map(jnp.asarray, (q, k, v)), evaluate=evaluate, causal=causal)
+def bind_attend(q: Any, k: Any, v: Any, evaluate: Callable, **how: Any) -> jax.Array:
+    """Attention; `evaluate(q, k, v, **how)` computes it for whoever knows no better.
+
+    `how` is `causal`, and `implementation` as in `hooks.attention`.
+    """
+    return _attend.bind(*map(jnp.asarray, (q, k, v)), evaluate=evaluate, **how)
 
 
 def _identity(x, **_):

@@ -197,7 +197,13 @@ def _is_names(node: Any) -> bool:
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, *more: Any, causal: bool = True, **options: Any
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *more: Any,
+    causal: bool = True,
+    implementation: str = "auto",
+    **options: Any,
 ) -> jax.Array:
     """As `attention`, said in the jaxpr: the hook `attend` that a loss is traced with.
 
@@ -210,10 +216,17 @@ def attend(
             f"the hook `attend` knows attention that is causal or sees everything, and is also "
             f"given {what}: leave that out, or let the loss take no attend="
         )
-    return bind_attend(q, k, v, attention, causal=causal)
+    return bind_attend(q, k, v, attention, causal=causal, implementation=implementation)
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = True) -> jax.Array:
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    causal: bool = True,
+    implementation: str = "whole",
+) -> jax.Array:
     """Softmax attention with grouped queries (Ainslie et al. 2023), every score held at once.
 
     Args:
@@ -221,10 +234,14 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = True) 
         k: (batch, sequence, kv_heads, head_dim).
         v: as `k`.
         causal: whether a position sees only itself and earlier ones.
+        implementation: what the hook `attend` may make of this: "fused" (no scores are kept),
+            "whole" as here, or "auto", fused where devices, types and sizes allow it. Here it
+            changes nothing.
 
     Returns:
         As `q`.
     """
+    del implementation
     # A group of one query is computed without its dim: in backward that would be summed over beside
     # the queries, and XLA:CPU copies the scores for a product that sums over two of their dims.
     alone = q.shape[3] == 1

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxpar.attention.fit import exchange_of
-from jaxpar.attention.record import Exchange
+from jaxpar.attention.fit import exchange_of, local_attention
+from jaxpar.attention.record import Exchange, Local
 from jaxpar.core.mesh import MeshShape, axes_of, entry_of, shards
 from jaxpar.layout.specs import by_role
 from jaxpar.layout.stages import layer_order
@@ -124,6 +124,11 @@ class Layout:
     def parameter_device_bytes(self) -> int:
         """Bytes of parameters on each device."""
         return sum(a.device_bytes(self.mesh) for a in self.parameters.values())
+
+    @property
+    def attention(self) -> Exchange | Local:
+        """How each device computes attention."""
+        return self.exchange or local_attention(self.strategy, self.mesh)
 
     @property
     def exchange(self) -> Exchange | None:

@@ -13,6 +13,7 @@ from jaxpar.core.mesh import axes_of, sizes_of
 from jaxpar.hardware.record import Hardware
 from jaxpar.layout.record import Layout
 from jaxpar.layout.stages import runs_in_stages, schedule_for
+from jaxpar.measures.attention import attention_of
 from jaxpar.measures.bounds import Bounds, bounds
 from jaxpar.measures.device_memory import DeviceMemory, device_memory
 from jaxpar.measures.dims import dims_of_layout
@@ -49,6 +50,7 @@ class Inspection:
         trace_seconds, compile_seconds: how long it took to make; short if JAX had kept it.
         is_strict: whether what lint finds is an error, or else a warning.
         schedule: which stage does what when, where layers run in stages.
+        attention: how attention is computed, in a sentence, or "".
         differences: what simulated devices show otherwise than GPUs, in a sentence, or "".
     """
 
@@ -65,6 +67,7 @@ class Inspection:
     compile_seconds: float = 0.0
     averaging: tuple[TrafficRow, ...] = ()
     schedule: Schedule | None = None
+    attention: str = ""
     differences: str = ""
 
     @property
@@ -153,6 +156,7 @@ class Inspection:
             "averaging_every": averaging.every if averaging else None,
             "bytes_per_step": self.bytes_per_step,
             "bytes_per_step_by_axes": self.bytes_by_axes(),
+            "attention": self.attention or None,
             "collectives_differ": self.differences or None,
             "work": self.work.record(),
             "bounds": None if (bound := self.bounds) is None else bound.record(),
@@ -216,6 +220,7 @@ def inspect(program: Program, *, is_strict: bool = True) -> Inspection:
         schedule=schedule_for(layout.strategy, layout.mesh, step.microbatches)
         if runs_in_stages(layout.strategy, layout.mesh)
         else None,
+        attention=attention_of(program),
         differences=differences(program, rows),
     )
 

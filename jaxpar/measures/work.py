@@ -17,6 +17,7 @@ from typing import Any
 import jax
 from jax.extend.core import jaxprs_in_params
 
+from jaxpar.attention.record import Whole
 from jaxpar.core import hooks
 from jaxpar.core.jax_compat import open_jaxpr
 from jaxpar.core.mesh import axes_of
@@ -132,7 +133,7 @@ def _counted(layout: Layout, traced: TracedLoss) -> tuple[Counter[str], Counter[
     remembered = layout.model.traced
     if about not in remembered:
         once, exact = products(_gradient(layout, traced, _Once))
-        again, _ = products(_gradient(layout, traced, partial(Filled, None)))
+        again, _ = products(_gradient(layout, traced, partial(Filled, Whole())))
         remembered[about] = (once, again - once, exact)
     return remembered[about]
 
@@ -151,7 +152,7 @@ class _Once(Filled):
     """Evaluates a loss whose rematerialization is left out, so that nothing is computed twice."""
 
     def __init__(self):
-        super().__init__(None)
+        super().__init__(Whole())
 
     @staticmethod
     def through(block, stacked, x, *, dims, remat="none", unroll=1):

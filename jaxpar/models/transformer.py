@@ -56,6 +56,8 @@ class Transformer:
         tied: whether the head is the embedding, transposed.
         dropout: probability that an element of a part's output is left out while training.
         compute_dtype: float32, bfloat16, float16 or float64; None computes in the parameters' own.
+        attention: auto, whole (every score is held) or fused (none is); auto fuses where devices,
+            types and sizes allow it.
         remat: what backward computes again: none, full, dots, or all but saved names joined by
             commas (attended, ffn_inner).
         unroll: layers compiled as one piece; XLA's CPU code for a few is a quarter faster so, and
@@ -81,6 +83,7 @@ class Transformer:
     tied: bool = False
     dropout: float = 0.0
     compute_dtype: str | None = None
+    attention: str = "auto"
     remat: str = "none"
     unroll: int = 4
     batch: int = 16
@@ -111,6 +114,7 @@ class Transformer:
             ("activation", tuple(ACTIVATIONS)),
             ("positions", ("rope", "learned")),
             ("norm", ("rms", "layer")),
+            ("attention", ("auto", "whole", "fused")),
             ("compute_dtype", (None, "float32", "bfloat16", "float16", "float64")),
         ):
             if getattr(self, name) not in known:
@@ -236,7 +240,8 @@ class Block(nnx.Module):
             q_BSKGH, k_BSKH = turned[:, :, :, :group], turned[:, :, :, group]
         else:
             q_BSKGH, k_BSKH = qkv_BSKCH[:, :, :, :group], qkv_BSKCH[:, :, :, group]
-        y_BSKGH = attend(q_BSKGH, k_BSKH, qkv_BSKCH[:, :, :, group + 1], causal=True)
+        how = {"causal": True, "implementation": self.config.attention}
+        y_BSKGH = attend(q_BSKGH, k_BSKH, qkv_BSKCH[:, :, :, group + 1], **how)
         y_BSKGH = checkpoint_name(y_BSKGH, "attended")
         y_BSD = jnp.einsum("bskgh,kghd->bsd", y_BSKGH, self.out[...].astype(x_BSD.dtype))
         return _biased(y_BSD, self.out_bias)

@@ -9,13 +9,13 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxpar.core.errors import RequestError
 from jaxpar.core.jax_compat import setting
+from jaxpar.core.nvidia import has_nvidia_gpu
 
 _UNCHECKED = "JAX_SKIP_CUDA_CONSTRAINTS_CHECK"
 
@@ -82,11 +82,6 @@ def quiet_start() -> Iterator[None]:
         yield
     finally:
         os.environ.pop(_UNCHECKED, None)
-
-
-def has_nvidia_gpu() -> bool:
-    """Whether this machine has an NVIDIA GPU, found as JAX does and without starting it."""
-    return any(Path("/dev", name).exists() for name in ("nvidia0", "nvidiactl", "dxg"))
 
 
 @contextmanager

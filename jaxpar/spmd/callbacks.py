@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import lax
 
-from jaxpar.spmd.value import Value, replicated, varying
+from jaxpar.core.varying import as_varying
+from jaxpar.spmd.value import Value, replicated
 
 
 def once(frame, eqn, operands, live):
@@ -19,11 +20,11 @@ def once(frame, eqn, operands, live):
 
     def call():
         made = eqn.primitive.bind(*whole, **eqn.params)
-        return [_varying(x.astype(_summed(x.dtype)), axes) for x in made]
+        return [as_varying(x.astype(_summed(x.dtype)), axes) for x in made]
 
     def nothing():
         avals = [v.aval for v in eqn.outvars]
-        return [_varying(jnp.zeros(a.shape, _summed(a.dtype)), axes) for a in avals]
+        return [as_varying(jnp.zeros(a.shape, _summed(a.dtype)), axes) for a in avals]
 
     results = lax.cond(lax.axis_index(axes) == 0, call, nothing) if axes else call()
     values = []
@@ -33,12 +34,6 @@ def once(frame, eqn, operands, live):
             frame.state.note("all-reduce", axes, "one device makes the call for all", array)
         values.append(Value(array.astype(var.aval.dtype), replicated(var.aval.ndim)))
     return values
-
-
-def _varying(x, axes):
-    """An array in the type of one that may differ along all of these axes."""
-    missing = tuple(sorted(frozenset(axes) - varying(x)))
-    return lax.pcast(x, missing, to="varying") if missing else x
 
 
 def _summed(dtype):

@@ -6,7 +6,8 @@ from what is known, join in what each way makes, until nothing changes.
 
 from __future__ import annotations
 
-from jaxpar.spmd.value import Deferred, Value, axes_of, varying
+from jaxpar.core.varying import varying
+from jaxpar.spmd.value import Deferred, Value, axes_of
 
 
 class Carry:

@@ -13,10 +13,11 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Literal
 
+from jaxpar.core.varying import varying
 from jaxpar.jaxprs.alone import alone
 from jaxpar.spmd.carry import Carry
 from jaxpar.spmd.frame import Frame
-from jaxpar.spmd.value import Value, axes_of, literal, replicated, varying
+from jaxpar.spmd.value import Value, axes_of, literal, replicated
 
 
 class _Alone:
@@ -212,7 +213,7 @@ def custom_vjp(frame, eqn, operands, live):
     def bwd(residuals, cotangents):
         with run.aside():
             whole = [
-                _whole_cotangent(cotangents[k], call.outcome.dims[k], call.outcome.axes[k])
+                _whole_cotangent(run, cotangents[k], call.outcome.dims[k], call.outcome.axes[k])
                 for k in alone.smooth_out
             ]
             child, results = call.walk(alone.backward, [*call.wrap(residuals, kept), *whole])
@@ -225,10 +226,11 @@ def custom_vjp(frame, eqn, operands, live):
     return call.outcome.wrap(function(*[v.array for v in call.args]))
 
 
-def _whole_cotangent(array, dims, axes):
+def _whole_cotangent(run, array, dims, axes):
     """A result's cotangent as a Value, summed over axes along which devices hold parts of it."""
     # A result that is equal on devices, but typed as varying, comes back with each device's part.
-    parts = tuple(sorted(axes - axes_of(dims)))
+    # Along axes that are not the run's own, as the stages of a pipeline, devices differ altogether.
+    parts = tuple(sorted((axes & run.sizes.keys()) - axes_of(dims)))
     return Value(lax.psum(array, parts) if parts else array, dims)
 
 
@@ -236,10 +238,12 @@ def _own_share(frame, value, operand):
     """Turn the cotangent of a whole operand into what JAX's type of that operand asks for."""
     value = frame.place(value, operand.dims)
     held, wanted = varying(value.array), varying(operand.array)
-    array = value.array
-    if extra := tuple(sorted(held - wanted)):
+    own, array = frame.state.sizes.keys(), value.array
+    if extra := tuple(sorted((held - wanted) & own)):
         array = lax.pmean(array, extra)  # equal on these devices, which the type did not know
-    if copies := tuple(sorted(wanted - axes_of(operand.dims))):
+    if others := tuple(sorted(held - wanted - own)):
+        array = lax.psum(array, others)  # of devices that each use the operand in their own way
+    if copies := tuple(sorted((wanted & own) - axes_of(operand.dims))):
         # JAX adds up what the replicas of an operand return, so each returns its share.
         array = array / frame.state.count(copies)
     return frame.vary(Value(array, operand.dims), wanted).array

@@ -21,6 +21,7 @@ from jax.extend.core import Literal
 from jaxpar.core.annotations import LEAVING, NAMED
 from jaxpar.core.hooks import ARRIVED
 from jaxpar.core.scopes import weight_scope
+from jaxpar.core.varying import as_varying, varying
 from jaxpar.jaxprs.equations import needed
 from jaxpar.jaxprs.interpreter import Interpreter
 from jaxpar.jaxprs.rules import rule_of
@@ -33,7 +34,6 @@ from jaxpar.spmd.value import (
     literal,
     local_shape,
     placement_of,
-    varying,
 )
 
 
@@ -72,8 +72,7 @@ class Frame(Interpreter):
                 # what the transpose sums over these axes is a scattered shard, not all of it.
                 with self.state.aside():
                     return self.used(self.vary(piece, missing))
-            cast = lax.pcast(value.array, missing, to="varying")
-            return Value(cast, value.dims, value.use, value.whose)
+            return Value(as_varying(value.array, missing), value.dims, value.use, value.whose)
 
         return self._once(value, "vary", missing, make)
 

@@ -16,10 +16,11 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from jaxpar.core.mesh import abstract_mesh, free_axes
+from jaxpar.core.varying import varying
 from jaxpar.spmd import callbacks, control, custom, lookup, rules, shards
 from jaxpar.spmd.frame import Frame
 from jaxpar.spmd.run import Collective, ManualError, Run
-from jaxpar.spmd.value import Value, axes_of, local_shape, varying
+from jaxpar.spmd.value import Value, axes_of, local_shape
 
 _ROOMS = (rules, lookup, control, custom, shards, callbacks)
 _RULES = {name: rule for room in _ROOMS for name, rule in room.RULES.items()}

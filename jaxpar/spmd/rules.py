@@ -13,9 +13,10 @@ from jax.sharding import NamedSharding
 
 from jaxpar.core.annotations import LEAVING, NAMED, USED
 from jaxpar.core.mesh import axes_of
+from jaxpar.core.varying import varying
 from jaxpar.jaxprs.rules import Factors, factors, rule_of
 from jaxpar.spmd.extremes import extreme
-from jaxpar.spmd.value import Deferred, Placement, Value, local_shape, placement_of, varying
+from jaxpar.spmd.value import Deferred, Placement, Value, local_shape, placement_of
 
 
 def apply(frame, eqn, operands, live):

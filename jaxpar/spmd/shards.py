@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from jaxpar.core.mesh import axes_of as entry_axes
+from jaxpar.core.varying import varying
 from jaxpar.jaxprs.equations import equations
 from jaxpar.jaxprs.rules import rule_of
 from jaxpar.spmd.frame import Frame
 from jaxpar.spmd.run import Run
-from jaxpar.spmd.value import Value, axes_of, constant, varying
+from jaxpar.spmd.value import Value, axes_of, constant
 
 
 def shard_map(frame, eqn, operands, live):

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxpar.core.jax_compat import varying_axes
 from jaxpar.core.mesh import axes_of as entry_axes
 
 Placement = tuple[tuple[str, ...], ...]
@@ -52,11 +51,6 @@ class Deferred:
     where: tuple[int, ...] = field(metadata=_STATIC)
     dtype: Any = field(metadata=_STATIC)
     along: int | None = field(default=None, metadata=_STATIC)
-
-
-def varying(array) -> frozenset[str]:
-    """The mesh axes along which JAX's types let this array differ between devices."""
-    return varying_axes(jax.typeof(array))
 
 
 def placement_of(spec, rank: int) -> Placement:

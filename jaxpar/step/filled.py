@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpar.attention.fit import dealt
-from jaxpar.attention.record import Exchange
+from jaxpar.attention.record import Exchange, Local, Whole
 from jaxpar.core import hooks
 from jaxpar.core.annotations import ATTEND, NAMED, ORDERED, bind_named
 from jaxpar.inference.record import TracedLoss
@@ -27,17 +27,17 @@ class Filled(Interpreter):
 
     through = staticmethod(hooks.in_order)
 
-    def __init__(self, exchange: Exchange | None):
-        """With attention exchanged between devices, or plain for None."""
+    def __init__(self, attention: Exchange | Local | Whole):
+        """With attention exchanged between devices, or each device's own."""
         super().__init__()
-        self.exchange = exchange
+        self.attention = attention
 
     def leaf(self, eqn, operands, here: Here):
         """An operation's results; hooks and annotations are replaced by what they stand for."""
         name = eqn.primitive.name
         if name == ATTEND:
-            attend = self.exchange or hooks.attention
-            return [attend(*operands, causal=eqn.params["causal"])]
+            how = {name: eqn.params[name] for name in ("causal", "implementation")}
+            return [self.attention(*operands, **how)]
         if name == ORDERED:
             return [self.ordered(operands[0], eqn.params["axis"])]
         if name == NAMED:
@@ -46,9 +46,9 @@ class Filled(Interpreter):
 
     def ordered(self, x: jax.Array, axis: int) -> jax.Array:
         """`x`, its dim `axis` in the order in which the exchange deals positions to devices."""
-        if self.exchange is None or self.exchange.positions is None:
+        if self.attention.positions is None:
             return x
-        return jnp.take(x, self.exchange.positions(x.shape[axis]), axis=axis)
+        return jnp.take(x, self.attention.positions(x.shape[axis]), axis=axis)
 
     def named(self, x: jax.Array, names: tuple[str, ...], says: str) -> jax.Array:
         """An array that the loss names, as it is."""
@@ -72,8 +72,7 @@ def scored(
     layout: Layout, traced: TracedLoss, interpreter: Filled, parameters, state, batch, key
 ) -> Scored:
     """A traced loss by an interpreter, its batch dealt out as the exchange wants it."""
-    if interpreter.exchange is not None:
-        batch = dealt(interpreter.exchange, layout.model, batch, layout.batch)
+    batch = dealt(interpreter.attention, layout.model, batch, layout.batch)
     args = traced.flat(parameters, state, batch, key)
     return traced.unflat(interpreter.run(traced.closed.jaxpr, traced.closed.consts, args))
 

@@ -131,7 +131,7 @@ def test_attention_that_an_exchange_does_not_know_is_refused():
     plain = small_model("transformer")
 
     def masked(module, batch, *, key=None, attend, **chosen):
-        def with_mask(q, k, v, *, causal):
+        def with_mask(q, k, v, *, causal, implementation):
             return attend(q, k, v, causal=causal, mask=batch["weight"])
 
         return plain.loss(module, batch, key=key, attend=with_mask, **chosen)

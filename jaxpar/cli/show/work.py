@@ -17,6 +17,8 @@ def show_work(screen: Screen, inspection: Inspection) -> None:
         f"a step: {work.rows:,} rows{tokens}; products of the loss and its gradients: "
         f"{flops_text(sum(work.flops.values()))}{least}"
     )
+    if inspection.attention:
+        screen.say(inspection.attention)
     idle = inspection.layout.mesh.devices // work.sharing
     if idle > 1:
         screen.say(f"{idle} devices at a time do the same work", style="yellow")

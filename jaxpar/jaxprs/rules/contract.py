@@ -201,6 +201,31 @@ def _conv_flops(eqn) -> int:
     return 2 * prod(eqn.outvars[0].aval.shape) * _sizes(eqn.invars[1], summed)
 
 
+def _fused_attention(ids, ins, outs, params):
+    """Queries (batch, positions, heads, group, width), keys and values (batch, positions, heads,
+    width), and log-sums (batch, heads, group, positions): rows and heads are each on their own."""
+    q = ids.dims(ins[0])
+    batch, length, heads, group, width = q
+    ids.whole.update((*length, *width))
+    keys = (ids.new(ins[1][1], whole=True),)
+    k, v = [batch, keys, heads, width], [batch, keys, heads, (ids.new(ins[2][3], whole=True),)]
+    # Keys are all heads of a group's, and so are the devices that have some of it.
+    ids.whole.update(group)
+    y, log = [*q[:4], v[3]], [batch, heads, group, length]
+    if len(ins) == 3:
+        return [q, k, v], [y, log]
+    return [q, k, v, y, log, y], [q, k, v]
+
+
+def _fused_flops(products: int):
+    def flops(eqn) -> int:
+        q, k = (var.aval.shape for var in eqn.invars[:2])
+        seen = 2 if eqn.params["causal"] else 1
+        return 2 * products * prod(q) * k[1] // seen
+
+    return flops
+
+
 def _sizes(var, dims) -> int:
     return prod(var.aval.shape[d] for d in dims)
 
@@ -224,6 +249,10 @@ RULES = {
         flops=_conv_flops,
     ),
     "ragged_dot_general": Rule("product", _ragged_dot_general, flops=_ragged_flops),
+    "fused_attention": Rule("product", _fused_attention, is_opaque=True, flops=_fused_flops(2)),
+    "fused_attention_gradient": Rule(
+        "product", _fused_attention, is_opaque=True, flops=_fused_flops(5)
+    ),
     "fft": Rule("other", _fft),
     **dict.fromkeys(
         "cholesky cholesky_update eig eigh geqp3 geqrf hessenberg householder_product lu ormqr qr "

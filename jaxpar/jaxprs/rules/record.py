@@ -55,6 +55,7 @@ class Rule:
         keeps_stored: whether a weight that is stored sharded can go through it before it is
             gathered.
         is_cheap: whether backward computes it again rather than keep its result.
+        is_opaque: whether XLA's partitioner knows no dims of it, so that it is computed on shards.
         looks_at_bits: whether it means another thing in another width.
         is_equality: whether it says where two arrays are equal.
         flops: of a product, equation -> multiply-adds times two that it does.
@@ -70,6 +71,7 @@ class Rule:
     is_piecewise: bool = False
     keeps_stored: bool = False
     is_cheap: bool = False
+    is_opaque: bool = False
     looks_at_bits: bool = False
     is_equality: bool = False
     flops: Callable[[Any], int] | None = None

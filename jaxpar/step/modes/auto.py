@@ -25,13 +25,12 @@ from jaxpar.inference.traced import traced_loss
 from jaxpar.jaxprs.interpreter import held_by
 from jaxpar.jaxprs.policy import keep_all_but_cheap
 from jaxpar.jaxprs.rules import is_cast, rule_of
-from jaxpar.jaxprs.rules.contract import is_grouped
 from jaxpar.layout.record import Array, Layout
 from jaxpar.layout.stages import runs_in_stages
 from jaxpar.models.record import role_of
 from jaxpar.step.constraints import constrained, landing_as
 from jaxpar.step.filled import Filled, Scored, differentiated, filled_loss, scored
-from jaxpar.step.grouped import on_shards
+from jaxpar.step.mapped import is_mapped, on_shards
 from jaxpar.step.modes import pipeline
 from jaxpar.step.modes.record import Asked, Differentiated
 from jaxpar.step.placement import Placement, placement
@@ -45,7 +44,7 @@ def mode(asked: Asked) -> Differentiated:
 
     def gradients(lands, parameters, model_state, batch, key):
         if layout.mesh.devices == 1:
-            loss = filled_loss(asked.microbatch, asked.loss, lambda: Filled(None))
+            loss = filled_loss(asked.microbatch, asked.loss, lambda: Filled(layout.attention))
         else:
             loss = partial(_constrained_loss, asked.microbatch, asked.loss, asked.placement)
         totals, new, means = differentiated(loss, asked.factor)(parameters, model_state, batch, key)
@@ -60,7 +59,7 @@ def evaluation(layout: Layout) -> Callable[..., dict[str, Any]]:
     def evaluate(parameters, model_state, batch):
         traced = traced_loss(layout.model, train=False)
         if layout.mesh.devices == 1:
-            loss = filled_loss(layout, traced, lambda: Filled(None))
+            loss = filled_loss(layout, traced, lambda: Filled(layout.attention))
         else:
             loss = partial(_constrained_loss, layout, traced, placement(layout, traced))
         mean, metrics, _ = loss(parameters, model_state, batch, None)
@@ -131,7 +130,7 @@ class _Constrainer(Filled):
     """Evaluates with constraints; a weight is known by the value that stands for it."""
 
     def __init__(self, layout: Layout, where: Placement, weights: Mapping[str, jax.Array]):
-        super().__init__(layout.exchange)
+        super().__init__(layout.attention)
         self.layout, self.where = layout, where
         self.weights = {id(value): path for path, value in weights.items()}
         self.specs: dict[int, PartitionSpec] = {}
@@ -159,9 +158,9 @@ class _Constrainer(Filled):
 
     def leaf(self, eqn, operands, here):
         """An operation's results; a cast weight is still known by its path."""
-        if is_grouped(eqn):
+        if is_mapped(eqn):
             specs = [self.spec_of(x) for x in operands]
-            return [on_shards(self.layout, eqn, operands, specs)]
+            return on_shards(self.layout, eqn, operands, specs)
         results = super().leaf(eqn, operands, here)
         if is_cast(eqn) and id(operands[0]) in self.weights:
             self.held += results

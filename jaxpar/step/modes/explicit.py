@@ -25,13 +25,12 @@ from jaxpar.inference.record import KEY
 from jaxpar.jaxprs.interpreter import Interpreter, as_it_is, bound
 from jaxpar.jaxprs.record import FIELD, Scope, Trace
 from jaxpar.jaxprs.rules import rule_of
-from jaxpar.jaxprs.rules.contract import is_grouped
 from jaxpar.jaxprs.spell import names_of, spell
 from jaxpar.jaxprs.unify import relate
 from jaxpar.layout.record import Layout
 from jaxpar.layout.stages import runs_in_stages
 from jaxpar.step.filled import Filled, differentiated, filled_loss
-from jaxpar.step.grouped import on_shards, specs_of
+from jaxpar.step.mapped import is_mapped, on_shards, specs_of
 from jaxpar.step.modes.record import Asked, Differentiated, Island
 
 
@@ -46,7 +45,7 @@ def mode(asked: Asked) -> Differentiated:
     islands: list[Island] = []
 
     def gradients(lands, parameters, model_state, batch, key):
-        loss = filled_loss(layout, asked.loss, lambda: Filled(None))
+        loss = filled_loss(layout, asked.loss, lambda: Filled(layout.attention.unmapped))
         differentiate = differentiated(loss, asked.factor)
         groups = (parameters, model_state, dict(batch), {KEY: key})
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), groups)
@@ -212,11 +211,11 @@ class _Typist(Interpreter):
     def leaf(self, eqn, operands, here):
         """An operation's results; an island where JAX has no sharding rule for it."""
         operands = self.all_used(eqn, operands, here)
-        if is_grouped(eqn):
+        if is_mapped(eqn):
             specs = [self.spec(here.beside, atom) for atom in eqn.invars]
             inside = specs_of(self.layout, eqn, specs)
             typed = [_typed_as(x, spec) for x, spec in zip(operands, inside, strict=False)]
-            return [on_shards(self.layout, eqn, typed, specs)]
+            return on_shards(self.layout, eqn, typed, specs)
         try:
             if parameter := rule_of(eqn).sharding:
                 mesh = jax.sharding.get_abstract_mesh()

@@ -32,7 +32,7 @@ def mode(asked: Asked) -> Differentiated:
     batches = dict(layout.batch)
 
     def gradients(lands, parameters, model_state, batch, key):
-        loss_of = filled_loss(layout, asked.loss, lambda: Annotated(layout.exchange))
+        loss_of = filled_loss(layout, asked.loss, lambda: Annotated(layout.attention.unmapped))
         shares = {path: _shares(layout, a, lands) for path, a in layout.parameters.items()}
         arguments = (parameters, model_state, dict(batch), key)
         plan = trace(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxpar.spmd.value import varying
+from jaxpar.core.varying import as_varying
 
 
 @jax.tree_util.register_dataclass
@@ -39,12 +39,7 @@ class Buffers:
 
 def vary(tree: Any, axes) -> Any:
     """`tree` with its arrays cast to a type that may differ between devices along `axes`."""
-
-    def one(x):
-        missing = tuple(sorted(frozenset(axes) - varying(x)))
-        return lax.pcast(x, missing, to="varying") if missing else x
-
-    return jax.tree.map(one, tree)
+    return jax.tree.map(lambda x: as_varying(x, axes), tree)
 
 
 def at(stack, index):

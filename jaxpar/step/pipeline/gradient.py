@@ -16,12 +16,12 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from jaxpar.core.mesh import axes_of, sizes_of
+from jaxpar.core.varying import varying
 from jaxpar.layout.record import Layout
 from jaxpar.layout.stages import AXIS
 from jaxpar.models.record import Mean
 from jaxpar.schedules.record import Schedule
 from jaxpar.spmd import Plan, trace
-from jaxpar.spmd.value import varying
 from jaxpar.step.constraints import sharded_further
 from jaxpar.step.pipeline.buffers import vary
 from jaxpar.step.pipeline.parts import Parts

@@ -84,7 +84,7 @@ class _Loss:
 
     def __init__(self, layout: Layout, traced: TracedLoss):
         self.name, self.traced = layout.model.name, traced
-        run = filled_loss(layout, traced, lambda: _Inlined(layout.exchange))
+        run = filled_loss(layout, traced, lambda: _Inlined(layout.attention.unmapped))
 
         def scored(*args):
             values = dict(zip(traced.arguments, args, strict=True))

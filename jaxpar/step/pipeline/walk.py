@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxpar.core.jax_compat import varying_axes
+from jaxpar.core.varying import varying
 from jaxpar.layout.stages import AXIS
-from jaxpar.spmd.value import varying
 from jaxpar.step.pipeline.buffers import Buffers, add, at, put, vary
 from jaxpar.step.pipeline.piece import Piece
 from jaxpar.step.pipeline.timetable import BACKWARD, FORWARD, IDLE, Counts, Loop, Timetable

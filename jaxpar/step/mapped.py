@@ -1,7 +1,8 @@
-"""Grouped convolutions, each device its own rows and groups.
+"""What XLA cannot split, or splits wrongly: computed by each device on its own shards.
 
-Left to XLA the gradient of a grouped filter is wrong where rows are sharded: only one device's
-share of it (a plain depthwise convolution under data parallelism, jax 0.10.2).
+Fused attention is a call of which XLA knows no dims. Of a grouped convolution the gradient of the
+filter is wrong where rows are sharded: only one device's share of it (a plain depthwise convolution
+under data parallelism, jax 0.10.2).
 """
 
 from __future__ import annotations
@@ -15,18 +16,24 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from jaxpar.core.mesh import axes_of, entry_of, free_axes
+from jaxpar.core.varying import as_varying
 from jaxpar.jaxprs.interpreter import bound
 from jaxpar.jaxprs.rules import Factors, factors, rule_of
+from jaxpar.jaxprs.rules.contract import is_grouped
 from jaxpar.layout.record import Layout
-from jaxpar.spmd.value import varying
+
+
+def is_mapped(eqn: Any) -> bool:
+    """Whether an equation is one of these."""
+    return rule_of(eqn).is_opaque or is_grouped(eqn)
 
 
 def specs_of(layout: Layout, eqn: Any, specs: Sequence[PartitionSpec]) -> list[PartitionSpec]:
-    """How a convolution's operands, and its result, are sharded while it is computed.
+    """How an equation's operands, and its results, are sharded while it is computed.
 
     Args:
         layout: on whose mesh.
-        eqn: the convolution.
+        eqn: one that `is_mapped`.
         specs: how each of its operands is sharded; where they disagree the first one is heard.
     """
     fac = factors(eqn)
@@ -34,38 +41,39 @@ def specs_of(layout: Layout, eqn: Any, specs: Sequence[PartitionSpec]) -> list[P
     return [_spec(dims, split) for dims in (*fac.operands, *fac.results)]
 
 
-def on_shards(layout: Layout, eqn: Any, operands, specs: Sequence[PartitionSpec]) -> jax.Array:
-    """A convolution's result; its operands are sharded as `specs_of` says of `specs`."""
-    fac = factors(eqn)
+def on_shards(layout: Layout, eqn: Any, operands, specs: Sequence[PartitionSpec]) -> list[Any]:
+    """An equation's results; its operands are sharded as `specs_of` says of `specs`."""
+    fac, rule = factors(eqn), rule_of(eqn)
     split = _split(layout, fac, specs)
     axes = frozenset(axis for entry in split.values() for axis in entry)
     summed = tuple(axis for f, _ in fac.reduced for axis in split.get(f, ()))
-    *inside, result = (_spec(dims, split) for dims in (*fac.operands, *fac.results))
-    sizes = zip(eqn.outvars[0].aval.shape, result, strict=True)
+    inside, results = (
+        tuple(_spec(dims, split) for dims in arrays) for arrays in (fac.operands, fac.results)
+    )
+    sizes = zip(eqn.outvars[0].aval.shape, results[0], strict=True)
     shape = tuple(n // _ways(layout, axes_of(entry)) for n, entry in sizes)
 
     def here(*shards):
         # What is replicated is used with what differs: its gradient is summed.
-        missing = [tuple(sorted(axes - varying(x))) for x in shards]
-        pairs = zip(shards, missing, strict=True)
-        shards = [lax.pcast(x, m, to="varying") if m else x for x, m in pairs]
-        on_shard = rule_of(eqn).on_shard
-        assert on_shard is not None
-        params = {**eqn.params, "out_sharding": None}
-        params = on_shard(params, eqn, [x.shape for x in shards], shape)
-        (made,) = bound(eqn, shards, params)
-        return lax.psum(made, summed) if summed else made
+        shards = [as_varying(x, axes) for x in shards]
+        params = dict(eqn.params)
+        if rule.sharding:
+            params[rule.sharding] = None
+        if rule.on_shard:
+            params = rule.on_shard(params, eqn, [x.shape for x in shards], shape)
+        made = bound(eqn, shards, params)
+        return [lax.psum(x, summed) if summed else x for x in made]
 
     around = jax.sharding.get_abstract_mesh()
     mesh = around if around.explicit_axes else layout.mesh.abstract
     mapped = jax.shard_map(
-        here, mesh=mesh, axis_names=free_axes(mesh), in_specs=tuple(inside), out_specs=result
+        here, mesh=mesh, axis_names=free_axes(mesh), in_specs=inside, out_specs=list(results)
     )
     return mapped(*operands)
 
 
 def _split(layout: Layout, fac: Factors, specs) -> dict[int, tuple[str, ...]]:
-    """Factor of a convolution -> the mesh axes over which it is sharded."""
+    """Factor of an equation -> the mesh axes over which it is sharded."""
     split: dict[int, tuple[str, ...]] = {}
     for dims, spec in zip(fac.operands, specs, strict=True):
         for (outer, *_), entry in zip(dims, spec, strict=True):
