@@ -31,6 +31,8 @@ $(VENV)/installed: pyproject.toml
 	$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	-$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[strangers]" || \
 		echo "without public model packages: their tests are skipped"
+	-$(PY) -m pip install --quiet --disable-pip-version-check --no-deps nvidia-cudnn-cu13 || \
+		echo "without cuDNN: tests of fused attention on described GPUs are skipped"
 	@touch $@
 
 clean:

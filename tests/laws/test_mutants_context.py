@@ -38,8 +38,8 @@ def test_heads_that_come_back_to_others_places_are_caught(monkeypatch):
     def swapped(split):
         made = right(split)
 
-        def local(*operands, causal):
-            return made.local(*operands, causal=causal)[:, :, ::-1]
+        def local(*operands, **how):
+            return made.local(*operands, **how)[:, :, ::-1]
 
         return replace(made, local=local)
 
