@@ -1,4 +1,4 @@
-"""Products that are only needed transposed, computed in the order that needs no transpose.
+"""Products computed in the order that needs no transpose, of their operands or of their result.
 
 JAX's gradient of `x @ w` by `w`, (in, out), is `transpose(dot_general(g, x))`: the cotangent `g`,
 (rows, out), comes first, and the result, (out, in), is turned around. `dot_general(x, g)` is the
@@ -6,6 +6,9 @@ same sum and (in, out) at once. XLA takes the first as it is said. XLA:CPU then 
 rows last, and computes in that copy all the elementwise operations that made `g`: behind a wide
 activation a strided walk over several arrays, each read of which may miss the cache. And the
 gradient does not lie as its weight does, so that the optimizer's update walks it the same way.
+
+And a product that sums over several dims sums in the order that it was told, which einsum takes
+from the alphabet. XLA transposes both operands where that is not the order of their memory.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from jaxpar.core.jax_compat import open_jaxpr
 
 def untransposed(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function of arrays, its products of which only a transpose is used turned around.
+
+    Products also sum over dims in the order of memory, where both operands have them in one.
 
     A product is left as it is where the operand that would come first, which XLA:CPU copies, is the
     larger one, and where its sharding is part of its type.
@@ -74,10 +79,12 @@ def _equations(jaxpr: Any) -> list[Any]:
     after = {id(eqn.invars[0]): eqn for eqn in transposes if id(eqn.outvars[0]) not in read}
     turned = {}
     for eqn in jaxpr.eqns:
-        if eqn.primitive is lax.dot_general_p and uses[eqn.outvars[0]] == 1:
-            transpose = after.get(id(eqn.outvars[0]))
-            if transpose and _is_better(eqn, transpose):
-                turned |= {id(eqn): _other_way(eqn, transpose), id(transpose): None}
+        if eqn.primitive is not lax.dot_general_p:
+            continue
+        turned[id(eqn)] = product = _summed_in_order(eqn)
+        transpose = after.get(id(eqn.outvars[0]))
+        if uses[eqn.outvars[0]] == 1 and transpose and _is_better(eqn, transpose):
+            turned |= {id(eqn): _other_way(product, transpose), id(transpose): None}
     made = [turned.get(id(eqn), eqn) for eqn in jaxpr.eqns]
     return [_inside(eqn) for eqn in made if eqn is not None]
 
@@ -88,6 +95,16 @@ def _inside(eqn: Any) -> Any:
     if all(params[key] is value for key, value in eqn.params.items()):
         return eqn
     return eqn.replace(params=params)
+
+
+def _summed_in_order(product: Any) -> Any:
+    """The product, its sum in the order of its operands' dims where that is one order."""
+    (left, right), batch = product.params["dimension_numbers"]
+    pairs = sorted(zip(left, right, strict=True))
+    in_order = tuple(sorted(left)), tuple(sorted(right))
+    if in_order == (tuple(left), tuple(right)) or pairs != list(zip(*in_order, strict=True)):
+        return product
+    return product.replace(params={**product.params, "dimension_numbers": (in_order, batch)})
 
 
 def _is_better(product: Any, transpose: Any) -> bool:

@@ -20,7 +20,7 @@ def by_role(
     shape: tuple[int, ...] | None = None,
 ) -> PartitionSpec:
     """How an array with these dims is sharded in use, or `between` the parts of a block."""
-    table = {**strategy.compute, **strategy.between} if between else strategy.compute
+    table = _between(model, strategy, mesh) if between else strategy.compute
     roles = [role_of(model, dim) for dim in dims]
     if shape is not None:
         padded = {
@@ -36,6 +36,21 @@ def by_role(
             for dim, axes in zip(dims, wanted, strict=True)
         )
     )
+
+
+def _between(model: Model, strategy: Strategy, mesh: MeshShape) -> dict[str, tuple[str, ...]]:
+    """The strategy's table of roles between the parts of a block.
+
+    What it shards along the sequence it shards along the rows, where there are enough of them: the
+    dim that lies outermost. Along another XLA transposes the whole residual wherever it is gathered
+    or scattered (Llama 2 70B, 8 x 8 H100s: 2.1 TB of copies a step).
+    """
+    further = {role: axes_of(axes) for role, axes in strategy.between.items()}
+    rows = (*axes_of(strategy.compute.get("batch", ())), *further.get("sequence", ()))
+    if len(set(rows)) == len(rows) and model.batch_size % prod(map(mesh.size, rows)) == 0:
+        further = {role: axes for role, axes in further.items() if role != "sequence"}
+        further["batch"] = rows
+    return {**{role: axes_of(axes) for role, axes in strategy.compute.items()}, **further}
 
 
 def _can_be_sharded(model: Model, mesh: MeshShape, dim: str, axes: tuple[str, ...]) -> bool:

@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxpar.core import hooks
 from jaxpar.core.errors import RequestError, unknown
 from jaxpar.models.classify import scores
+from jaxpar.models.head import logits_of
 from jaxpar.models.record import Field, Mean, Model, check_sizes
 
 ACTIVATIONS = {
@@ -30,7 +31,9 @@ RESIDUAL = ("batch", "sequence", "embed")
 """The dims of what flows from block to block."""
 
 # Shape suffixes: B batch, S sequence, D embed, K key-value heads, G queries a key-value head,
-# C = G + 2 (the queries, the key, the value), H head_dim, F ffn, V vocab.
+# C = G + 2 (the queries, the key, the value), H head_dim, F ffn, V vocab. JAX sums over dims in the
+# order of their letters, so in formulas K is e and G is f: summed in another order than they lie in
+# memory, activation and weight would each be transposed first.
 
 
 @dataclass(frozen=True)
@@ -231,7 +234,7 @@ class Block(nnx.Module):
         return x_BSD + self._dropped(hooks.leaving(y_BSD, RESIDUAL), key)
 
     def _attention(self, x_BSD, attend):
-        qkv_BSKCH = jnp.einsum("bsd,dkch->bskch", x_BSD, self.qkv[...].astype(x_BSD.dtype))
+        qkv_BSKCH = jnp.einsum("bsd,defh->bsefh", x_BSD, self.qkv[...].astype(x_BSD.dtype))
         qkv_BSKCH = _biased(qkv_BSKCH, self.qkv_bias)
         group = qkv_BSKCH.shape[3] - 2
         if self.config.positions == "rope":
@@ -243,7 +246,7 @@ class Block(nnx.Module):
         how = {"causal": True, "implementation": self.config.attention}
         y_BSKGH = attend(q_BSKGH, k_BSKH, qkv_BSKCH[:, :, :, group + 1], **how)
         y_BSKGH = checkpoint_name(y_BSKGH, "attended")
-        y_BSD = jnp.einsum("bskgh,kghd->bsd", y_BSKGH, self.out[...].astype(x_BSD.dtype))
+        y_BSD = jnp.einsum("bsefh,efhd->bsd", y_BSKGH, self.out[...].astype(x_BSD.dtype))
         return _biased(y_BSD, self.out_bias)
 
     def _feed_forward(self, x_BSD):
@@ -345,12 +348,7 @@ class Decoder(nnx.Module):
         dtype = x_BSD.dtype
         x_BSD = hooks.entering(self.norm(x_BSD), RESIDUAL)
         head_DV = self.embedding[...].T if self.config.tied else self.head[...]
-        return jnp.einsum(
-            "bsd,dv->bsv",
-            x_BSD,
-            head_DV.astype(dtype),
-            preferred_element_type=jnp.promote_types(dtype, jnp.float32),
-        )
+        return logits_of(x_BSD, head_DV.astype(dtype))
 
 
 def next_token_loss(module, batch, *, key=None, **chosen) -> tuple[Mean, dict[str, Mean]]:

@@ -1,7 +1,8 @@
-"""Tensor parallelism with the residual between the parts of a block sharded along the sequence.
+"""Tensor parallelism with the residual between the parts of a block sharded too.
 
-Korthikanti et al. 2022. Norms, dropout and additions work on a shard of the sequence, and what is
-kept of them for backward is sharded. Each all-reduce of tensor parallelism becomes a
+Sequence parallelism (Korthikanti et al. 2022). Norms, dropout and additions work on a shard of the
+rows where these divide over all devices, and else of the sequence; what is kept of them for
+backward is sharded. Each all-reduce of tensor parallelism becomes a
 reduce-scatter and an all-gather, each counted with as many bytes, and they move together what it
 moved alone (XLA for CPUs spells the former all-reduce and slice). The norms' scales,
 replicated, gain an all-reduce of their gradients: a vector of the width each.
