@@ -237,14 +237,14 @@ class Block(nnx.Module):
         qkv_BSKCH = jnp.einsum("bsd,defh->bsefh", x_BSD, self.qkv[...].astype(x_BSD.dtype))
         qkv_BSKCH = _biased(qkv_BSKCH, self.qkv_bias)
         group = qkv_BSKCH.shape[3] - 2
+        q_BSKGH, k_BSK1H = qkv_BSKCH[:, :, :, :group], qkv_BSKCH[:, :, :, group : group + 1]
         if self.config.positions == "rope":
+            # Each by itself: from one array of both, XLA would make either by reading all of it.
             at_S = hooks.positions(x_BSD.shape[1])
-            turned = rotate(qkv_BSKCH[:, :, :, : group + 1], self.config.rope_base, at_S)
-            q_BSKGH, k_BSKH = turned[:, :, :, :group], turned[:, :, :, group]
-        else:
-            q_BSKGH, k_BSKH = qkv_BSKCH[:, :, :, :group], qkv_BSKCH[:, :, :, group]
+            q_BSKGH, k_BSK1H = (rotate(x, self.config.rope_base, at_S) for x in (q_BSKGH, k_BSK1H))
+        k_BSKH, v_BSKH = jnp.squeeze(k_BSK1H, 3), qkv_BSKCH[:, :, :, group + 1]
         how = {"causal": True, "implementation": self.config.attention}
-        y_BSKGH = attend(q_BSKGH, k_BSKH, qkv_BSKCH[:, :, :, group + 1], **how)
+        y_BSKGH = attend(q_BSKGH, k_BSKH, v_BSKH, **how)
         y_BSKGH = checkpoint_name(y_BSKGH, "attended")
         y_BSD = jnp.einsum("bsefh,efhd->bsd", y_BSKGH, self.out[...].astype(x_BSD.dtype))
         return _biased(y_BSD, self.out_bias)
