@@ -68,7 +68,9 @@ def test_a_permute_moves_all_of_it_within_a_node_or_between_two():
     assert (found.device_bytes, found.node_bytes, found.between_nodes) == (BYTES, 0, False)
 
 
-WORK = Work({"bfloat16": 8 * 10**15}, {"bfloat16": 4 * 10**15}, 8, 64, 0, True)
+WORK = Work(
+    {"bfloat16": 9 * 10**15}, {"bfloat16": 8 * 10**15}, {"bfloat16": 4 * 10**15}, 8, 64, 0, True
+)
 ROW = TrafficRow("all-gather", ("data",), True, 1, 9 * 10**9, True, (), link_bytes=9e9)
 
 

@@ -19,10 +19,14 @@ from jax.sharding import PartitionSpec
 
 from jaxpar.attention import blocks, cudnn
 from jaxpar.core.errors import LayoutError
+from jaxpar.core.hooks import ATTENDED
 from jaxpar.core.nvidia import has_cudnn
 from jaxpar.core.varying import as_varying, varying
 
-_forward = Primitive("fused_attention")
+FUSED = "fused_attention"
+"""The name of the primitive in a jaxpr."""
+
+_forward = Primitive(FUSED)
 _backward = Primitive("fused_attention_gradient")
 
 
@@ -87,7 +91,7 @@ def _attend_forward(causal, q, k, v):
     """What `attend` returns, and what backward needs."""
     y, log = forward(q, k, v, causal=causal)
     # Both by the name that a remat policy may keep, or forward would be made again for either.
-    y, log = (checkpoint_name(x, "attended") for x in (y, log))
+    y, log = (checkpoint_name(x, ATTENDED) for x in (y, log))
     return y, (q, k, v, y, log)
 
 

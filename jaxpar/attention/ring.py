@@ -18,9 +18,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxpar.attention import blocks, fused, zigzag
 from jaxpar.attention.record import Exchange, Split
+from jaxpar.core.hooks import ATTENDED
 
 UNBALANCED = (
     "the model does not ask where its rows stand (no 'positions' in its hooks; with dropout none "
@@ -144,7 +146,7 @@ def _forward(ring, q, k, v):
     seen = y.astype(log.dtype), log
     travelling, seen = lax.fori_loop(1, ring.ways - 1, turn, (travelling, seen))
     y, log = visit(ring.ways - 1, seen, travelling)
-    y = y.astype(v.dtype)
+    y, log = (checkpoint_name(x, ATTENDED) for x in (y.astype(v.dtype), log))
     return y, (q, own, y, log)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import jaxpr_as_fun
 
 from jaxpar.core.annotations import (
@@ -25,8 +26,12 @@ from jaxpar.core.annotations import (
 from jaxpar.core.errors import RequestError, unknown
 from jaxpar.core.jax_compat import with_constants_first
 
-REMAT = ("none", "full", "dots")
-"""What is kept from forward for backward: everything, only layer inputs, or matrix products."""
+REMAT = ("none", "full", "dots", "minimal")
+"""What is kept from forward for backward: everything, only layer inputs, matrix products, or
+whatever has a name."""
+
+ATTENDED = "attended"
+"""The `checkpoint_name` of attention's result, and of the log-sums that backward needs with it."""
 
 ARRIVED = "arrived"
 """The `checkpoint_name` of what came from other devices: moved, but not cheap to move again."""
@@ -39,13 +44,19 @@ def rematerialized(
 
     Args:
         body: one layer.
-        remat: "none", "full", "dots", or names joined by commas as given to `checkpoint_name`.
+        remat: one of `REMAT`, or names joined by commas as given to `checkpoint_name`.
         otherwise: the policy for "none"; None keeps everything.
         looped: whether forward and backward run in loops of their own; if not, XLA must be kept
             from merging what is computed twice, which would undo the policy.
     """
     policies = jax.checkpoint_policies
-    named = {"none": otherwise, "full": policies.nothing_saveable, "dots": policies.dots_saveable}
+    named = {
+        "none": otherwise,
+        "full": policies.nothing_saveable,
+        "dots": policies.dots_saveable,
+        # What came from other devices is as large as the residual, and is fetched again.
+        "minimal": policies.save_any_names_but_these(ARRIVED),
+    }
     if remat not in named:
         policy = policies.save_only_these_names(*remat.split(","))
     elif (policy := named[remat]) is None:
@@ -259,4 +270,5 @@ def attention(
     total = jnp.moveaxis(jnp.sum(weights, axis=-1), -1, 1)[..., None]
     values = jnp.einsum(f"bk{g}qs,bskh->bqk{g}h", weights.astype(v.dtype), v)
     values = values / total.astype(jnp.promote_types(v.dtype, jnp.float32))
-    return (jnp.expand_dims(values, 3) if alone else values).astype(v.dtype)
+    values = (jnp.expand_dims(values, 3) if alone else values).astype(v.dtype)
+    return checkpoint_name(values, ATTENDED)

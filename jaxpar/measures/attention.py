@@ -1,6 +1,7 @@
 """Attention: how a program computes it, fused or with every score held, and why."""
 
 from jaxpar.attention.cudnn import unfit
+from jaxpar.attention.fused import FUSED
 from jaxpar.core.annotations import ATTEND
 from jaxpar.core.nvidia import has_cudnn
 from jaxpar.jaxprs.equations import equations
@@ -14,7 +15,7 @@ def attention_of(program: Program) -> str:
     calls = [eqn for eqn, _ in equations(program.step.asked.loss.closed) if _name(eqn) == ATTEND]
     if not calls:
         return ""
-    fused = any(_name(e) == "fused_attention" for e, _ in equations(program.step.traced.closed))
+    fused = any(_name(e) == FUSED for e, _ in equations(program.step.traced.closed))
     simulated = program.hardware.kind == "simulated"
     if not fused:
         return "" if simulated else f"attention is whole, every score held: {_why(calls)}"

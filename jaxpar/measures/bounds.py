@@ -61,7 +61,7 @@ def bounds(
     link_bytes = sum(times * row.link_bytes for row, times in rows)
     node_bytes = sum(times * row.node_bytes for row, times in rows)
     return Bounds(
-        compute_seconds=_seconds(work.flops, work.sharing, rates),
+        compute_seconds=_seconds(work.computed_flops, work.sharing, rates),
         recomputation_seconds=_seconds(work.recomputed_flops, work.sharing, rates),
         link_seconds=link_bytes / rates.link_bytes_per_second,
         network_seconds=node_bytes / (node * rates.network_bytes_per_second),

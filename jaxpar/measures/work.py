@@ -17,12 +17,13 @@ from typing import Any
 import jax
 from jax.extend.core import jaxprs_in_params
 
-from jaxpar.attention.record import Whole
+from jaxpar.attention.fused import FUSED
+from jaxpar.attention.record import Exchange, Whole
 from jaxpar.core import hooks
 from jaxpar.core.jax_compat import open_jaxpr
 from jaxpar.core.mesh import axes_of
 from jaxpar.inference.traced import KEY, TracedLoss
-from jaxpar.jaxprs.equations import turns
+from jaxpar.jaxprs.equations import equations, turns
 from jaxpar.jaxprs.rules import rule_of
 from jaxpar.layout.record import Layout
 from jaxpar.layout.stages import AXIS as STAGES
@@ -39,7 +40,9 @@ class Work:
 
     Attributes:
         flops: dtype of the operands -> multiply-adds times two of the loss and its gradients, of
-            the whole batch, each product counted once.
+            the whole batch, each product counted once, those of all scores of attention too.
+        computed_flops: the same as the program computes them: fused attention leaves out what a
+            causal mask drops, and makes the scores again in backward.
         recomputed_flops: the same of what rematerialization computes again.
         sharing: how many devices share the work: the others of the mesh do the same as these.
         rows: of the batch.
@@ -48,6 +51,7 @@ class Work:
     """
 
     flops: Mapping[str, int]
+    computed_flops: Mapping[str, int]
     recomputed_flops: Mapping[str, int]
     sharing: int
     rows: int
@@ -70,6 +74,7 @@ class Work:
             "rows_per_step": self.rows,
             "tokens_per_step": self.tokens or None,
             "flops_per_step": sum(self.flops.values()),
+            "computed_flops_per_step": sum(self.computed_flops.values()),
             "recomputed_flops_per_step": sum(self.recomputed_flops.values()),
             "flops_by_dtype": dict(self.flops),
             "recomputed_flops_by_dtype": dict(self.recomputed_flops),
@@ -86,14 +91,15 @@ def work(step: Step) -> Work:
     counted = _counted(part, step.asked.loss)
     # Of each part of the batch, be it a microbatch or one replica's: the same.
     parts = layout.model.batch_size // part.model.batch_size
-    times = [{d: n * parts for d, n in found.items()} for found in counted[:2]]
+    flops, computed, recomputed = ({d: n * parts for d, n in c.items()} for c in counted[:3])
     return Work(
-        flops=times[0],
-        recomputed_flops=times[1],
+        flops=flops,
+        computed_flops=computed,
+        recomputed_flops=recomputed,
         sharing=_sharing(layout),
         rows=layout.model.batch_size,
         tokens=_tokens(layout),
-        is_exact=counted[2],
+        is_exact=counted[3],
     )
 
 
@@ -124,17 +130,25 @@ def products(jaxpr: Any, times: int = 1) -> tuple[Counter[str], bool]:
     return found, is_exact
 
 
-def _counted(layout: Layout, traced: TracedLoss) -> tuple[Counter[str], Counter[str], bool]:
-    """(FLOPs without recomputation, those of recomputation, whether exact) of one part's gradient.
+def _counted(
+    layout: Layout, traced: TracedLoss
+) -> tuple[Counter[str], Counter[str], Counter[str], bool]:
+    """(FLOPs, as they are computed, those of recomputation, whether exact) of a part's gradient.
 
-    Remembered with the trace: it depends on nothing else.
+    Remembered with the trace and how attention is computed: they depend on nothing else.
     """
-    about = ("work", id(traced.closed))
+    attention = layout.attention.unmapped
+    if isinstance(attention, Exchange):  # which is mapped to devices, and does the same work
+        attention = Whole()
+    about = ("work", id(traced.closed), attention)
     remembered = layout.model.traced
     if about not in remembered:
-        once, exact = products(_gradient(layout, traced, _Once))
-        again, _ = products(_gradient(layout, traced, partial(Filled, Whole())))
-        remembered[about] = (once, again - once, exact)
+        every, exact = products(_gradient(layout, traced, partial(_Once, Whole())))
+        full = _gradient(layout, traced, partial(Filled, attention))
+        once = every
+        if any(eqn.primitive.name == FUSED for eqn, _ in equations(full)):
+            once, _ = products(_gradient(layout, traced, partial(_Once, attention)))
+        remembered[about] = (every, once, products(full)[0] - once, exact)
     return remembered[about]
 
 
@@ -150,9 +164,6 @@ def _gradient(layout: Layout, traced: TracedLoss, make: Any) -> Any:
 
 class _Once(Filled):
     """Evaluates a loss whose rematerialization is left out, so that nothing is computed twice."""
-
-    def __init__(self):
-        super().__init__(Whole())
 
     @staticmethod
     def through(block, stacked, x, *, dims, remat="none", unroll=1):

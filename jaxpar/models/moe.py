@@ -107,11 +107,12 @@ class Block(transformer.Block):
     def _experts(self, x_EBPD):
         """Each expert's feed-forward part on its own places: (E, B, P, D) to the same shape."""
         h_EBPCF = jnp.einsum("ebpd,edcf->ebpcf", x_EBPD, self.up[...].astype(x_EBPD.dtype))
+        h_EBPCF = checkpoint_name(h_EBPCF, "ffn_inner")
         y_EBPF = ACTIVATIONS[self.config.activation](h_EBPCF[..., 0, :])
         if self.config.gated:
             y_EBPF = y_EBPF * h_EBPCF[..., 1, :]
-        y_EBPF = checkpoint_name(y_EBPF, "ffn_inner")
-        return jnp.einsum("ebpf,efd->ebpd", y_EBPF, self.down[...].astype(x_EBPD.dtype))
+        y_EBPD = jnp.einsum("ebpf,efd->ebpd", y_EBPF, self.down[...].astype(x_EBPD.dtype))
+        return checkpoint_name(y_EBPD, "mlp_out")
 
 
 _ROWS_FIRST = ("batch", "experts", "places", "embed")

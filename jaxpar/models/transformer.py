@@ -24,8 +24,9 @@ ACTIVATIONS = {
     "gelu": partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
 }
-SAVED_NAMES = ("attended", "ffn_inner")
-"""Values a remat policy can keep by name: attention's output, the feed-forward inner width."""
+SAVED_NAMES = ("query", "key", "value", hooks.ATTENDED, "out_proj", "ffn_inner", "mlp_out")
+"""Values a remat policy can keep by name, in the order in which a block makes them. `query` and
+`key` are those that meet, turned by their positions; `ffn_inner` is gate and up."""
 
 RESIDUAL = ("batch", "sequence", "embed")
 """The dims of what flows from block to block."""
@@ -61,8 +62,9 @@ class Transformer:
         compute_dtype: float32, bfloat16, float16 or float64; None computes in the parameters' own.
         attention: auto, whole (every score is held) or fused (none is); auto fuses where devices,
             types and sizes allow it.
-        remat: what backward computes again: none, full, dots, or all but saved names joined by
-            commas (attended, ffn_inner).
+        remat: what backward computes again: none, full, dots (all but products), minimal (all but
+            what has a name), or all but names joined by commas: query, key, value, attended,
+            out_proj, ffn_inner (gate and up), mlp_out.
         unroll: layers compiled as one piece; XLA's CPU code for a few is a quarter faster so, and
             the program that much larger.
         batch: rows in a global batch.
@@ -244,20 +246,19 @@ class Block(nnx.Module):
             q_BSKGH, k_BSK1H = (rotate(x, self.config.rope_base, at_S) for x in (q_BSKGH, k_BSK1H))
         k_BSKH, v_BSKH = jnp.squeeze(k_BSK1H, 3), qkv_BSKCH[:, :, :, group + 1]
         how = {"causal": True, "implementation": self.config.attention}
-        y_BSKGH = attend(q_BSKGH, k_BSKH, v_BSKH, **how)
-        y_BSKGH = checkpoint_name(y_BSKGH, "attended")
+        kept = zip((q_BSKGH, k_BSKH, v_BSKH), SAVED_NAMES, strict=False)
+        y_BSKGH = attend(*(checkpoint_name(x, name) for x, name in kept), **how)
         y_BSD = jnp.einsum("bsefh,efhd->bsd", y_BSKGH, self.out[...].astype(x_BSD.dtype))
-        return _biased(y_BSD, self.out_bias)
+        return checkpoint_name(_biased(y_BSD, self.out_bias), "out_proj")
 
     def _feed_forward(self, x_BSD):
         c = "c" if self.config.gated else ""
         h = jnp.einsum(f"bsd,d{c}f->bs{c}f", x_BSD, self.up[...].astype(x_BSD.dtype))
-        h = _biased(h, self.up_bias)
+        h = checkpoint_name(_biased(h, self.up_bias), "ffn_inner")
         activation = ACTIVATIONS[self.config.activation]
         y_BSF = activation(h[:, :, 0]) * h[:, :, 1] if self.config.gated else activation(h)
-        y_BSF = checkpoint_name(y_BSF, "ffn_inner")
         y_BSD = jnp.einsum("bsf,fd->bsd", y_BSF, self.down[...].astype(x_BSD.dtype))
-        return _biased(y_BSD, self.down_bias)
+        return checkpoint_name(_biased(y_BSD, self.down_bias), "mlp_out")
 
     def _dropped(self, y_BSD, key):
         return dropped(y_BSD, self.config.dropout, key)
