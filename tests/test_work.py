@@ -64,10 +64,9 @@ def test_fused_attention_computes_half_of_what_a_causal_mask_leaves(remat, again
 
     Forward is made again with its layer, unless its result is kept.
     """
-    layout = small_layout("transformer", "data", "data=4", remat=remat, compute_dtype="bfloat16")
-    whole = small_layout(
-        "transformer", "data", "data=4", remat=remat, attention="whole", compute_dtype="bfloat16"
-    )
+    fields = {"remat": remat, "compute_dtype": "bfloat16", "width": 64}
+    layout = small_layout("transformer", "data", "data=4", **fields)
+    whole = small_layout("transformer", "data", "data=4", attention="whole", **fields)
     config, rows = layout.model.config, layout.model.batch_size
     one = 2 * rows * config.sequence**2 * config.width * config.layers
     found, other = counted(layout), counted(whole)
