@@ -246,6 +246,7 @@ def load_data(model: Model, name: str | None) -> Dataset:
 
 _SAID_IN_THE_MODULE = {
     "compute_dtype": "give its layers dtype=jnp.bfloat16, as Flax's own have it",
+    "attention": "attention that cuDNN can fuse is fused wherever it is written, in bfloat16",
     "remat": "wrap its blocks in nnx.remat or nn.remat",
 }
 """Fields of the catalogue's decoders, and how a person's own module says the same."""

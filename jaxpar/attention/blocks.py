@@ -33,12 +33,7 @@ class Seen:
     values: Any
 
 
-def scale_of(q_BQKGH) -> float:
-    """What products of queries and keys are multiplied by."""
-    return q_BQKGH.shape[-1] ** -0.5
-
-
-def forward(q_BQKGH, k_BSKH, v_BSKH, *, causal: bool) -> tuple[jax.Array, jax.Array]:
+def forward(q_BQKGH, k_BSKH, v_BSKH, *, causal: bool, scale: float) -> tuple[jax.Array, jax.Array]:
     """The result, (B, Q, K, G, H), and each query's log of its summed exponentials, (B, K, G, Q).
 
     Args:
@@ -46,19 +41,19 @@ def forward(q_BQKGH, k_BSKH, v_BSKH, *, causal: bool) -> tuple[jax.Array, jax.Ar
         k_BSKH: the keys.
         v_BSKH: their values.
         causal: whether a query sees only keys up to its own position.
+        scale: what products of queries and keys are multiplied by.
     """
-    q = q_BQKGH * scale_of(q_BQKGH)
+    q = q_BQKGH * scale
     seen = see(nothing_seen(q), q, k_BSKH, v_BSKH, ahead=0 if causal else None)
     return result(seen, v_BSKH.dtype)
 
 
-def backward(q_BQKGH, k_BSKH, v_BSKH, y_BQKGH, log_BKGQ, dy_BQKGH, *, causal: bool):
+def backward(q_BQKGH, k_BSKH, v_BSKH, y_BQKGH, log_BKGQ, dy_BQKGH, *, causal: bool, scale: float):
     """The gradients of queries, keys and values, from what `forward` made and its gradient.
 
     The log-sums may be over more keys than these, and `y` what all of them make: each run of keys
     then gives its own share.
     """
-    scale = scale_of(q_BQKGH)
     inner = _product("bqkgh,bqkgh->bkgq", *(x.astype(wide(x)) for x in (y_BQKGH, dy_BQKGH)))
     ahead = 0 if causal else None
     dq, dk, dv = gradients(q_BQKGH * scale, k_BSKH, v_BSKH, dy_BQKGH, log_BKGQ, inner, ahead=ahead)

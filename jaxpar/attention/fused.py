@@ -46,7 +46,7 @@ def suits(q_BQKGH: jax.Array, v_BSKH: jax.Array, implementation: str) -> bool:
 
 
 def forward(
-    q_BQKGH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, causal: bool
+    q_BQKGH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, causal: bool, scale: float
 ) -> tuple[jax.Array, jax.Array]:
     """The result, (B, Q, K, G, H), and each query's log of its summed exponentials, (B, K, G, Q).
 
@@ -55,8 +55,10 @@ def forward(
         k_BSKH: the keys.
         v_BSKH: their values.
         causal: whether a query sees only keys up to its own position.
+        scale: what products of queries and keys are multiplied by.
     """
-    return tuple(_forward.bind(*_alike(q_BQKGH, k_BSKH, v_BSKH), causal=causal))
+    operands = _alike(q_BQKGH, k_BSKH, v_BSKH)
+    return tuple(_forward.bind(*operands, causal=causal, scale=scale))
 
 
 def backward(
@@ -68,6 +70,7 @@ def backward(
     dy_BQKGH: jax.Array,
     *,
     causal: bool,
+    scale: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The gradients of queries, keys and values.
 
@@ -75,29 +78,31 @@ def backward(
         q_BQKGH, k_BSKH, v_BSKH: what `forward` was given, or a part of it.
         y_BQKGH, log_BKGQ: what it returned, over all keys there are.
         dy_BQKGH: the gradient of the result.
-        causal: as in `forward`.
+        causal, scale: as in `forward`.
     """
     operands = _alike(q_BQKGH, k_BSKH, v_BSKH, y_BQKGH, log_BKGQ, dy_BQKGH)
-    return tuple(_backward.bind(*operands, causal=causal))
+    return tuple(_backward.bind(*operands, causal=causal, scale=scale))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(causal: bool, q_BQKGH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def attend(
+    causal: bool, scale: float, q_BQKGH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array
+) -> jax.Array:
     """Attention of the operands, (B, Q, K, G, H); all as in `forward`."""
-    return forward(q_BQKGH, k_BSKH, v_BSKH, causal=causal)[0]
+    return forward(q_BQKGH, k_BSKH, v_BSKH, causal=causal, scale=scale)[0]
 
 
-def _attend_forward(causal, q, k, v):
+def _attend_forward(causal, scale, q, k, v):
     """What `attend` returns, and what backward needs."""
-    y, log = forward(q, k, v, causal=causal)
+    y, log = forward(q, k, v, causal=causal, scale=scale)
     # Both by the name that a remat policy may keep, or forward would be made again for either.
     y, log = (checkpoint_name(x, ATTENDED) for x in (y, log))
     return y, (q, k, v, y, log)
 
 
-def _attend_backward(causal, kept, dy):
+def _attend_backward(causal, scale, kept, dy):
     """Gradients of queries, keys and values."""
-    return backward(*kept, dy, causal=causal)
+    return backward(*kept, dy, causal=causal, scale=scale)
 
 
 attend.defvjp(_attend_forward, _attend_backward)
@@ -109,17 +114,16 @@ def _alike(*operands: jax.Array) -> list[jax.Array]:
     return [as_varying(x, axes) for x in operands]
 
 
-def _forward_by_cudnn(q_BQKGH, k_BSKH, v_BSKH, *, causal):
+def _forward_by_cudnn(q_BQKGH, k_BSKH, v_BSKH, *, causal, scale):
     """`forward`, by cuDNN."""
-    y_BQNH, log_BNQ = cudnn.forward(
-        _joined(q_BQKGH), k_BSKH, v_BSKH, causal=causal, scale=blocks.scale_of(q_BQKGH)
-    )
+    q_BQNH = _joined(q_BQKGH)
+    y_BQNH, log_BNQ = cudnn.forward(q_BQNH, k_BSKH, v_BSKH, causal=causal, scale=scale)
     rows, queries, heads, group, _ = q_BQKGH.shape
     y_BQKGH = y_BQNH.reshape(q_BQKGH.shape)
     return y_BQKGH, log_BNQ.reshape(rows, heads, group, queries)
 
 
-def _backward_by_cudnn(q_BQKGH, k_BSKH, v_BSKH, y_BQKGH, log_BKGQ, dy_BQKGH, *, causal):
+def _backward_by_cudnn(q_BQKGH, k_BSKH, v_BSKH, y_BQKGH, log_BKGQ, dy_BQKGH, *, causal, scale):
     """`backward`, by cuDNN."""
     rows, queries, heads, group, _ = q_BQKGH.shape
     dq_BQNH, dk_BSKH, dv_BSKH = cudnn.backward(
@@ -130,7 +134,7 @@ def _backward_by_cudnn(q_BQKGH, k_BSKH, v_BSKH, y_BQKGH, log_BKGQ, dy_BQKGH, *, 
         log_BKGQ.reshape(rows, heads * group, queries),
         _joined(dy_BQKGH),
         causal=causal,
-        scale=blocks.scale_of(q_BQKGH),
+        scale=scale,
     )
     return dq_BQNH.reshape(q_BQKGH.shape), dk_BSKH, dv_BSKH
 
@@ -141,9 +145,9 @@ def _joined(x_BQKGH):
     return x_BQKGH.reshape(rows, queries, heads * group, width)
 
 
-def _forward_types(q, k, v, *, causal):
+def _forward_types(q, k, v, **how):
     """The types of the result and of the log-sums."""
-    del k, causal
+    del k, how
     rows, queries, heads, group, _ = q.shape
     y = q.update(shape=(*q.shape[:-1], v.shape[-1]), dtype=v.dtype)
     log = q.update(
@@ -154,16 +158,16 @@ def _forward_types(q, k, v, *, causal):
     return y, log
 
 
-def _backward_types(q, k, v, *rest, causal):
+def _backward_types(q, k, v, *rest, **how):
     """The types of three gradients."""
-    del rest, causal
+    del rest, how
     return q, k, v
 
 
 def _in_rows(primitive: Primitive):
     """The rule of a primitive under vmap: what is mapped becomes more rows."""
 
-    def batch(operands, where, *, causal):
+    def batch(operands, where, **how):
         (count,) = {x.shape[d] for x, d in zip(operands, where, strict=True) if d is not None}
         pairs = zip(operands, where, strict=True)
         folded = [
@@ -171,7 +175,7 @@ def _in_rows(primitive: Primitive):
             for x, d in pairs
         ]
         folded = [x.reshape(count * x.shape[1], *x.shape[2:]) for x in folded]
-        made = primitive.bind(*folded, causal=causal)
+        made = primitive.bind(*folded, **how)
         made = [x.reshape(count, x.shape[0] // count, *x.shape[1:]) for x in made]
         return made, [0] * len(made)
 
@@ -181,16 +185,16 @@ def _in_rows(primitive: Primitive):
 def _define(primitive: Primitive, types: Any, plain: Any, by_cudnn: Any) -> None:
     """Tell JAX what a primitive is: on NVIDIA GPUs `by_cudnn` where there is one, else `plain`."""
 
-    def on_cuda(*operands, causal):
-        return (by_cudnn if has_cudnn() else plain)(*operands, causal=causal)
+    def on_cuda(*operands, **how):
+        return (by_cudnn if has_cudnn() else plain)(*operands, **how)
 
-    def jvp(primals, tangents, *, causal):
+    def jvp(primals, tangents, **how):
         # Of the gradient itself, as a Hessian asks for: the plain one has derivatives.
         tangents = [ad.instantiate_zeros(t) for t in tangents]
-        return jax.jvp(lambda *x: list(plain(*x, causal=causal)), list(primals), tangents)
+        return jax.jvp(lambda *x: list(plain(*x, **how)), list(primals), tangents)
 
     primitive.multiple_results = True
-    primitive.def_impl(lambda *x, causal: jax.jit(partial(primitive.bind, causal=causal))(*x))
+    primitive.def_impl(lambda *x, **how: jax.jit(partial(primitive.bind, **how))(*x))
     primitive.def_abstract_eval(types)
     ad.primitive_jvps[primitive] = jvp
     batching.primitive_batchers[primitive] = _in_rows(primitive)

@@ -88,13 +88,16 @@ class Local:
         *,
         causal: bool = True,
         implementation: str = "auto",
+        scale: float | None = None,
     ) -> jax.Array:
-        """Attention, fused where it can be; shapes as in `hooks.attention`."""
+        """Attention, fused where it can be; as in `hooks.attention`."""
+        scale = hooks.scale_of(q, scale)
         if not suits(q, v, implementation):
-            return hooks.attention(q, k, v, causal=causal)
+            return hooks.attention(q, k, v, causal=causal, scale=scale)
+        here = partial(attend, causal, scale)
         if self.split is None:
-            return attend(causal, q, k, v)
-        return self.split.fitting(q.shape).over_shards(partial(attend, causal), q, k, v)
+            return here(q, k, v)
+        return self.split.fitting(q.shape).over_shards(here, q, k, v)
 
     @property
     def unmapped(self) -> "Local":
@@ -121,7 +124,8 @@ class Exchange:
     Attributes:
         name: for people.
         split: what it was made for.
-        local: `local(q, k, v, *, causal, implementation)` on one device's shards, under shard_map.
+        local: `local(q, k, v, *, causal, implementation, scale)` on one device's shards, under
+            shard_map.
         pieces: what a sequence length has to be divisible by.
         faults: (heads of keys and values, queries a head) -> what is wrong with them, a sentence
             each.
@@ -155,7 +159,9 @@ class Exchange:
         *,
         causal: bool = True,
         implementation: str = "auto",
+        scale: float | None = None,
     ) -> jax.Array:
-        """Attention over the whole sequence; shapes as in `hooks.attention`."""
-        local = partial(self.local, causal=causal, implementation=implementation)
+        """Attention over the whole sequence; as in `hooks.attention`."""
+        how = {"causal": causal, "implementation": implementation}
+        local = partial(self.local, **how, scale=hooks.scale_of(q, scale))
         return self.split.over_shards(local, q, k, v)

@@ -34,13 +34,14 @@ UNBALANCED = (
 @dataclass(frozen=True)
 class Ring:
     """One way round: the axes, how many devices are along them, what may see what, and
-    the module whose `forward` and `backward` compute it."""
+    the module whose `forward` and `backward` compute it, and by what scores are multiplied."""
 
     axes: tuple[str, ...]
     ways: int
     causal: bool
     zigzag: bool
     by: Any
+    scale: float
 
     def pass_on(self, x: jax.Array) -> jax.Array:
         """The `x` of the device before; this device's goes to the next."""
@@ -94,9 +95,9 @@ def exchange(split: Split) -> Exchange:
     """Return the exchange that passes keys and values round the sequence's axes."""
     is_zigzag = split.ordered
 
-    def local(q, k, v, *, causal, implementation) -> Any:
+    def local(q, k, v, *, causal, implementation, scale) -> Any:
         by = fused if fused.suits(q, v, implementation) else blocks
-        ring = Ring(split.sequence, split.ways, causal, is_zigzag and causal, by)
+        ring = Ring(split.sequence, split.ways, causal, is_zigzag and causal, by, scale)
         return _attend(ring, q, k, v)
 
     return Exchange(
@@ -125,7 +126,8 @@ def _forward(ring, q, k, v):
     def visit(hop, seen, travelling):
         for tile in ring.tiles(hop, q.shape[1]):
             keys, values = (tile.keys(x) for x in travelling)
-            y, log = ring.by.forward(tile.queries(q), keys, values, causal=tile.causal)
+            how = {"causal": tile.causal, "scale": ring.scale}
+            y, log = ring.by.forward(tile.queries(q), keys, values, **how)
             so_far = tile.queries(seen[0]), tile.queries(seen[1], 3)
             log = tile.counted(log, jnp.finfo(log.dtype).min)
             both = _merged(*so_far, y.astype(seen[0].dtype), log)
@@ -142,7 +144,7 @@ def _forward(ring, q, k, v):
 
     travelling = ring.pass_on(own)
     (tile,) = ring.tiles(0, q.shape[1])
-    y, log = ring.by.forward(q, k, v, causal=tile.causal)
+    y, log = ring.by.forward(q, k, v, causal=tile.causal, scale=ring.scale)
     seen = y.astype(log.dtype), log
     travelling, seen = lax.fori_loop(1, ring.ways - 1, turn, (travelling, seen))
     y, log = visit(ring.ways - 1, seen, travelling)
@@ -171,6 +173,7 @@ def _backward(ring, kept, dy):
                 tile.queries(log, 3),
                 tile.queries(dy),
                 causal=tile.causal,
+                scale=ring.scale,
             )
             more, *of_keys = (tile.counted(x, 0).astype(dq.dtype) for x in made)
             dq = _added(dq, more, tile.query, 1)

@@ -20,16 +20,16 @@ def exchange(split: Split) -> Exchange:
     """Return the exchange of heads for positions over the sequence's axes."""
     ways, axes = split.ways, split.sequence
 
-    def local(q, k, v, *, causal, implementation):
+    def local(q, k, v, *, causal, implementation, scale):
         repeats = ways // gcd(ways, k.shape[2])
         rows, length, heads, group, head_dim = q.shape
         q = q.reshape(rows, length, heads * repeats, group // repeats, head_dim)
         k, v = (jnp.repeat(x, repeats, axis=2) for x in (k, v))
         q, k, v = (lax.all_to_all(x, axes, 2, 1, tiled=True) for x in (q, k, v))
         if suits(q, v, implementation):
-            y = attend(causal, q, k, v)
+            y = attend(causal, scale, q, k, v)
         else:
-            y = hooks.attention(q, k, v, causal=causal)
+            y = hooks.attention(q, k, v, causal=causal, scale=scale)
         y = lax.all_to_all(y, axes, 1, 2, tiled=True)
         return y.reshape(rows, length, heads, group, head_dim)
 

@@ -73,7 +73,7 @@ def bind_layers(operands: list[Any], evaluate: Callable, **how: Any) -> list[jax
 def bind_attend(q: Any, k: Any, v: Any, evaluate: Callable, **how: Any) -> jax.Array:
     """Attention; `evaluate(q, k, v, **how)` computes it for whoever knows no better.
 
-    `how` is `causal`, and `implementation` as in `hooks.attention`.
+    `how` is `causal`, `implementation` and `scale`, as in `hooks.attention`.
     """
     return _attend.bind(*map(jnp.asarray, (q, k, v)), evaluate=evaluate, **how)
 

@@ -214,6 +214,7 @@ def attend(
     *more: Any,
     causal: bool = True,
     implementation: str = "auto",
+    scale: float | None = None,
     **options: Any,
 ) -> jax.Array:
     """As `attention`, said in the jaxpr: the hook `attend` that a loss is traced with.
@@ -227,7 +228,13 @@ def attend(
             f"the hook `attend` knows attention that is causal or sees everything, and is also "
             f"given {what}: leave that out, or let the loss take no attend="
         )
-    return bind_attend(q, k, v, attention, causal=causal, implementation=implementation)
+    how = {"causal": causal, "implementation": implementation, "scale": scale_of(q, scale)}
+    return bind_attend(q, k, v, attention, **how)
+
+
+def scale_of(q: jax.Array, scale: float | None) -> float:
+    """What products of queries and keys are multiplied by, if nothing else is asked for."""
+    return q.shape[-1] ** -0.5 if scale is None else scale
 
 
 def attention(
@@ -237,6 +244,7 @@ def attention(
     *,
     causal: bool = True,
     implementation: str = "whole",
+    scale: float | None = None,
 ) -> jax.Array:
     """Softmax attention with grouped queries (Ainslie et al. 2023), every score held at once.
 
@@ -248,6 +256,7 @@ def attention(
         implementation: what the hook `attend` may make of this: "fused" (no scores are kept),
             "whole" as here, or "auto", fused where devices, types and sizes allow it. Here it
             changes nothing.
+        scale: what products of queries and keys are multiplied by; None is head_dim^-1/2.
 
     Returns:
         As `q`.
@@ -257,7 +266,7 @@ def attention(
     # the queries, and XLA:CPU copies the scores for a product that sums over two of their dims.
     alone = q.shape[3] == 1
     g, q = ("", jnp.squeeze(q, 3)) if alone else ("g", q)
-    scores = jnp.einsum(f"bqk{g}h,bskh->bk{g}qs", q * q.shape[-1] ** -0.5, k)
+    scores = jnp.einsum(f"bqk{g}h,bskh->bk{g}qs", q * scale_of(q, scale), k)
     # Statistics of bfloat16 scores are taken in float32; wider types keep their own.
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     if causal:

@@ -36,7 +36,7 @@ class Filled(Interpreter):
         """An operation's results; hooks and annotations are replaced by what they stand for."""
         name = eqn.primitive.name
         if name == ATTEND:
-            how = {name: eqn.params[name] for name in ("causal", "implementation")}
+            how = {name: eqn.params[name] for name in ("causal", "implementation", "scale")}
             return [self.attention(*operands, **how)]
         if name == ORDERED:
             return [self.ordered(operands[0], eqn.params["axis"])]

@@ -25,6 +25,8 @@ from jaxpar.step.make_step import make_step
 GROUPED = (2, 12, 2, 3, 8)
 """Rows, positions, key-value heads, queries a head, elements of a head."""
 
+SCALE = GROUPED[-1] ** -0.5
+
 
 def operands(shape=GROUPED, dtype="float64", count=4):
     """Queries, keys, values and a gradient of the result, drawn."""
@@ -47,7 +49,7 @@ def test_blocks_are_attention_and_so_are_their_gradients(causal, wide, monkeypat
     monkeypatch.setattr(blocks, "KEYS", 3)
     q, k, v, dy = operands()
     whole, back = jax.vjp(lambda *x: hooks.attention(*x, causal=causal), q, k, v)
-    made, back_of_blocks = jax.vjp(lambda *x: fused.attend(causal, *x), q, k, v)
+    made, back_of_blocks = jax.vjp(lambda *x: fused.attend(causal, SCALE, *x), q, k, v)
     np.testing.assert_allclose(made, whole, rtol=1e-12)
     for ours, theirs in zip(back_of_blocks(dy), back(dy), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
@@ -56,12 +58,13 @@ def test_blocks_are_attention_and_so_are_their_gradients(causal, wide, monkeypat
 def test_log_sums_join_two_sets_of_keys_into_one(wide):
     """What a ring rests on: results and gradients over all keys from those over halves of them."""
     q, k, v, dy = operands()
-    y, log = fused.forward(q, k, v, causal=False)
-    halves = [fused.forward(q, k[:, s], v[:, s], causal=False) for s in (slice(6), slice(6, None))]
+    y, log = fused.forward(q, k, v, causal=False, scale=SCALE)
+    how = {"causal": False, "scale": SCALE}
+    halves = [fused.forward(q, k[:, s], v[:, s], **how) for s in (slice(6), slice(6, None))]
     np.testing.assert_allclose(jnp.logaddexp(halves[0][1], halves[1][1]), log, rtol=1e-12)
-    dq, dk, dv = fused.backward(q, k, v, y, log, dy, causal=False)
+    dq, dk, dv = fused.backward(q, k, v, y, log, dy, causal=False, scale=SCALE)
     parts = [
-        fused.backward(q, k[:, s], v[:, s], y, log, dy, causal=False)
+        fused.backward(q, k[:, s], v[:, s], y, log, dy, causal=False, scale=SCALE)
         for s in (slice(6), slice(6, None))
     ]
     np.testing.assert_allclose(parts[0][0] + parts[1][0], dq, rtol=1e-10, atol=1e-12)
@@ -72,7 +75,7 @@ def test_log_sums_join_two_sets_of_keys_into_one(wide):
 def test_it_is_mapped_and_differentiated_twice_as_any_function_of_jax(wide):
     """Under vmap what is mapped becomes rows, be it in all operands or in some."""
     q, k, v = operands(count=3)
-    mapped = jax.vmap(lambda q: fused.attend(True, q, k, v))(jnp.stack([q, 2 * q]))
+    mapped = jax.vmap(lambda q: fused.attend(True, SCALE, q, k, v))(jnp.stack([q, 2 * q]))
     np.testing.assert_allclose(mapped[1], hooks.attention(2 * q, k, v), rtol=1e-12)
 
     def slope(attend):
@@ -82,7 +85,7 @@ def test_it_is_mapped_and_differentiated_twice_as_any_function_of_jax(wide):
         return jax.grad(lambda q: jnp.sum(slope(attend)(q) ** 2))(q)
 
     ours, theirs = (
-        bent(lambda q: fused.attend(True, q, k, v)),
+        bent(lambda q: fused.attend(True, SCALE, q, k, v)),
         bent(lambda q: hooks.attention(q, k, v)),
     )
     np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-10)
@@ -119,8 +122,8 @@ def test_a_wrong_backward_is_a_mismatch(monkeypatch):
     fuse_always(monkeypatch)
     right = fused.backward
 
-    def wrong(*operands, causal):
-        dq, dk, dv = right(*operands, causal=causal)
+    def wrong(*operands, **how):
+        dq, dk, dv = right(*operands, **how)
         return dq, 2 * dk, dv
 
     monkeypatch.setattr(fused, "backward", wrong)
@@ -146,15 +149,15 @@ def test_the_call_says_what_is_asked_for(causal, monkeypatch):
     q, k, v, dy = operands(dtype="bfloat16")
 
     def both(q, k, v, dy):
-        return jax.vjp(lambda *x: fused.attend(causal, *x), q, k, v)[1](dy)
+        return jax.vjp(lambda *x: fused.attend(causal, SCALE, *x), q, k, v)[1](dy)
 
     lowered = jax.jit(both).trace(q, k, v, dy).lower(lowering_platforms=("cuda",))
     found = dict(calls(lowered.as_text()))
     assert set(found) == {"__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"}
-    rows, length, heads, group, width = GROUPED
+    rows, length, heads, group, _ = GROUPED
     for config in found.values():
         assert config["mask_type"] == ("CAUSAL" if causal else "NO_MASK")
-        assert config["fmha_scale"] == pytest.approx(width**-0.5)
+        assert config["fmha_scale"] == pytest.approx(SCALE)
         scores = config["intermediate_tensor_shape"]
         assert scores["dimensions"] == [str(n) for n in (rows, heads * group, length, length)]
         assert scores["element_type"] == "BF16"
@@ -164,7 +167,7 @@ def test_without_cudnn_no_call_is_made(monkeypatch):
     """Then XLA compiles blocks of keys, on GPUs too."""
     monkeypatch.setattr(fused, "has_cudnn", lambda: False)
     q, k, v = operands(dtype="bfloat16", count=3)
-    traced = jax.jit(lambda *x: fused.attend(True, *x)).trace(q, k, v)
+    traced = jax.jit(lambda *x: fused.attend(True, SCALE, *x)).trace(q, k, v)
     assert not calls(traced.lower(lowering_platforms=("cuda",)).as_text())
 
 
@@ -230,7 +233,7 @@ def test_fused_and_whole_attention_are_one_function_on_a_gpu(shape, causal, dtyp
             return hooks.attention(q, k, v, causal=causal)
 
         def quick(q, k, v):
-            return fused.attend(causal, q, k, v)
+            return fused.attend(causal, shape[-1] ** -0.5, q, k, v)
 
         right = jax.jit(results, static_argnums=0)(whole, *exact)
         errors = [

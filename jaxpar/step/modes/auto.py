@@ -21,7 +21,6 @@ from jaxpar.core.annotations import ENTERING, USED
 from jaxpar.core.hooks import ARRIVED
 from jaxpar.core.jax_compat import open_jaxpr, scan_parts
 from jaxpar.core.scopes import weight_scope
-from jaxpar.inference.traced import traced_loss
 from jaxpar.jaxprs.interpreter import held_by
 from jaxpar.jaxprs.policy import keep_all_but_cheap
 from jaxpar.jaxprs.rules import is_cast, rule_of
@@ -34,6 +33,7 @@ from jaxpar.step.mapped import is_mapped, on_shards
 from jaxpar.step.modes import pipeline
 from jaxpar.step.modes.record import Asked, Differentiated
 from jaxpar.step.placement import Placement, placement
+from jaxpar.step.said import said_loss
 
 
 def mode(asked: Asked) -> Differentiated:
@@ -57,7 +57,7 @@ def evaluation(layout: Layout) -> Callable[..., dict[str, Any]]:
     """(parameters, model_state, batch) -> {name: Mean}, without dropout or changing statistics."""
 
     def evaluate(parameters, model_state, batch):
-        traced = traced_loss(layout.model, train=False)
+        traced = said_loss(layout.model, train=False)
         if layout.mesh.devices == 1:
             loss = filled_loss(layout, traced, lambda: Filled(layout.attention))
         else:

@@ -12,9 +12,9 @@ from functools import cached_property
 from typing import Any
 
 from jaxpar.inference.record import TracedLoss
-from jaxpar.inference.traced import traced_loss
 from jaxpar.layout.record import Layout
 from jaxpar.step.placement import Placement, placement
+from jaxpar.step.said import said_loss
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Asked:
     @cached_property
     def loss(self) -> TracedLoss:
         """The loss in training, on the rows of one microbatch."""
-        return traced_loss(self.microbatch.model)
+        return said_loss(self.microbatch.model)
 
     @cached_property
     def microbatch(self) -> Layout:
