@@ -35,6 +35,9 @@ from jaxpar.step.make_step import make_step
 from jaxpar.step.record import Step
 from jaxpar.strategies.record import Strategy, combine, parts
 
+XLA = "xla."
+"""What the names of XLA's own options begin with among the fields of a case."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -49,7 +52,7 @@ class Case:
         mode: auto or manual.
         data: a catalogue name, a token file, or None for the model's usual.
         set: by name, fields of the model or of training, options of the optimizer or of the
-            strategy, and `batch`.
+            strategy, and `batch`; by `xla.NAME`, XLA's own options.
     """
 
     model: str
@@ -78,8 +81,9 @@ class Case:
         """The model laid out, the hardware found, the training read; nothing compiled yet."""
         changes = dict(self.set)
         batch = {"size": changes.pop("batch")} if "batch" in changes else {}
+        told = {name: changes.pop(name) for name in list(changes) if name.startswith(XLA)}
         training, changes = set_fields(Training(), _typed(Training(), changes))
-        hardware = HARDWARE.load(self.hardware)()
+        hardware = HARDWARE.load(self.hardware)().with_options(_xla_options(told))
         usual = "data=1" if hardware.kind == "local" else "data=4,model=2"
         mesh = MeshShape.parse(usual if self.mesh is None else self.mesh)
         prepare(mesh, hardware)
@@ -140,6 +144,16 @@ class Resolved:
     def load_data(self) -> Dataset:
         """What the case is trained and tested on."""
         return load_data(self.layout.model, self.case.data)
+
+
+def _xla_options(told: Mapping[str, Any]) -> dict[str, bool | int | str]:
+    """XLA's options by its own names, from `xla.NAME`, where NAME may leave out "xla_"."""
+    options = {}
+    for name, value in told.items():
+        if not isinstance(value, bool | int | str):
+            raise RequestError(f"--set {name}={value}: give XLA a number, a word, true or false")
+        options[f"xla_{name.removeprefix(XLA).removeprefix('xla_')}"] = value
+    return options
 
 
 def load_model(name: str) -> Model:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from small import cpu, kinds_of_model, small_layout, suits
 
+from jaxpar.case import Case
 from jaxpar.core.catalogue import HARDWARE
 from jaxpar.core.errors import RequestError
 from jaxpar.inference.probe import probe_batch
@@ -145,3 +146,14 @@ def test_a_described_program_compiles_twice_in_silence(tmp_path):
         reset_cache()
     assert "all-reduce" in texts[0]
     assert len(texts[0]) == len(texts[1])
+
+
+def test_options_of_xla_reach_its_compiler():
+    """By their names without or with "xla_"; what a version does not know is refused in a line."""
+    said = {"xla.cpu_enable_fast_math": True, "xla.xla_llvm_disable_expensive_passes": True}
+    hardware = Case("mlp", mesh="data=1", set=said).resolve().hardware
+    options = {"xla_cpu_enable_fast_math": True, "xla_llvm_disable_expensive_passes": True}
+    assert hardware.compiler_options == options
+    for told, why in (({"xla.nosuch": 1}, "No such compile option"), ({"xla.a": [1]}, "a number")):
+        with pytest.raises(RequestError, match=why):
+            Case("mlp", mesh="data=1", set=told).resolve().compile()

@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import flags
 
-from jaxpar.case import Case
+from jaxpar.case import XLA, Case
 from jaxpar.core.errors import RequestError, unknown
 
 VALUES = flags.FlagValues()
@@ -62,7 +62,8 @@ flags.DEFINE_integer("rounds", 5, "how often bench alternates its two sides", fl
 flags.DEFINE_multi_string(
     "set",
     [],
-    "field=value of the model, training, optimizer or strategy; may be repeated",
+    "field=value of the model, training, optimizer or strategy, or xla.NAME=value for XLA; may be "
+    "repeated",
     flag_values=VALUES,
 )
 flags.DEFINE_string("out", None, "folder for files (default: runs/...)", flag_values=VALUES)
@@ -233,7 +234,7 @@ def help_lines(names: Iterable[str]) -> list[tuple[str, str]]:
 def _pair(text: str) -> tuple[str, Any]:
     """The name and the value of `field=value`: a Python literal, else a word."""
     name, equals, value = (part.strip() for part in text.partition("="))
-    if not equals or not name.isidentifier():
+    if not equals or not name.removeprefix(XLA).isidentifier():
         raise RequestError(f"--set {text}: write field=value, for example --set layers=2")
     try:
         with warnings.catch_warnings():

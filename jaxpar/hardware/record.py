@@ -1,7 +1,7 @@
 """The Hardware record: what kind of devices a step is compiled for, their rates, XLA's options."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jaxpar.core.catalogue import HARDWARE
 from jaxpar.core.errors import expect
@@ -49,6 +49,10 @@ class Hardware:
     compiler_options: Mapping[str, bool | int | str] = field(default_factory=dict)
     source: str = ""
     rates: Rates | None = None
+
+    def with_options(self, options: Mapping[str, bool | int | str]) -> "Hardware":
+        """The same hardware, XLA told `options` beside its own, or instead of the same of them."""
+        return replace(self, compiler_options={**self.compiler_options, **options})
 
     @classmethod
     def of(cls, hardware: "Hardware | str") -> "Hardware":

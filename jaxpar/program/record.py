@@ -244,6 +244,13 @@ class Program:
         try:
             return lowered.compile(options)
         except jax.errors.JaxRuntimeError as error:
+            if "compile option" in (words := str(error)) or "While setting option" in words:
+                said = words_of(error).partition(": ")[2] or words_of(error)
+                raise RequestError(
+                    f"XLA of jax {jax.__version__} does not take an option of hardware "
+                    f"'{self.hardware.name}' ({said}): use --set xla.NAME=value with a name and a "
+                    "value that it knows"
+                ) from error
             raise RequestError(
                 f"XLA cannot compile model '{self.step.layout.model.name}' for hardware "
                 f"'{self.hardware.name}' ({words_of(error)[:300]}): use smaller sizes, or another "
