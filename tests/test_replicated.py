@@ -13,6 +13,7 @@ import jaxpar
 from jaxpar.case import load_strategy
 from jaxpar.measures.lint import lint
 from jaxpar.measures.replicated import MODEL, OPTIMIZER, replicated
+from jaxpar.measures.residual import residual_of
 from jaxpar.step.make_step import make_step
 
 FLOAT = 4
@@ -98,3 +99,17 @@ def test_replicas_of_local_sgd_list_what_each_has_whole():
     step = make_step(small_layout("mlp", "local_sgd+fsdp", "replica=2,data=2", width=64))
     listed = replicated(step)
     assert listed and all(not one.is_unasked for one in listed)
+
+
+def test_a_residual_that_stays_whole_is_told_with_its_bytes_and_what_shards_it():
+    """Of layers that are kept: their number times rows, positions and width, on each device."""
+    fields = {"sequence": 4096, "layers": 24, "width": 1024, "ffn": 64}
+    layout = small_layout("transformer", "fsdp+tensor", "data=2,model=2", **fields)
+    found = residual_of(make_step(layout))
+    assert found is not None and found.axes == ("model",) and found.layers == 24
+    assert found.bytes == 24 * (16 // 2) * 4096 * 1024 * FLOAT
+    assert "--strategy fsdp+sequence shards" in str(found)
+    layout = small_layout("transformer", "fsdp+sequence", "data=2,model=2", **fields)
+    assert residual_of(make_step(layout)) is None
+    small = small_layout("transformer", "fsdp+tensor", "data=2,model=2")
+    assert residual_of(make_step(small)) is None

@@ -21,6 +21,7 @@ from jaxpar.measures.faults import early_synchronisations, traffic_faults
 from jaxpar.measures.lint import Finding, lint
 from jaxpar.measures.record import Make, Measure
 from jaxpar.measures.replicated import Replicated, replicated
+from jaxpar.measures.residual import Residual, residual_of
 from jaxpar.measures.simulated import differences
 from jaxpar.measures.traffic import TrafficRow, as_records, traffic
 from jaxpar.measures.work import Work, work
@@ -51,6 +52,7 @@ class Inspection:
         is_strict: whether what lint finds is an error, or else a warning.
         schedule: which stage does what when, where layers run in stages.
         attention: how attention is computed, in a sentence, or "".
+        residual: what is kept for backward between blocks, where devices have it alike.
         differences: what simulated devices show otherwise than GPUs, in a sentence, or "".
     """
 
@@ -68,6 +70,7 @@ class Inspection:
     averaging: tuple[TrafficRow, ...] = ()
     schedule: Schedule | None = None
     attention: str = ""
+    residual: Residual | None = None
     differences: str = ""
 
     @property
@@ -157,6 +160,7 @@ class Inspection:
             "bytes_per_step": self.bytes_per_step,
             "bytes_per_step_by_axes": self.bytes_by_axes(),
             "attention": self.attention or None,
+            "residual": None if self.residual is None else asdict(self.residual),
             "collectives_differ": self.differences or None,
             "work": self.work.record(),
             "bounds": None if (bound := self.bounds) is None else bound.record(),
@@ -221,6 +225,7 @@ def inspect(program: Program, *, is_strict: bool = True) -> Inspection:
         if runs_in_stages(layout.strategy, layout.mesh)
         else None,
         attention=attention_of(program),
+        residual=residual_of(step),
         differences=differences(program, rows),
     )
 

@@ -91,7 +91,11 @@ def test_every_shape_of_mesh_computes_the_same(mesh, mode):
 # costs seconds, and a failure names the array it is in.
 CHOICES = {
     "dots": ("hybrid", {"kv_heads": 4, "tied": True, "dropout": 0.1, "remat": "dots"}),
-    "attended": ("fsdp", {"kv_heads": 2, "norm": "layer", "remat": "attended"}),
+    # Too few rows for all devices: the residual is sharded along the sequence.
+    "minimal": (
+        "fsdp+sequence",
+        {"kv_heads": 2, "norm": "layer", "remat": "minimal", "gated": True, "batch": 4},
+    ),
 }
 
 

@@ -102,6 +102,8 @@ def show_memory(screen: Screen, inspection: Inspection) -> None:
     told = ", ".join(f"{name} {bytes_text(count)}" for name, count in parts.items() if count)
     screen.say(f"memory per device: {bytes_text(memory.total_bytes)} ({told})")
     _show_fit(screen, memory, inspection.target)
+    if inspection.residual is not None:
+        screen.say(f"note: {inspection.residual}", style="yellow")
     _show_replicated(screen, inspection)
 
 
