@@ -57,6 +57,7 @@ class Collective:
     borrowed: bool
     operands: tuple[str, ...]
     computation: str
+    dtypes: tuple[str, ...] = ()  # of the payload, each once
 
 
 def collectives(module: Module) -> tuple[Collective, ...]:
@@ -105,6 +106,7 @@ def _collective(
         is_async=starts and '"is_sync":true' not in i.attributes,
         op_name=source.op_name, frames=source.frames, borrowed=source is not i,
         operands=i.operands, computation=computation.name,
+        dtypes=tuple(dict.fromkeys(s[0] for n in operands for s in computation.by_name[n].shapes)),
     )  # fmt: skip
 
 

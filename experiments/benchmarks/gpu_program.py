@@ -1,0 +1,152 @@
+"""The program that GPUs would run, read as XLA compiles it: Llama 2 on described H100s.
+
+Nothing runs. Beside ours stand the figures of MaxText 0.2.5's own training step, compiled for
+described H100s by the same XLA (quoted; jax 0.12.0.1, sequence 4,096, bfloat16 compute, float32
+AdamW, full remat, cuDNN attention, 2 rows a device). A plain decoder in Flax Linen, at the sizes of
+the small Llama beside it, goes through `jaxpar.model` as it is.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+import jaxpar
+from jaxpar.core.catalogue import MODELS
+from jaxpar.hlo.collectives import axes_of, collectives
+from jaxpar.hlo.parse import parse
+from jaxpar.hlo.touched import touched
+from jaxpar.models.record import Model
+from jaxpar.program.record import Program
+
+RECIPE = {"sequence": 4096, "compute_dtype": "bfloat16", "remat": "full"}
+GIGA = 1e9
+
+QUOTED: dict[tuple[str, str], dict[str, float]] = {
+    ("llama2_7b", "fsdp"): {"peak": 20.94, "touched": 204},
+    ("llama2_70b", "fsdp"): {"peak": 37.80, "touched": 918},
+    ("llama2_70b", "fsdp+sequence"): {"peak": 40.84, "touched": 1155},
+    ("llama2_70b", "fsdp+tensor"): {"peak": 40.84, "touched": 1155},
+}
+"""MaxText's peak memory, and bytes touched outside of matrix products, in GB."""
+
+LAYOUTS = (
+    ("llama2_7b", "fsdp", "data=8"),
+    ("llama2_70b", "fsdp", "data=64"),
+    ("llama2_70b", "fsdp+sequence", "data=8,model=8"),
+    ("llama2_70b", "fsdp+tensor", "data=8,model=8"),
+    ("small", "fsdp", "data=8"),
+    ("plain", "fsdp", "data=8"),
+)
+SMALL = {"width": 2048, "layers": 8, "heads": 16, "kv_heads": 16, "ffn": 5504}
+"""The sizes at which an unannotated decoder is compared with the catalogue's."""
+
+
+class Block(nn.Module):
+    """A block of Llama's shape, as one writes it with Flax's own layers."""
+
+    width: int
+    heads: int
+    ffn: int
+
+    @nn.compact
+    def __call__(self, x, mask):
+        """(batch, sequence, width) to the same."""
+
+        def dense(size, name):
+            return nn.Dense(size, use_bias=False, dtype=jnp.bfloat16, name=name)
+
+        y = nn.RMSNorm(dtype=jnp.bfloat16)(x)
+        attention = nn.MultiHeadDotProductAttention(self.heads, dtype=jnp.bfloat16, use_bias=False)
+        x = x + attention(y, mask=mask)
+        y = nn.RMSNorm(dtype=jnp.bfloat16)(x)
+        y = nn.silu(dense(self.ffn, "gate")(y)) * dense(self.ffn, "up")(y)
+        return x + dense(self.width, "down")(y)
+
+
+class Decoder(nn.Module):
+    """Token ids (batch, sequence) to logits (batch, sequence, vocabulary)."""
+
+    width: int
+    layers: int
+    heads: int
+    ffn: int
+    vocabulary: int = 32_000
+
+    @nn.compact
+    def __call__(self, tokens):
+        """Score the next token at every position."""
+        mask = nn.make_causal_mask(tokens)
+        x = nn.Embed(self.vocabulary, self.width, dtype=jnp.bfloat16)(tokens)
+        for _ in range(self.layers):
+            x = nn.remat(Block)(self.width, self.heads, self.ffn)(x, mask)
+        x = nn.RMSNorm(dtype=jnp.bfloat16)(x)
+        return nn.Dense(self.vocabulary, use_bias=False, dtype=jnp.bfloat16)(x)
+
+
+def plain_model(rows: int, sequence: int, **sizes: int) -> Model:
+    """The plain decoder as `jaxpar.model` takes it."""
+    sizes = {name: sizes[name] for name in ("width", "layers", "heads", "ffn")}
+
+    def loss(net, batch):
+        logits = net(batch["tokens"]).astype(jnp.float32)
+        own = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+        return jnp.mean(own)
+
+    ids = jax.ShapeDtypeStruct((rows, sequence), jnp.int32)
+    return jaxpar.model(Decoder(**sizes), loss, {"tokens": ids, "targets": ids})
+
+
+def benchmark(rounds: int) -> Iterator[dict[str, Any]]:
+    """Yield a row a layout, and one for each kind of its collectives; `rounds` changes nothing."""
+    del rounds
+    for name, strategy, mesh in LAYOUTS:
+        devices = jaxpar.MeshShape.parse(mesh).devices
+        program = compiled(name, strategy, mesh, rows=2 * devices)
+        quoted = {f"maxtext_{k}_gb": v for k, v in QUOTED.get((name, strategy), {}).items()}
+        yield {"model": name, "strategy": strategy, "mesh": mesh, **figures(program), **quoted}
+        for (kind, axes, dtype, way), size in sorted(payloads(program).items()):
+            yield {"kind": kind, "axes": axes, "dtype": dtype, "way": way, "gb": size / GIGA}
+
+
+def compiled(name: str, strategy: str, mesh: str, *, rows: int, **changes: Any) -> Program:
+    """A model's step on described H100s; "small" is Llama's shape at `SMALL`, "plain" Linen's."""
+    recipe = {**RECIPE, **changes}
+    if name == "plain":
+        model = plain_model(rows, recipe["sequence"], **{**SMALL, **changes})
+    else:
+        sizes = SMALL if name == "small" else {}
+        called = "llama2_7b" if name == "small" else name
+        model = MODELS.load(called)().with_fields(**sizes, **recipe).with_batch_size(rows)
+    layout = jaxpar.lay_out(model, strategy=strategy, mesh=mesh)
+    return jaxpar.compile_step(jaxpar.make_step(layout), hardware="h100", for_speed=False)
+
+
+def figures(program: Program) -> dict[str, float]:
+    """Peak memory, FLOPs and bytes touched outside of products, of one device and step."""
+    inspection = jaxpar.inspect(program)
+    memory = inspection.device_memory
+    assert memory is not None
+    seen = touched(parse(program.text))
+    work = inspection.work
+    return {
+        "peak_gb": program.update.memory_analysis().peak_memory_in_bytes / GIGA,
+        "tflop": (work.device_flops + work.device_recomputed_flops) / 1e12,
+        "touched_gb": float(seen.bytes) / GIGA,
+        "copied_gb": float(seen.copied_bytes) / GIGA,
+    }
+
+
+def payloads(program: Program) -> Counter[tuple[str, str, str, str]]:
+    """(kind, mesh axes, dtype, "async" or "sync") -> bytes of collectives per device per step."""
+    sizes = dict(program.step.layout.mesh.sizes)
+    found: Counter[tuple[str, str, str, str]] = Counter()
+    for one in collectives(parse(program.text)):
+        way = "async" if one.is_async else "sync"
+        about = (one.kind, " x ".join(axes_of(one, sizes)), "/".join(one.dtypes), way)
+        found[about] += int(one.bytes_each * one.executions)
+    return found
