@@ -23,6 +23,11 @@ def _windows(x):
     return lax.reduce_window(x, start, lambda a, b: a + 2 * b, (2, 1), (1, 1), "VALID")
 
 
+def _unmasked(x):
+    """One minus a mask of whole numbers, which is a float32 that promotes to any other."""
+    return (1.0 - (jnp.arange(6) % 2)) * x[:, 0] / 3
+
+
 def _square(x):
     """A well-conditioned matrix of six rows."""
     return jnp.eye(6, dtype=x.dtype) * 4 + x @ x.T / 3
@@ -67,11 +72,12 @@ def _filtered(x):
         lambda x: lax.composite(lambda y: jnp.tanh(y) / 3, "its.own")(x),
         _states,
         _filtered,
+        _unmasked,
     ],
     ids=[
         *"set add subtract multiply max min gradient reduce reduce_window cumsum sort".split(),
         *"solve inverse iterations solve_gradient composite".split(),
-        *"states filtered".split(),
+        *"states filtered unmasked".split(),
     ],
 )
 def test_what_was_traced_in_float32_is_computed_in_float64(function):

@@ -85,3 +85,22 @@ def test_pieces_that_can_be_sharded_are_and_the_others_lie_together(module):
     assert {path: specs[path] for path in SPLIT[module]} == SPLIT[module]
     verdict = jaxpar.verify(layout, hardware=CPU, steps=1)
     assert verdict.ok and verdict.dtype == "float64", verdict.decisive
+
+
+class Positions(nnx.Module):
+    """A block of attention from one matrix, over a table of which the first positions are read."""
+
+    def __init__(self, rngs):
+        self.table = nnx.Param(jnp.ones((1, 8, 16)))
+        self.block = Attention(rngs)
+
+    def __call__(self, x):
+        return self.block(x + self.table[:, : x.shape[1]])
+
+
+def test_a_cut_that_is_good_for_nothing_spoils_no_other():
+    def shifted(m, batch):  # the next one from each, so that all is cut along the sequence too
+        return jnp.mean((m(batch["x"])[:, :-1] - batch["x"][:, 1:]) ** 2)
+
+    model = jaxpar.model(Positions, shifted, BATCH)
+    assert model.dims["table"][1] != "one" and "block/qkv/kernel/0" in model.dims

@@ -49,13 +49,31 @@ def worth_cutting(
             [(dim, points)] = dims.items()
             ends = pairwise((0, *points, array.shape[dim]))
             offered[path] = Cut(dim, tuple(end - start for start, end in ends))
-    while offered:
-        # What is left whole may be what another's pieces needed.
-        kept = _splittable(closed, arguments, weights, fields, offered)
-        if kept == offered:
-            break
-        offered = kept
-    return offered
+
+    def tried(cuts: dict[str, Cut]) -> dict[str, Cut]:
+        while cuts:
+            # What is left whole may be what another's pieces needed.
+            kept = _splittable(closed, arguments, weights, fields, cuts)
+            if kept == cuts:
+                break
+            cuts = kept
+        return cuts
+
+    found = tried(offered)
+    alike = _cut_alike(offered)
+    if not found.keys() >= offered.keys() and len(alike) > 1:
+        # A cut that is good for nothing, such as of a table's rows, may spoil the trial of others.
+        better = tried({path: cut for cuts in alike for path, cut in tried(cuts).items()})
+        found = max(found, better, key=len)
+    return found
+
+
+def _cut_alike(cuts: Mapping[str, Cut]) -> list[dict[str, Cut]]:
+    """The cuts, those into the same sizes together: a matrix's and its bias's, of every layer."""
+    alike: dict[tuple[int, ...], dict[str, Cut]] = {}
+    for path, cut in cuts.items():
+        alike.setdefault(cut.sizes, {})[path] = cut
+    return list(alike.values())
 
 
 def _splittable(closed, arguments, weights, fields, offered) -> dict[str, Cut]:

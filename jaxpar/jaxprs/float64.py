@@ -109,8 +109,12 @@ def _is_wider(x, atom) -> bool:
 
 def _widened(x):
     """An array in the wide dtype of its kind; keys and integers as they are."""
-    dtype = _wide_dtype(jnp.result_type(x)) if not _is_key(x) else None
-    return x if dtype is None or dtype == jnp.result_type(x) else jnp.asarray(x, dtype)
+    if _is_key(x):
+        return x
+    # Not what JAX calls the result's type: a weak float32, of a mask in 1.0 - mask, would be wide.
+    given = x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
+    dtype = _wide_dtype(given)
+    return x if dtype == given else jnp.asarray(x, dtype)
 
 
 def _is_key(x) -> bool:
