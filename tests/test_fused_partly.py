@@ -55,7 +55,28 @@ class Mamba2(nnx.Module):
         return u + self.out(y.swapaxes(0, 1).reshape(gate.shape) * jax.nn.silu(gate))
 
 
+class Joined(nnx.Module):
+    """Attention and a gated feed-forward side by side, one matrix before and one after both."""
+
+    def __init__(self, rngs):
+        self.both = nnx.Linear(16, 3 * 16 + 2 * 32, use_bias=False, rngs=rngs)
+        self.out = nnx.Linear(16 + 32, 16, rngs=rngs)
+
+    def __call__(self, x):
+        *qkv, gate, up = jnp.split(self.both(x), [16, 32, 48, 80], axis=-1)
+        q, k, v = (t.reshape(*x.shape[:2], 4, 4) for t in qkv)
+        p = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q, k))
+        mixed = jnp.einsum("bhts,bshd->bthd", p, v).reshape(x.shape)
+        return x + self.out(jnp.concatenate([mixed, jax.nn.silu(gate) * up], axis=-1))
+
+
 SPLIT = {
+    Joined: {
+        **{f"both/kernel/{k}": (None, "model") for k in range(5)},
+        "out/kernel/0": ("model", None),
+        "out/kernel/1": ("model", None),
+        "out/bias": (None,),
+    },
     Attention: {
         "qkv/kernel/0": (None, "model"),
         "qkv/kernel/1": (None, None),

@@ -41,7 +41,7 @@ def worth_cutting(
         fields: path -> abstract array of the batch.
         never: weights that cannot be cut.
     """
-    asked = find_cuts(closed.jaxpr)
+    asked = find_cuts(closed.jaxpr, products=True)
     offered = {}
     for var, (path, array) in zip(closed.jaxpr.invars, arguments.items(), strict=True):
         dims = {d: sorted(p) for d, p in asked.at(var).items() if len(p) < MOST}

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, jaxprs_in_params
 
-from jaxpar.jaxprs.cuts import Cuts, carried, find_cuts
+from jaxpar.jaxprs.cuts import Cuts, carried, find_cuts, summed_dims
 from jaxpar.jaxprs.interpreter import Interpreter, as_it_is, bound
 from jaxpar.jaxprs.rules import factors, rule_of
 
@@ -88,7 +88,7 @@ def in_pieces(closed: ClosedJaxpr, arguments: Sequence[Any]) -> ClosedJaxpr:
 
     What it hands on in pieces, such as a frozen weight, are results of their own.
     """
-    cuts = find_cuts(closed.jaxpr)
+    cuts = find_cuts(closed.jaxpr, products=True)
 
     def function(*args):
         return _InPieces().run(closed.jaxpr, closed.consts, args, cuts)
@@ -163,6 +163,8 @@ class _InPieces(Interpreter):
         if not any(isinstance(x, Pieces) for x in operands):
             return as_it_is(eqn, operands)
         results = _cut(eqn, operands[0])
+        if results is None:
+            results = _sum_of_products(eqn, operands)
         if results is None and rule_of(eqn).is_piecewise:
             results = _piece_by_piece(eqn, operands)
         return as_it_is(eqn, [whole(x) for x in operands]) if results is None else results
@@ -189,6 +191,19 @@ _COMBINED = {
     "reduce_or": lax.bitwise_or,
 }
 """What puts two reductions together."""
+
+
+def _sum_of_products(eqn, operands) -> list | None:
+    """The result of a product both of whose operands are in pieces along what it sums over."""
+    dims = summed_dims(eqn)
+    pairs = list(zip(operands, dims, strict=True)) if dims else []
+    if not pairs or not all(isinstance(x, Pieces) and x.dim == dim for x, dim in pairs):
+        return None
+    left, right = operands
+    if left.sizes != right.sizes:
+        return None
+    each = [bound(eqn, parts, eqn.params)[0] for parts in zip(left.parts, right.parts, strict=True)]
+    return [reduce(lax.add, each)]
 
 
 def _moved(value, by: int):
