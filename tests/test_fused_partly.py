@@ -119,6 +119,29 @@ class Positions(nnx.Module):
         return self.block(x + self.table[:, : x.shape[1]])
 
 
+class ClassToken(nnx.Module):
+    """Attention of one token, joined to the others, whose keys and values are of one matrix."""
+
+    def __init__(self, rngs):
+        self.token = nnx.Param(jnp.ones((1, 1, 16)))
+        self.q, self.kv = nnx.Linear(16, 16, rngs=rngs), nnx.Linear(16, 32, rngs=rngs)
+        self.out = nnx.Linear(16, 16, rngs=rngs)
+
+    def __call__(self, x):
+        rows = x.shape[0]
+        x = jnp.concatenate([jnp.broadcast_to(self.token[...], (rows, 1, 16)), x], axis=1)
+        k, v = self.kv(x).reshape(rows, -1, 2, 4, 4).transpose(2, 0, 3, 1, 4)
+        q = self.q(x[:, 0]).reshape(rows, 4, 1, 4)
+        mixed = jax.nn.softmax(q @ k.swapaxes(-1, -2)) @ v
+        return self.out(mixed.reshape(rows, 16))
+
+
+def test_a_product_is_cut_as_its_matrix_is_and_not_as_its_rows():
+    """The rows are in pieces too: a token and the others, joined and cut again."""
+    model = jaxpar.model(ClassToken, lambda m, b: jnp.mean(m(b["x"]) ** 2), BATCH)
+    assert model.dims["kv/kernel/1"] == model.dims["out/kernel"][::-1]
+
+
 def test_a_cut_that_is_good_for_nothing_spoils_no_other():
     def shifted(m, batch):  # the next one from each, so that all is cut along the sequence too
         return jnp.mean((m(batch["x"])[:, :-1] - batch["x"][:, 1:]) ** 2)

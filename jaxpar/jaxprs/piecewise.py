@@ -243,7 +243,9 @@ def _only_along(eqn, dim: int) -> bool:
 def _piece_by_piece(eqn, operands) -> list | None:
     """The results of an equation, each in pieces; None where it does not pass along that dim."""
     fac = factors(eqn)
-    first = next(k for k, x in enumerate(operands) if isinstance(x, Pieces))
+    # A product's matrix comes last, and what it makes is to be cut as the matrix is, not as rows.
+    there = [k for k, x in enumerate(operands) if isinstance(x, Pieces)]
+    first = there[-1 if rule_of(eqn).kind == "product" else 0]
     lead, leading = operands[first], fac.operands[first][operands[first].dim]
 
     def beside(dims):
