@@ -136,6 +136,26 @@ class ClassToken(nnx.Module):
         return self.out(mixed.reshape(rows, 16))
 
 
+class Tapped(nnx.Module):
+    """A gate and what it gates from one matrix, through a filter whose taps are read one by one."""
+
+    def __init__(self, rngs):
+        self.up = nnx.Linear(16, 64, use_bias=False, rngs=rngs)
+        self.taps = nnx.Param(jnp.ones((3, 64)))
+        self.out = nnx.Linear(32, 16, rngs=rngs)
+
+    def __call__(self, x):
+        y = jnp.pad(self.up(x), ((0, 0), (2, 0), (0, 0)))
+        y = sum(self.taps[j] * y[:, j : j + x.shape[1]] for j in range(3))
+        gate, values = jnp.split(y, 2, axis=-1)
+        return self.out(jax.nn.silu(gate) * values)
+
+
+def test_a_filter_is_cut_by_channels_where_its_taps_are_read_one_by_one():
+    model = jaxpar.model(Tapped, lambda m, b: jnp.mean(m(b["x"]) ** 2), BATCH)
+    assert {model.dims[f"taps/{k}"][1] for k in (0, 1)} == {"ffn"} == {model.dims["out/kernel"][0]}
+
+
 def test_a_product_is_cut_as_its_matrix_is_and_not_as_its_rows():
     """The rows are in pieces too: a token and the others, joined and cut again."""
     model = jaxpar.model(ClassToken, lambda m, b: jnp.mean(m(b["x"]) ** 2), BATCH)

@@ -45,6 +45,8 @@ def worth_cutting(
     offered = {}
     for var, (path, array) in zip(closed.jaxpr.invars, arguments.items(), strict=True):
         dims = {d: sorted(p) for d, p in asked.at(var).items() if len(p) < MOST}
+        if len(dims) > 1:  # a filter whose taps are read one by one is no cut of them
+            dims = {d: points for d, points in dims.items() if len(points) < array.shape[d] - 1}
         if path in weights and path not in never and len(dims) == 1:
             [(dim, points)] = dims.items()
             ends = pairwise((0, *points, array.shape[dim]))

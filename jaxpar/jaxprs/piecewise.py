@@ -228,10 +228,14 @@ def _cut(eqn, value) -> list | None:
     part = value.between(starts[value.dim], limits[value.dim])
     if _only_along(eqn, value.dim):
         return [part]
+
+    def along_others(one):
+        starts[value.dim], limits[value.dim] = 0, one.shape[value.dim]
+        return lax.slice(one, starts, limits, p["strides"])
+
     if isinstance(part, Pieces):
-        return None
-    starts[value.dim], limits[value.dim] = 0, part.shape[value.dim]
-    return [lax.slice(part, starts, limits, p["strides"])]
+        return [Pieces(tuple(map(along_others, part.parts)), value.dim)]
+    return [along_others(part)]
 
 
 def _only_along(eqn, dim: int) -> bool:
