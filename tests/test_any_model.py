@@ -126,6 +126,40 @@ def test_what_is_placed_by_type_is_refused_with_the_repair():
         jaxpar.model(module, loss, {"x": X})
 
 
+def mapped(h):
+    """Over a mesh of its own."""
+    return jax.shard_map(jnp.sin, mesh=mesh_of((2,), ("tp",)), in_specs=P("tp"), out_specs=P("tp"))(
+        h
+    )
+
+
+def test_a_shard_map_of_a_models_own_is_refused_with_its_line():
+    module = type("Mapped", (Net,), {"between": staticmethod(mapped)})
+    with pytest.raises(
+        jaxpar.RequestError, match=r"test_any_model.py.*\(tp=2\).*leave out shard_map"
+    ):
+        jaxpar.model(module, loss, {"x": X})
+
+
+@pytest.mark.parametrize(
+    ("said", "named"), [((("fsdp", "seq"), "tp"), ("fsdp+seq", "tp")), (("batch", None), None)]
+)
+def test_metadata_may_name_several_axes_or_what_rows_are_called(said, named):
+    """A dim over several mesh axes has all their names; only rows are called batch."""
+
+    class Told(nnx.Module):
+        def __init__(self, rngs):
+            init = nnx.with_partitioning(nnx.initializers.lecun_normal(), said)
+            self.up = nnx.Linear(16, 32, kernel_init=init, rngs=rngs)
+
+        def __call__(self, x):
+            return self.up(x)
+
+    model = jaxpar.model(Told, loss, {"x": X})
+    assert model.dims["up/kernel"] == (named or ("inputs", "outputs"))
+    assert model.batch["x"].dims[0] == "batch"
+
+
 def test_keys_may_have_slashes_in_them():
     """Two leaves never have one path, of a batch or of a module."""
     assert paths_of([("a", "b"), ("a/b",), ("a/", "b")]) == ["a/b", "'a/b'", "a//b"]

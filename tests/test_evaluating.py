@@ -31,6 +31,14 @@ class Written(linen.Module):
         return linen.Dense(4)(linen.Dropout(0.5, deterministic=False)(h))
 
 
+class Transformed(linen.Module):
+    """With a layer that is called under one of Flax's transforms, by a function of its own."""
+
+    @linen.compact
+    def __call__(self, x, train):
+        return Linen()(linen.SpectralNorm(linen.Dense(6))(x, update_stats=True), train)
+
+
 class Kept(linen.Module):
     """The same, as a field of the module."""
 
@@ -71,6 +79,7 @@ def square(y):
 CASES = {
     "by_name": (Linen(), lambda net, b: square(net(b["x"], train=True))),
     "by_position": (Linen(), lambda net, b: square(net(b["x"], True))),
+    "transformed": (Transformed(), lambda net, b: square(net(b["x"], train=True))),
     "in_the_layers": (Written(), lambda net, b: square(net(b["x"]))),
     "a_field": (Kept(), lambda net, b: square(net(b["x"]))),
     "nnx_by_default": (Nnx, lambda net, b: square(net(b["x"], deterministic=False))),

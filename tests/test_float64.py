@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import lax
 
+import jaxpar
+from jaxpar.inference.probe import widened
 from jaxpar.jaxprs.float64 import evaluate_wide
 
 AT = jnp.array([0, 2, 2])
@@ -21,6 +24,11 @@ def _windows(x):
     """Windows of a function that no primitive of its own has."""
     start = jnp.zeros((), x.dtype)
     return lax.reduce_window(x, start, lambda a, b: a + 2 * b, (2, 1), (1, 1), "VALID")
+
+
+def _unmasked(x):
+    """One minus a mask of whole numbers, which is a float32 that promotes to any other."""
+    return (1.0 - (jnp.arange(6) % 2)) * x[:, 0] / 3
 
 
 def _square(x):
@@ -67,11 +75,12 @@ def _filtered(x):
         lambda x: lax.composite(lambda y: jnp.tanh(y) / 3, "its.own")(x),
         _states,
         _filtered,
+        _unmasked,
     ],
     ids=[
         *"set add subtract multiply max min gradient reduce reduce_window cumsum sort".split(),
         *"solve inverse iterations solve_gradient composite".split(),
-        *"states filtered".split(),
+        *"states filtered unmasked".split(),
     ],
 )
 def test_what_was_traced_in_float32_is_computed_in_float64(function):
@@ -85,3 +94,21 @@ def test_what_was_traced_in_float32_is_computed_in_float64(function):
         for g, w in zip(got, want, strict=True):
             assert g.dtype == "float64"
             np.testing.assert_allclose(g, w, rtol=1e-12, atol=1e-14)
+
+
+def test_what_is_learned_is_wide_be_it_real_or_complex():
+    """A complex number of two float32 would round what it is multiplied with."""
+
+    class Turned(nnx.Module):
+        def __init__(self, rngs):
+            self.scale = nnx.Param(jnp.ones((1, 4)))
+            self.turn = nnx.Param(jnp.ones((1, 4), "complex64"))
+
+        def __call__(self, x):
+            return jnp.abs(x * self.scale[...] * self.turn[...])
+
+    batch = {"x": np.ones((2, 4), "float32")}
+    model = jaxpar.model(Turned, lambda m, b: m(b["x"]).mean(), batch)
+    with jax.enable_x64(True):
+        learned = jax.tree.leaves(nnx.state(widened(model).build(nnx.Rngs(0)), nnx.Param))
+    assert sorted(str(x.dtype) for x in learned) == ["complex128", "float64"]

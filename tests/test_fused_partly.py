@@ -55,7 +55,28 @@ class Mamba2(nnx.Module):
         return u + self.out(y.swapaxes(0, 1).reshape(gate.shape) * jax.nn.silu(gate))
 
 
+class Joined(nnx.Module):
+    """Attention and a gated feed-forward side by side, one matrix before and one after both."""
+
+    def __init__(self, rngs):
+        self.both = nnx.Linear(16, 3 * 16 + 2 * 32, use_bias=False, rngs=rngs)
+        self.out = nnx.Linear(16 + 32, 16, rngs=rngs)
+
+    def __call__(self, x):
+        *qkv, gate, up = jnp.split(self.both(x), [16, 32, 48, 80], axis=-1)
+        q, k, v = (t.reshape(*x.shape[:2], 4, 4) for t in qkv)
+        p = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q, k))
+        mixed = jnp.einsum("bhts,bshd->bthd", p, v).reshape(x.shape)
+        return x + self.out(jnp.concatenate([mixed, jax.nn.silu(gate) * up], axis=-1))
+
+
 SPLIT = {
+    Joined: {
+        **{f"both/kernel/{k}": (None, "model") for k in range(5)},
+        "out/kernel/0": ("model", None),
+        "out/kernel/1": ("model", None),
+        "out/bias": (None,),
+    },
     Attention: {
         "qkv/kernel/0": (None, "model"),
         "qkv/kernel/1": (None, None),
@@ -85,3 +106,65 @@ def test_pieces_that_can_be_sharded_are_and_the_others_lie_together(module):
     assert {path: specs[path] for path in SPLIT[module]} == SPLIT[module]
     verdict = jaxpar.verify(layout, hardware=CPU, steps=1)
     assert verdict.ok and verdict.dtype == "float64", verdict.decisive
+
+
+class Positions(nnx.Module):
+    """A block of attention from one matrix, over a table of which the first positions are read."""
+
+    def __init__(self, rngs):
+        self.table = nnx.Param(jnp.ones((1, 8, 16)))
+        self.block = Attention(rngs)
+
+    def __call__(self, x):
+        return self.block(x + self.table[:, : x.shape[1]])
+
+
+class ClassToken(nnx.Module):
+    """Attention of one token, joined to the others, whose keys and values are of one matrix."""
+
+    def __init__(self, rngs):
+        self.token = nnx.Param(jnp.ones((1, 1, 16)))
+        self.q, self.kv = nnx.Linear(16, 16, rngs=rngs), nnx.Linear(16, 32, rngs=rngs)
+        self.out = nnx.Linear(16, 16, rngs=rngs)
+
+    def __call__(self, x):
+        rows = x.shape[0]
+        x = jnp.concatenate([jnp.broadcast_to(self.token[...], (rows, 1, 16)), x], axis=1)
+        k, v = self.kv(x).reshape(rows, -1, 2, 4, 4).transpose(2, 0, 3, 1, 4)
+        q = self.q(x[:, 0]).reshape(rows, 4, 1, 4)
+        mixed = jax.nn.softmax(q @ k.swapaxes(-1, -2)) @ v
+        return self.out(mixed.reshape(rows, 16))
+
+
+class Tapped(nnx.Module):
+    """A gate and what it gates from one matrix, through a filter whose taps are read one by one."""
+
+    def __init__(self, rngs):
+        self.up = nnx.Linear(16, 64, use_bias=False, rngs=rngs)
+        self.taps = nnx.Param(jnp.ones((3, 64)))
+        self.out = nnx.Linear(32, 16, rngs=rngs)
+
+    def __call__(self, x):
+        y = jnp.pad(self.up(x), ((0, 0), (2, 0), (0, 0)))
+        y = sum(self.taps[j] * y[:, j : j + x.shape[1]] for j in range(3))
+        gate, values = jnp.split(y, 2, axis=-1)
+        return self.out(jax.nn.silu(gate) * values)
+
+
+def test_a_filter_is_cut_by_channels_where_its_taps_are_read_one_by_one():
+    model = jaxpar.model(Tapped, lambda m, b: jnp.mean(m(b["x"]) ** 2), BATCH)
+    assert {model.dims[f"taps/{k}"][1] for k in (0, 1)} == {"ffn"} == {model.dims["out/kernel"][0]}
+
+
+def test_a_product_is_cut_as_its_matrix_is_and_not_as_its_rows():
+    """The rows are in pieces too: a token and the others, joined and cut again."""
+    model = jaxpar.model(ClassToken, lambda m, b: jnp.mean(m(b["x"]) ** 2), BATCH)
+    assert model.dims["kv/kernel/1"][1] == model.dims["out/kernel"][0] == "heads*head_dim_1"
+
+
+def test_a_cut_that_is_good_for_nothing_spoils_no_other():
+    def shifted(m, batch):  # the next one from each, so that all is cut along the sequence too
+        return jnp.mean((m(batch["x"])[:, :-1] - batch["x"][:, 1:]) ** 2)
+
+    model = jaxpar.model(Positions, shifted, BATCH)
+    assert model.dims["table"][1] != "one" and "block/qkv/kernel/0" in model.dims

@@ -17,6 +17,7 @@ from jaxpar.strategies.record import GATHER_ACTIVATIONS, GATHER_WEIGHTS
 OPERATIONS = {
     "none": lambda x: x,
     "fft": lambda x: jnp.fft.fft(x).real,
+    "fft of rows": lambda x: jnp.fft.fft(x, axis=0).real,
     "sort of rows": lambda x: jnp.sort(x, axis=0),
     "indexed update": lambda x: x.at[jnp.arange(x.shape[0]), jnp.argmax(x, -1)].set(0.0),
     "top_k": lambda x: jax.lax.top_k(x, 16)[0],
@@ -34,13 +35,13 @@ class Net(nnx.Module):
         return self.down(jnp.pad(y, ((0, 0), (0, 64 - y.shape[1]))))
 
 
-def inspected(name, strategy, mode):
+def inspected(name, strategy, mode, devices=4):
     batch = {"x": jax.ShapeDtypeStruct((16, 16), "float32")}
     model = jaxpar.model(
         lambda rngs: Net(OPERATIONS[name], rngs), lambda net, b: (net(b["x"]) ** 2).mean(), batch
     )
     asked = replace(load_strategy(strategy), whole_below=64)
-    layout = jaxpar.lay_out(model, strategy=asked, mesh=jaxpar.MeshShape(data=4))
+    layout = jaxpar.lay_out(model, strategy=asked, mesh=jaxpar.MeshShape(data=devices))
     step = jaxpar.make_step(layout, mode=mode)
     return jaxpar.inspect(jaxpar.compile_step(step, hardware=cpu(), for_speed=False))
 
@@ -85,6 +86,12 @@ def test_gathers_of_weights_are_expected(name, strategy, mode):
     assert found.faults == ()
     assert not any(row.purpose == ACTIVATIONS for row in found.collectives)
     assert any(row.kind == "all-gather" for row in found.collectives)
+
+
+def test_a_transform_along_a_sharded_dim_is_gathered_before_xla_ends_the_process():
+    """Two rows on each of eight devices are none for each of eight: XLA's partitioner aborts."""
+    (fault,) = inspected("fft of rows", "fsdp", "auto", devices=8).faults
+    assert "never causes all-gather of activations over axis 'data'" in fault
 
 
 def called(op_name, kind="all-gather", borrowed=False):

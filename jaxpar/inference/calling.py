@@ -63,6 +63,24 @@ def _repair(said: str) -> str:
     return ""
 
 
+def check_placed(called: str, traced: TracedLoss) -> None:
+    """Refuse a loss that computes over a mesh of its own, which no layout's devices are.
+
+    Args:
+        called: the model's name.
+        traced: its loss.
+    """
+    for eqn, _ in equations(traced.closed):
+        if eqn.primitive.name == "shard_map":
+            axes = ", ".join(f"{name}={size}" for name, size in eqn.params["mesh"].shape.items())
+            at = f" ({line})" if (line := line_of(eqn.source_info)) else ""
+            raise RequestError(
+                f"model '{called}': its loss uses shard_map{at} over a mesh of its own ({axes}), "
+                "and the mesh is the layout's: leave out shard_map and its collectives, since the "
+                "layout says how arrays are sharded"
+            )
+
+
 _ONE_WAY = ("while", "io_callback", "pure_callback")
 """Primitives that JAX may refuse to differentiate."""
 

@@ -24,6 +24,9 @@ FLAGS: Mapping[str, bool] = {
     "deterministic": True,
     "use_running_average": True,
     "inference": True,
+    "is_eval": True,
+    "eval_mode": True,
+    "update_stats": False,
 }
 """What people call the flag, and what it is in evaluation."""
 
@@ -88,7 +91,9 @@ def _intercepted(call: Callable[..., Any], args: tuple, kwargs: dict, context: A
     """A method of a Linen module, called with the flags of evaluation."""
     module = context.module
     held = {n: vars(module)[n] for n in FLAGS if isinstance(vars(module).get(n), bool)}
-    known = signature(getattr(type(module), context.method_name))
+    # Flax's own transforms call functions that the module's class has not.
+    method = getattr(type(module), context.method_name, None)
+    known = Signature() if method is None else signature(method)
     whole, kwargs = _turned(known, (module, *args), kwargs)
     for name in held:
         object.__setattr__(module, name, FLAGS[name])  # a Linen module is frozen

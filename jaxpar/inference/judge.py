@@ -50,13 +50,13 @@ def judge(trace: Trace, weights: Mapping[str, Any], fields: Mapping[str, Any]) -
                 found = account(node)
                 if path in weights:
                     if (path, at) in found.weights or any(p == path for p, _ in found.weights):
-                        found.obstacle = (f"'{path}' has it twice", None)
+                        found.obstacle = ("twice in one array", f"'{path}'")
                     found.weights.append((path, at))
                     if place:
                         found.obstacle = found.obstacle or (
-                            f"dim {at} of '{path}' holds it inside another factor, so a piece of "
-                            "it is no one piece of the array",
-                            None,
+                            "inside another factor of a dim, where a piece of it is no one piece "
+                            "of the array",
+                            f"dim {at} of '{path}'",
                         )
     read: set = set()
     for use in trace.uses:
@@ -213,6 +213,8 @@ def _split(accounts, never, trace, resolve) -> tuple[dict[int, str], dict[int, t
                 "no matrix makes it by itself, it is cut out of what a wider one makes",
                 None,
             )
+        elif found.made and not found.is_used_up and found.obstacle and node not in never:
+            kept.setdefault(node, found.obstacle)
         if found.is_choice and node not in never and node not in inside_others:
             roles[node] = "experts"
     for node in list(kept):

@@ -23,7 +23,7 @@ from jaxpar.inference.annotate import annotated
 from jaxpar.inference.arguments import check_arguments
 from jaxpar.inference.aside import notes_aside, read_aside
 from jaxpar.inference.build import remade
-from jaxpar.inference.calling import check_differentiable, trying
+from jaxpar.inference.calling import check_differentiable, check_placed, trying
 from jaxpar.inference.example import read_example
 from jaxpar.inference.judge import judge
 from jaxpar.inference.losses import PlainLoss
@@ -109,6 +109,7 @@ def model(
         return plain, bare, parts, trying(called, "calling its loss", lambda: traced_loss(bare))
 
     (plain, bare, parts, traced), aside = read_aside(given, read)
+    check_placed(called, traced)
     check_differentiable(called, traced)
     closed, arguments = traced.closed, traced.arguments
     dims = _checked(called, dims or {}, arguments)
@@ -230,10 +231,10 @@ def _notes(trace, cuts) -> tuple[str, ...]:
             "unrelated, and stay replicated"
         )
     if cuts:
-        alike = dict.fromkeys(re.sub(r"\b\d+\b", "*", path) for path in cuts)
+        alike = dict.fromkeys(re.sub(r"(?<![^\W_])\d+\b", "*", path) for path in cuts)
         notes.append(
-            f"stored in pieces, as the loss splits what it makes: {', '.join(alike)}; so each "
-            "piece can be sharded by the same heads or columns"
+            "stored in pieces, as the loss splits what it makes or joins what it reads: "
+            f"{', '.join(alike)}; so each piece can be sharded by the same heads or columns"
         )
     return tuple(notes)
 

@@ -78,6 +78,8 @@ def christen(
             for node in resolve(dim):
                 places.setdefault(node, []).append((path, at))
     said = _said(trace, given or {}, resolve)
+    # Rows alone are called so, also where metadata says it of a weight.
+    said = {n: name for n, name in said.items() if name != "batch" or judgement.roles[n] == name}
     bases = {
         node: said.get(node) or _base(node, judgement, where, trace, fields)
         for node, where in places.items()
@@ -194,8 +196,8 @@ def _apart(bases: Mapping[int, str], judgement: Judgement, said: Mapping[int, st
 def _reason(judgement: Judgement, node: int) -> tuple[str, str]:
     """Why a class of dims stays replicated, and the line that needs it so; "" if it does not."""
     what, where = judgement.kept.get(node, ("", None))
-    if where is None:
-        return what, ""
+    if where is None or isinstance(where, str):
+        return what, where or ""
     return f"'{what}' needs it whole", line_of(where)
 
 

@@ -41,21 +41,41 @@ def worth_cutting(
         fields: path -> abstract array of the batch.
         never: weights that cannot be cut.
     """
-    asked = find_cuts(closed.jaxpr)
+    asked = find_cuts(closed.jaxpr, products=True)
     offered = {}
     for var, (path, array) in zip(closed.jaxpr.invars, arguments.items(), strict=True):
         dims = {d: sorted(p) for d, p in asked.at(var).items() if len(p) < MOST}
+        if len(dims) > 1:  # a filter whose taps are read one by one is no cut of them
+            dims = {d: points for d, points in dims.items() if len(points) < array.shape[d] - 1}
         if path in weights and path not in never and len(dims) == 1:
             [(dim, points)] = dims.items()
             ends = pairwise((0, *points, array.shape[dim]))
             offered[path] = Cut(dim, tuple(end - start for start, end in ends))
-    while offered:
-        # What is left whole may be what another's pieces needed.
-        kept = _splittable(closed, arguments, weights, fields, offered)
-        if kept == offered:
-            break
-        offered = kept
-    return offered
+
+    def tried(cuts: dict[str, Cut]) -> dict[str, Cut]:
+        while cuts:
+            # What is left whole may be what another's pieces needed.
+            kept = _splittable(closed, arguments, weights, fields, cuts)
+            if kept == cuts:
+                break
+            cuts = kept
+        return cuts
+
+    found = tried(offered)
+    alike = _cut_alike(offered)
+    if not found.keys() >= offered.keys() and len(alike) > 1:
+        # A cut that is good for nothing, such as of a table's rows, may spoil the trial of others.
+        better = tried({path: cut for cuts in alike for path, cut in tried(cuts).items()})
+        found = max(found, better, key=len)
+    return found
+
+
+def _cut_alike(cuts: Mapping[str, Cut]) -> list[dict[str, Cut]]:
+    """The cuts, those into the same sizes together: a matrix's and its bias's, of every layer."""
+    alike: dict[tuple[int, ...], dict[str, Cut]] = {}
+    for path, cut in cuts.items():
+        alike.setdefault(cut.sizes, {})[path] = cut
+    return list(alike.values())
 
 
 def _splittable(closed, arguments, weights, fields, offered) -> dict[str, Cut]:

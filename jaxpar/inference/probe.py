@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxpar.jaxprs.float64 import wide_dtype
 from jaxpar.models.record import Model
 
 WIDE = "float64"
@@ -26,7 +26,7 @@ def widened(model: Model) -> Model:
         model = model.with_fields(compute_dtype=None)
 
     batch = {
-        name: replace(f, dtype=WIDE) if np.issubdtype(np.dtype(f.dtype), np.floating) else f
+        name: replace(f, dtype=str(wide_dtype(np.dtype(f.dtype))))
         for name, f in model.batch.items()
     }
     loss = getattr(model.loss, "widened", model.loss)
@@ -107,7 +107,6 @@ def nudged(parameters: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray
 
 
 def _widened(leaf):
-    """A leaf in float64 if it is floating, else itself."""
-    if jnp.issubdtype(leaf.dtype, jnp.floating):
-        return leaf.astype(WIDE)
-    return leaf
+    """A leaf in the wide dtype of its kind: float64, complex128, or itself."""
+    dtype = wide_dtype(leaf.dtype)
+    return leaf if dtype == leaf.dtype else leaf.astype(dtype)

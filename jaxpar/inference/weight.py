@@ -8,18 +8,18 @@ rows; `jaxpar.inference.parts` tries whether it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import Literal
 
 from jaxpar.core.jax_compat import open_jaxpr
 from jaxpar.inference.record import TracedLoss
-from jaxpar.jaxprs.interpreter import Interpreter, held_by
+from jaxpar.jaxprs.interpreter import Interpreter, as_it_is, held_by
 from jaxpar.jaxprs.record import FIELD
 from jaxpar.jaxprs.rules import rule_of
 from jaxpar.models.record import Guard, Mean
@@ -54,10 +54,10 @@ def weighed(traced: TracedLoss, parameters: Sequence[str]) -> TracedLoss:
     inner, count = flat.closed.jaxpr, traced.tree.num_leaves
     extra = [variable for one in found if one for variable in (one.value, one.weight)]
     jaxpr = inner.replace(outvars=[*inner.outvars, *extra])
-    whole = jaxpr_as_fun(ClosedJaxpr(jaxpr, flat.closed.consts))
+    divided = _Divides({one.by for one in found if one and one.guard == Guard()})
 
     def function(*args):
-        results = whole(*args)
+        results = divided.run(jaxpr, flat.closed.consts, args)
         more = iter(results[len(inner.outvars) :])
         for k, one in enumerate(found):
             if one:
@@ -79,11 +79,36 @@ def weighed(traced: TracedLoss, parameters: Sequence[str]) -> TracedLoss:
 
 @dataclass(frozen=True)
 class _Divided:
-    """A mean's value, and what it was last divided by: a weight, kept from being zero."""
+    """A mean's value, and what it was last divided by: a weight, kept from being zero; and where.
+
+    The equation that divides is known by its id.
+    """
 
     value: Any
     weight: Any
     guard: Guard
+    by: int
+
+
+class _Divides(Interpreter):
+    """Evaluates a jaxpr with some divisions of nothing by no weight made divisions by one.
+
+    A part of a batch may have no weight where the whole has: it then adds nothing, and no NaN.
+    """
+
+    def __init__(self, unguarded: Collection[int]):
+        """Given the ids of the equations that divide."""
+        super().__init__()
+        self.unguarded = unguarded
+
+    def equation(self, eqn, operands, here):
+        """An equation's results, as it is but for its divisor."""
+        del here
+        if id(eqn) in self.unguarded:
+            above, below = operands
+            nothing = (above == 0) & (below == 0)
+            operands = [above, jax.numpy.where(nothing, jax.numpy.ones_like(below), below)]
+        return as_it_is(eqn, operands)
 
 
 def _divisors(
@@ -155,8 +180,8 @@ class _Search:
         divisor = self.divisor(value)
         return None if divisor is None else _Divided(value, *divisor)
 
-    def divisor(self, atom: Any) -> tuple[Any, Guard] | None:
-        """What made this number by division, if that is of the batch alone: a weight, guarded."""
+    def divisor(self, atom: Any) -> tuple[Any, Guard, int] | None:
+        """What made this number by division, if that is of the batch alone: as in `_Divided`."""
         eqn, index = self._maker(atom)
         if eqn is None:
             known = None if isinstance(atom, Literal) else self.given.get(atom)
@@ -167,14 +192,14 @@ class _Search:
             below = self.within[id(eqn)].divisor(inner.outvars[index])
             return below if self.nested else None
         if name == "div" and self._is_weight(operands[1]):
-            return self._count(operands[1])
+            return (*self._count(operands[1]), id(eqn))
         if name in _PASSED:
             return self.divisor(operands[0])
         if name == "mul":
             for one in filter(self._is_weight, operands):
                 maker, _ = self._maker(one)  # a product with a reciprocal is a division
                 if maker is not None and maker.primitive.name == "div":
-                    return self._count(maker.invars[1])
+                    return (*self._count(maker.invars[1]), id(maker))
         if name in ("mul", "div") and not self.made(operands[1]).of_batch:
             return self.divisor(operands[0])
         if name == "mul" and not self.made(operands[0]).of_batch:

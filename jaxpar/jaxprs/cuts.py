@@ -1,7 +1,8 @@
 """Where a loss cuts what a weight makes: queries, keys and values out of one product.
 
 A cut is asked for by a `split` or a slice, and followed back through the equations that made what
-is cut, to the concatenation or the weight where it could have been made at once.
+is cut, to the concatenation or the weight where it could have been made at once. A product that
+reads a concatenation is a sum of products, and asks for its matrix in as many runs of rows.
 """
 
 from __future__ import annotations
@@ -50,30 +51,61 @@ class Cuts:
         return {} if isinstance(atom, Literal) else self.of.get(atom, {})
 
 
-def find_cuts(jaxpr: Any, results: Mapping[int, Mapping[int, Points]] | None = None) -> Cuts:
+def find_cuts(
+    jaxpr: Any,
+    results: Mapping[int, Mapping[int, Points]] | None = None,
+    *,
+    products: bool = False,
+) -> Cuts:
     """The cuts of a jaxpr's variables, given those of its results.
 
     Args:
         jaxpr: open.
         results: index of a result -> dim -> where it is cut by who called.
+        products: whether products of concatenations ask for cuts, for weights that may be cut.
     """
     cuts = Cuts()
+    makers = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars} if products else {}
     for index, asked in (results or {}).items():
         cuts.ask(jaxpr.outvars[index], asked)
     for index, eqn in reversed(list(enumerate(jaxpr.eqns))):
         asked = [cuts.at(v) for v in eqn.outvars]
         kind = rule_of(eqn).kind
         if kind in ("call", "remat"):
-            _inside(cuts, eqn, index, held_by(eqn), dict(enumerate(asked)))
+            _inside(cuts, eqn, index, held_by(eqn), dict(enumerate(asked)), products)
         elif kind == "scan":
-            _loop(cuts, eqn, index, asked)
+            _loop(cuts, eqn, index, asked, products)
         else:
             if rule_of(eqn).is_piecewise and any(asked):
                 _back(cuts, eqn, asked)
             if made := _made_by(eqn):
                 cuts.ask(eqn.invars[0], made)
                 cuts.ask(eqn.invars[0], _further(eqn, made, asked))
+            for atom, points in _summed(eqn, makers):
+                cuts.ask(atom, points)
     return cuts
+
+
+def summed_dims(eqn) -> tuple[int, int] | None:
+    """The dim of each operand that a product of two arrays sums over; None if it is not one."""
+    if eqn.primitive.name != "dot_general":
+        return None
+    (left, right), _ = eqn.params["dimension_numbers"]
+    return (left[0], right[0]) if len(left) == 1 else None
+
+
+def _summed(eqn, makers: Mapping[Any, Any]) -> list[tuple[Any, dict[int, Points]]]:
+    """Both operands of a product that reads a concatenation along what it sums, with the cuts."""
+    dims = summed_dims(eqn) if makers else None
+    for atom, dim in zip(eqn.invars, dims or (), strict=False):
+        maker = None if isinstance(atom, Literal) else makers.get(atom)
+        if maker is None or maker.primitive.name != "concatenate":
+            continue
+        if maker.params["dimension"] == dim:
+            sizes = [v.aval.shape[dim] for v in maker.invars]
+            points = frozenset(accumulate(sizes[:-1])) - {0, sum(sizes)}
+            return [(v, {d: points}) for v, d in zip(eqn.invars, dims or (), strict=True)]
+    return []
 
 
 def _further(eqn, made: Mapping[int, Points], asked) -> dict[int, Points]:
@@ -144,16 +176,16 @@ def carried(points: Points, one: tuple[int, ...], other: tuple[int, ...], fac) -
     return frozenset(p // within * there for p in points if p % within == 0)
 
 
-def _inside(cuts: Cuts, eqn, index: int, called, asked) -> None:
+def _inside(cuts: Cuts, eqn, index: int, called, asked, products: bool) -> None:
     """Find the cuts in a jaxpr that an equation calls, and ask its operands for them."""
     jaxpr = getattr(called, "jaxpr", called)
-    inner = find_cuts(jaxpr, asked)
+    inner = find_cuts(jaxpr, asked, products=products)
     cuts.inner[index] = [inner]
     for atom, var in zip(eqn.invars, jaxpr.invars, strict=True):
         cuts.ask(atom, inner.at(var))
 
 
-def _loop(cuts: Cuts, eqn, index: int, asked) -> None:
+def _loop(cuts: Cuts, eqn, index: int, asked, products: bool) -> None:
     """Into a loop and out of it: what is scanned has a dim more; what is carried stays whole."""
     p = eqn.params
     consts, first = scan_parts(p)
@@ -163,7 +195,7 @@ def _loop(cuts: Cuts, eqn, index: int, asked) -> None:
         for k, cut in enumerate(asked)
         if k >= carries
     }
-    inner = find_cuts(p["jaxpr"].jaxpr, made)
+    inner = find_cuts(p["jaxpr"].jaxpr, made, products=products)
     cuts.inner[index] = [inner]
     for k, (atom, var) in enumerate(zip(eqn.invars, p["jaxpr"].jaxpr.invars, strict=True)):
         if k < consts:

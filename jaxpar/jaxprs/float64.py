@@ -78,7 +78,7 @@ class _Wide(Interpreter):
             return operands
         if rule_of(eqn).looks_at_bits or not any(_is_wider(x, a) for x, a in pairs):
             return _as_written(eqn, operands)
-        params = {k: _wide_dtype(v) if k in _DTYPES else v for k, v in eqn.params.items()}
+        params = {k: wide_dtype(v) if k in _DTYPES else v for k, v in eqn.params.items()}
         params |= {k: _retraced(v) for k in _COMBINERS if (v := params.get(k)) is not None}
         return bound(eqn, operands, params)
 
@@ -86,7 +86,7 @@ class _Wide(Interpreter):
 def _retraced(combiner):
     """The jaxpr of a function of numbers, in float64: it knows one dtype. Closed if it was."""
     jaxpr, consts = open_jaxpr(combiner)
-    wide = [jax.ShapeDtypeStruct(v.aval.shape, _wide_dtype(v.aval.dtype)) for v in jaxpr.invars]
+    wide = [jax.ShapeDtypeStruct(v.aval.shape, wide_dtype(v.aval.dtype)) for v in jaxpr.invars]
     made = jax.make_jaxpr(lambda *args: evaluate_wide(jaxpr, consts, args))(*wide)
     return made if hasattr(combiner, "jaxpr") else open_jaxpr(made)[0]
 
@@ -109,8 +109,12 @@ def _is_wider(x, atom) -> bool:
 
 def _widened(x):
     """An array in the wide dtype of its kind; keys and integers as they are."""
-    dtype = _wide_dtype(jnp.result_type(x)) if not _is_key(x) else None
-    return x if dtype is None or dtype == jnp.result_type(x) else jnp.asarray(x, dtype)
+    if _is_key(x):
+        return x
+    # Not what JAX calls the result's type: a weak float32, of a mask in 1.0 - mask, would be wide.
+    given = x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
+    dtype = wide_dtype(given)
+    return x if dtype == given else jnp.asarray(x, dtype)
 
 
 def _is_key(x) -> bool:
@@ -118,7 +122,7 @@ def _is_key(x) -> bool:
     return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.extended)
 
 
-def _wide_dtype(dtype):
+def wide_dtype(dtype):
     """float64 for floats, complex128 for complex numbers, else the dtype itself."""
     if dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended):
         return dtype

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, jaxprs_in_params
 
-from jaxpar.jaxprs.cuts import Cuts, carried, find_cuts
+from jaxpar.jaxprs.cuts import Cuts, carried, find_cuts, summed_dims
 from jaxpar.jaxprs.interpreter import Interpreter, as_it_is, bound
 from jaxpar.jaxprs.rules import factors, rule_of
 
@@ -88,7 +88,7 @@ def in_pieces(closed: ClosedJaxpr, arguments: Sequence[Any]) -> ClosedJaxpr:
 
     What it hands on in pieces, such as a frozen weight, are results of their own.
     """
-    cuts = find_cuts(closed.jaxpr)
+    cuts = find_cuts(closed.jaxpr, products=True)
 
     def function(*args):
         return _InPieces().run(closed.jaxpr, closed.consts, args, cuts)
@@ -163,6 +163,8 @@ class _InPieces(Interpreter):
         if not any(isinstance(x, Pieces) for x in operands):
             return as_it_is(eqn, operands)
         results = _cut(eqn, operands[0])
+        if results is None:
+            results = _sum_of_products(eqn, operands)
         if results is None and rule_of(eqn).is_piecewise:
             results = _piece_by_piece(eqn, operands)
         return as_it_is(eqn, [whole(x) for x in operands]) if results is None else results
@@ -191,6 +193,19 @@ _COMBINED = {
 """What puts two reductions together."""
 
 
+def _sum_of_products(eqn, operands) -> list | None:
+    """The result of a product both of whose operands are in pieces along what it sums over."""
+    dims = summed_dims(eqn)
+    pairs = list(zip(operands, dims, strict=True)) if dims else []
+    if not pairs or not all(isinstance(x, Pieces) and x.dim == dim for x, dim in pairs):
+        return None
+    left, right = operands
+    if left.sizes != right.sizes:
+        return None
+    each = [bound(eqn, parts, eqn.params)[0] for parts in zip(left.parts, right.parts, strict=True)]
+    return [reduce(lax.add, each)]
+
+
 def _moved(value, by: int):
     """A value whose parts have gained or lost a leading dim."""
     return Pieces(value.parts, value.dim + by) if isinstance(value, Pieces) else value
@@ -213,10 +228,14 @@ def _cut(eqn, value) -> list | None:
     part = value.between(starts[value.dim], limits[value.dim])
     if _only_along(eqn, value.dim):
         return [part]
+
+    def along_others(one):
+        starts[value.dim], limits[value.dim] = 0, one.shape[value.dim]
+        return lax.slice(one, starts, limits, p["strides"])
+
     if isinstance(part, Pieces):
-        return None
-    starts[value.dim], limits[value.dim] = 0, part.shape[value.dim]
-    return [lax.slice(part, starts, limits, p["strides"])]
+        return [Pieces(tuple(map(along_others, part.parts)), value.dim)]
+    return [along_others(part)]
 
 
 def _only_along(eqn, dim: int) -> bool:
@@ -228,7 +247,9 @@ def _only_along(eqn, dim: int) -> bool:
 def _piece_by_piece(eqn, operands) -> list | None:
     """The results of an equation, each in pieces; None where it does not pass along that dim."""
     fac = factors(eqn)
-    first = next(k for k, x in enumerate(operands) if isinstance(x, Pieces))
+    # A product's matrix comes last, and what it makes is to be cut as the matrix is, not as rows.
+    there = [k for k, x in enumerate(operands) if isinstance(x, Pieces)]
+    first = there[-1 if rule_of(eqn).kind == "product" else 0]
     lead, leading = operands[first], fac.operands[first][operands[first].dim]
 
     def beside(dims):

@@ -97,11 +97,21 @@ def abstract(model: Model) -> Parts:
 
 
 def names_in_metadata(leaf: Any) -> tuple[str | None, ...] | None:
-    """What Flax's partitioning metadata calls each dim of a variable, or None if it has none."""
+    """What Flax's partitioning metadata calls each dim of a variable, or None if it has none.
+
+    A dim over several mesh axes has the names of all of them.
+    """
     if not isinstance(leaf, nnx.Variable):
         return None
     names = leaf.get_metadata().get("out_sharding")
-    return None if names is None else tuple(names)
+    return None if names is None else tuple(map(_name_of, names))
+
+
+def _name_of(said: Any) -> str | None:
+    """One name for a dim, None where nothing that is a name was said."""
+    if isinstance(said, tuple | list):
+        return "+".join(map(str, said)) or None
+    return said if isinstance(said, str) else None
 
 
 def _flat(keys: tuple[Any, ...]) -> tuple[Any, ...]:

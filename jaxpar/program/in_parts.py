@@ -2,7 +2,8 @@
 
 In-batch negatives, batch statistics, ranks and sums are another loss in parts, whatever their trace
 looks like. So two halves of a batch, each with the weight that the model's means have, are compared
-with the whole: the loss and its whole gradient, in float64, with random draws held still.
+with the whole: the loss and its whole gradient, in float64, with random draws held still. Halves
+that are alike in a mask or a count would hide what they weigh, so it is also halved by each field.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from jaxpar.step.record import Step
 
 MOST_ROWS, MOST_ELEMENTS = 16, 1 << 24
 """What is tried at most: rows of a batch, and elements of all parameters together."""
+
+MOST_FIELDS = 8
+"""Fields of a batch by which it is halved."""
 
 TOLERANCE = 1e-6
 """Relative difference that float64 never makes of one loss, and another loss nearly always does."""
@@ -112,20 +116,42 @@ def _tried(model: Model) -> InParts:
     parts = take_apart(build(model, 0), model.trainable)
     parameters = {p: np.asarray(v) for p, v in values_of(parts.parameters).items()}
     held = nudged(parameters, seed=0), values_of(parts.state)
-    means = [part(*held, {n: x[k::2] for n, x in batch.items()}) for k in (0, 1)]
     right = whole(*held, batch)
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(right)):
         return InParts()  # verify says so, with its own sentence
-    mean, metrics, gradient = jax.tree.map(jnp.add, *means)
-    of_whole, right_metrics, right_gradient = right
+    reason, others = "", dict[str, None]()
+    for halves in _halves(batch, half):
+        means = [part(*held, {n: x[rows] for n, x in batch.items()}) for rows in halves]
+        reason, metrics = _difference(jax.tree.map(jnp.add, *means), right)
+        others |= dict.fromkeys(metrics)
+        if reason:
+            break
+    return InParts(reason, tuple(others))
+
+
+def _halves(batch: Mapping[str, np.ndarray], half: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows of a batch in two halves: every other one, and the smaller and the larger of a field."""
+    orders = [np.r_[0 : 2 * half : 2, 1 : 2 * half : 2]]
+    for field in list(batch.values())[:MOST_FIELDS]:
+        rows = np.asarray(field, "float64").reshape(2 * half, -1).sum(axis=1)
+        orders.append(np.argsort(rows, kind="stable"))
+    found = {frozenset(order[:half].tolist()): (order[:half], order[half:]) for order in orders}
+    return list(found.values())
+
+
+def _difference(got: tuple, right: tuple) -> tuple[str, tuple[str, ...]]:
+    """Why the sum of halves is another loss than the whole, or "", and which metrics are others."""
+    (mean, metrics, gradient), (of_whole, right_metrics, right_gradient) = got, right
     others = tuple(n for n, m in metrics.items() if _differ([m.value], [right_metrics[n].value]))
     if _differ([mean.value], [of_whole.value]):
-        reason = f"its loss of a batch is {of_whole.value:.6g} and of its halves {mean.value:.6g}"
-        return InParts(reason, others)
+        return (
+            f"its loss of a batch is {of_whole.value:.6g} and of its halves {mean.value:.6g}",
+            others,
+        )
     both = [g / mean.divisor for g in jax.tree.leaves(gradient)]
     if _differ(both, [g / of_whole.divisor for g in jax.tree.leaves(right_gradient)]):
-        return InParts("the gradient of a batch is not that of its halves together", others)
-    return InParts(metrics=others)
+        return "the gradient of a batch is not that of its halves together", others
+    return "", others
 
 
 def _gradient(model: Model) -> Any:

@@ -224,7 +224,7 @@ RULES = {
         is_cheap=True,
     ),
     "rev": Rule("view", _rev, ids="kept"),
-    "pad": Rule("view", _pad, ids="kept"),
+    "pad": Rule("view", _pad, ids="kept", is_piecewise=True),
     "concatenate": Rule("view", _concatenate, ids="kept", is_piecewise=True),
     "split": Rule("view", _split, is_piecewise=True, ids="kept"),
     "stack": Rule("view", _stack, ids="kept"),

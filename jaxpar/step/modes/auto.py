@@ -161,11 +161,23 @@ class _Constrainer(Filled):
         if is_mapped(eqn):
             specs = [self.spec_of(x) for x in operands]
             return on_shards(self.layout, eqn, operands, specs)
-        results = super().leaf(eqn, operands, here)
+        whole = self.whole_for(eqn)
+        results = list(map(whole, super().leaf(eqn, list(map(whole, operands)), here)))
         if is_cast(eqn) and id(operands[0]) in self.weights:
             self.held += results
             self.weights[id(results[0])] = self.weights[id(operands[0])]
         return results
+
+    def whole_for(self, eqn) -> Callable[[jax.Array], jax.Array]:
+        """What is to be done to an equation's operands and results before XLA partitions it."""
+        if eqn.primitive.name != "fft":
+            return lambda x: x
+        # Of a transform along a sharded dim XLA's partitioner ends the process, unless each shard
+        # divides by their number (jaxlib 0.10.2); so it is gathered before.
+        count = len(eqn.params["fft_lengths"])
+        rest = [PartitionSpec.UNCONSTRAINED] * (len(eqn.invars[0].aval.shape) - count)
+        spec = PartitionSpec(*rest, *[None] * count)
+        return lambda x: constrained(self.layout, x, spec)
 
     def spec_of(self, x: jax.Array) -> PartitionSpec:
         """How a named array or a weight is sharded; of what is neither, nothing is."""
