@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxpar.case import Case, Resolved
 from jaxpar.core.catalogue import MEASURES
-from jaxpar.core.errors import LayoutError
+from jaxpar.core.errors import LayoutError, expect
 from jaxpar.core.mesh import sizes_of
 from jaxpar.program.record import Program
 from jaxpar.runtime.train import train
@@ -62,6 +62,7 @@ def walk(experiment: Experiment) -> Iterator[dict[str, Any]]:
     Raises:
         RequestError: for a measure that does not exist.
     """
+    expect("walk's experiment", experiment, Experiment, "jaxpar.Experiment(...) makes one")
     measures = {name: MEASURES.load(name) for name in experiment.measures}
     for case in experiment.cases:
         row: dict[str, Any] = {

@@ -13,6 +13,10 @@ READER_GONE = 128 + 13
 """The status of a program that wrote to a pipe which nobody reads any more, as shells tell it."""
 
 
+_UNWRITTEN = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG)
+"""What the system says of an output that cannot be written."""
+
+
 class OutputError(RequestError):
     """Standard output cannot be written."""
 
@@ -63,7 +67,7 @@ def written() -> Iterator[None]:
         raise OutputError("standard output was closed meanwhile, by the model perhaps") from error
     except OSError as error:
         # An error of a stream that is open already names no file.
-        if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
+        if error.filename is not None or error.errno not in _UNWRITTEN:
             raise
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -59,7 +59,7 @@ class Dataset:
     def __post_init__(self):
         """Refuse a unit nobody counts in, and a vocabulary of nothing."""
         whole_number("vocabulary", self.vocabulary, least=1)
-        if self.unit not in UNITS:
+        if not isinstance(self.unit, str) or self.unit not in UNITS:
             raise DataError(
                 f"Dataset {self.name!r} counts in unit={self.unit!r}, but throughput is counted "
                 f'in one of two units. Use unit="examples" or unit="tokens".'

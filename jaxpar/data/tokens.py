@@ -99,6 +99,8 @@ def _open(file: Path) -> "TokenFile":
             f"{file}: is a folder, a pipe or a device, but tokens are read at any place of a "
             f"regular file. Write them to one first: cat {file.name} > ids.bin."
         )
+    if os.path.islink(file) and not os.path.exists(file):
+        raise DataError(f"{file}: is a link that leads nowhere. Name the file itself.")
     if not os.path.isfile(file):
         raise DataError(f"{file}: no such file. {_nearby(file.parent, 'Name a .bin file')}")
     size_bytes = file.stat().st_size

@@ -216,6 +216,12 @@ class Program:
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """Put a batch on the devices; each process hands in only the rows it holds."""
+        expect("the batch", batch, Mapping, "give arrays by the names of the model's fields")
+        if missing := [name for name in self.batch_shardings if name not in batch]:
+            raise RequestError(
+                f"model '{self.step.layout.model.name}': the batch has no {', '.join(missing)}: "
+                "give every field that the model reads"
+            )
         with jax.enable_x64(self.step.is_wide):
             return {
                 name: jax.make_array_from_process_local_data(
