@@ -52,6 +52,12 @@ class Experiment:
     columns: tuple[str, ...] = ()
     trains: bool = False
 
+    def __post_init__(self):
+        for name in ("cases", "measures", "claims", "columns"):
+            expect(f"an experiment's {name}", getattr(self, name), tuple, "give a tuple of them")
+        for case in self.cases:
+            expect("a case of an experiment", case, Case, "jaxpar.Case(model, ...) makes one")
+
 
 def walk(experiment: Experiment) -> Iterator[dict[str, Any]]:
     """Train and measure every case in turn; yields its row as soon as it is known.

@@ -98,7 +98,7 @@ def record_of(done: subprocess.CompletedProcess) -> dict:
 
 
 def test_the_wheel_installs_one_package(installed):
-    """And what starts it. Not `experiments`, which a person may have of their own, nor the tests."""
+    """And what starts it; not `experiments`, which a person may have of their own, nor tests."""
     names = {path.name for path in packages_of(installed).iterdir()} - {"lent.pth"}
     own = {"jaxpar", "jaxpar_command.py"}
     assert {name for name in names if not name.endswith((".dist-info", "__pycache__"))} == own

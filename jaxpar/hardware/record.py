@@ -54,7 +54,7 @@ class Hardware:
 
     def __post_init__(self):
         expect("the name of hardware", self.name, str, "give a word")
-        if self.kind not in KINDS:
+        if not isinstance(self.kind, str) or self.kind not in KINDS:
             raise unknown("kind of hardware", self.kind, KINDS)
 
     @classmethod

@@ -49,6 +49,8 @@ def simulate_devices(count: int) -> None:
 
 
 _UNFIT = {
+    "jax_debug_nans": (True, "a step is compiled ahead, where JAX cannot find the operation"),
+    "jax_debug_infs": (True, "a step is compiled ahead, where JAX cannot find the operation"),
     "jax_no_tracing": (True, "a loss is traced"),
     "jax_no_execution": (True, "a first state is made"),
     "jax_disable_jit": (True, "nothing can be compiled"),

@@ -22,6 +22,7 @@ from jaxpar.data.record import Dataset
 from jaxpar.layout.record import Layout
 from jaxpar.models.pieces import pieces_of
 from jaxpar.optimizers.record import Optimizer, Recipe, check_counts, make_optimizer
+from jaxpar.program.configuration import refuse_settings
 from jaxpar.program.record import Program
 from jaxpar.runtime.evaluate import evaluate, evaluation_notes, training_notes
 from jaxpar.runtime.outcome import Outcome, TrainingStopped
@@ -95,6 +96,7 @@ def train(
     expect("train's training", training, Training, "jaxpar.Training(steps=...) makes one")
     if state is not None:
         check_state(program, state)
+    refuse_settings()
     check_data(program.step.layout.model, data)
     expect("train's watch", watch, Callable, "give a function of a step and its metrics")
     if training.evaluate_every and data.walk is None:
