@@ -1,7 +1,8 @@
 """The command `jaxpar` from its first moment, when JAX is not imported yet.
 
-That takes a second, in which a signal would end in a traceback, and JAX refuses some variables of
-the environment by one. The package imports JAX, so this stands outside of it and imports neither.
+That takes a second, in which a signal would end in a traceback; JAX refuses some variables of the
+environment by one; and a file that is opened meanwhile would get the number of a standard stream
+that is closed. The package imports JAX, so this stands outside of it and imports neither.
 """
 
 import os
@@ -25,6 +26,11 @@ def main(program: str = "jaxpar") -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
     try:
         import jax  # noqa: F401  (so that what it refuses is told apart from what we do)
     except ValueError as error:

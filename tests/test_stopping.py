@@ -106,7 +106,7 @@ def test_an_ascii_terminal_gets_every_line(monkeypatch):
 
 def test_closed_streams_lead_nowhere_and_a_closed_output_is_refused():
     """In a process without any: the sentence is lost with them, the status is not."""
-    line = f"{sys.executable} -c 'import sys; from jaxpar.cli.main import main; sys.exit(main())'"
+    line = f"{sys.executable} -c 'import sys; from jaxpar_command import main; sys.exit(main())'"
     done = subprocess.run(
         ["sh", "-c", f"{line} list >&- 2>&- <&-; echo $?; {line} list >&-; echo $?"],
         capture_output=True,

@@ -94,7 +94,8 @@ def read_example(called: str, batch: Any) -> Example:
             f"these have not: {each}; give each of them a row an example, and let the loss close "
             "over what is no part of the batch"
         )
-    if not 0 < (size := rows.pop()) <= MOST_COUNT:
+    size = next(iter(shapes.values())).shape[0]
+    if not 0 < size <= MOST_COUNT:
         raise RequestError(
             f"model '{called}': the example batch has {size} rows: give it at least one, and "
             f"{MOST_COUNT:,} at most"

@@ -117,7 +117,7 @@ def _check_batch(
     expect(f"{where}: the batch", batch, Mapping, "give arrays by name")
     count = len(range(model.batch_size)[rows])
     for name, field in model.batch.items():
-        values = batch.get(name)
+        values: Any = batch.get(name)
         shape = (count, *field.shape[1:])
         if values is None:
             met = "is not there"
