@@ -94,7 +94,7 @@ def _trained(
 ) -> tuple[Outcome, TrainingStopped | None]:
     """What training came to, and what stopped it before its end."""
     units = math.prod(data.fields["weight"][0]) * asked.layout.model.batch_size
-    with progress(screen, asked.training.steps, data.unit, units) as watch:
+    with progress(screen, asked.training.steps, data.unit, units, data.test_size) as watch:
         try:
             return train(
                 program, data, asked.training, watch=watch, metrics_file=metrics_file
