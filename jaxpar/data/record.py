@@ -62,7 +62,8 @@ class Dataset:
     def __post_init__(self):
         """Refuse a unit nobody counts in, and a vocabulary of nothing."""
         whole_number("vocabulary", self.vocabulary, least=1)
-        if not isinstance(self.fields, Mapping) or not all(map(_is_field, self.fields.items())):
+        named = isinstance(self.fields, Mapping) and len(self.fields) > 0
+        if not named or not all(map(_is_field, self.fields.items())):
             raise DataError(
                 f"Dataset {self.name!r} has fields={self.fields!r}, but fields give the shape and "
                 'the dtype of one example by name. Use for example {"x": ((8,), "float32")}.'
