@@ -3,7 +3,7 @@
 Strategies, meshes, hardware and examples are in `test_bad_inputs`.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -44,39 +44,41 @@ def trained(program, data: Any = OWN, **more):
 @pytest.mark.parametrize("given", NONE_OF_THESE, ids=lambda given: type(given).__name__)
 def test_what_is_of_another_kind_is_refused(given, program):
     """One sentence each, of whatever function it is given to."""
-    step = program.step
+    step, wrong = program.step, cast(Any, given)
     calls = [
-        lambda: jaxpar.evaluate(given, program.step.state, OWN),
-        lambda: jaxpar.evaluate(program, given, OWN),
-        lambda: jaxpar.evaluate(program, step.state, given),
-        lambda: program.place(given),
-        lambda: jaxpar.combine(given, step.layout.strategy),
-        lambda: list(jaxpar.walk(given)),
-        lambda: jaxpar.Experiment(given, (), ()),
-        lambda: jaxpar.Experiment((given,), (), ()),
-        lambda: jaxpar.Field(given, "float32", ("batch",)),
-        lambda: jaxpar.Field((3,), given, ("batch",)),
-        lambda: jaxpar.Field((3,), "float32", given),
-        lambda: jaxpar.Hardware("mine", given),
-        lambda: jaxpar.Dataset("d", given, 1, "examples", None, None, OWN.draw, None),
-        lambda: iterable.dataset([{"x": X}], unit=given),
-        lambda: jaxpar.MODELS.load(given),
+        lambda: jaxpar.evaluate(wrong, program.step.state, OWN),
+        lambda: jaxpar.evaluate(program, wrong, OWN),
+        lambda: jaxpar.evaluate(program, step.state, wrong),
+        lambda: program.place(wrong),
+        lambda: jaxpar.combine(wrong, step.layout.strategy),
+        lambda: list(jaxpar.walk(wrong)),
+        lambda: jaxpar.Experiment(wrong, (), ()),
+        lambda: jaxpar.Experiment((wrong,), (), ()),
+        lambda: jaxpar.Field(wrong, "float32", ("batch",)),
+        lambda: jaxpar.Field((3,), wrong, ("batch",)),
+        lambda: jaxpar.Field((3,), "float32", wrong),
+        lambda: jaxpar.Hardware("mine", wrong),
+        lambda: jaxpar.Dataset("d", wrong, 1, "examples", None, None, OWN.draw, None),
+        lambda: iterable.dataset([{"x": X}], unit=wrong),
+        lambda: jaxpar.MODELS.load(wrong),
     ]
     if given is not None:
-        calls += [lambda: trained(program, state=given)]
+        calls += [lambda: trained(program, state=wrong)]
     if not callable(given):
         calls += [
-            lambda: trained(program, watch=given),
-            lambda: jaxpar.verify(step.layout, hardware="cpu", make=given),
+            lambda: trained(program, watch=wrong),
+            lambda: jaxpar.verify(step.layout, hardware="cpu", make=wrong),
         ]
     if type(given) is not int:
         calls += [
-            lambda: jaxpar.Field((3,), "int32", ("batch",), "x" if given is None else given),
-            lambda: jaxpar.STRATEGIES.load("fsdp")(given),
-            lambda: digits.dataset(given),
+            lambda: jaxpar.Field(
+                (3,), "int32", ("batch",), cast(Any, "x" if given is None else given)
+            ),
+            lambda: jaxpar.STRATEGIES.load("fsdp")(wrong),
+            lambda: digits.dataset(wrong),
         ]
     if not isinstance(given, str):
-        calls += [lambda: jaxpar.MeshShape.parse(given), lambda: jaxpar.Hardware(given, "local")]
+        calls += [lambda: jaxpar.MeshShape.parse(wrong), lambda: jaxpar.Hardware(wrong, "local")]
     for call in calls:
         with pytest.raises(RequestError):
             call()
