@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxpar.cli.main import main
+from jaxpar_command import main
 
 if __name__ == "__main__":
     sys.exit(main("python -m experiments"))

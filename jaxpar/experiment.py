@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxpar.case import Case, Resolved
 from jaxpar.core.catalogue import MEASURES
-from jaxpar.core.errors import LayoutError
+from jaxpar.core.errors import LayoutError, expect
 from jaxpar.core.mesh import sizes_of
 from jaxpar.program.record import Program
 from jaxpar.runtime.train import train
@@ -52,6 +52,12 @@ class Experiment:
     columns: tuple[str, ...] = ()
     trains: bool = False
 
+    def __post_init__(self):
+        for name in ("cases", "measures", "claims", "columns"):
+            expect(f"an experiment's {name}", getattr(self, name), tuple, "give a tuple of them")
+        for case in self.cases:
+            expect("a case of an experiment", case, Case, "jaxpar.Case(model, ...) makes one")
+
 
 def walk(experiment: Experiment) -> Iterator[dict[str, Any]]:
     """Train and measure every case in turn; yields its row as soon as it is known.
@@ -62,6 +68,7 @@ def walk(experiment: Experiment) -> Iterator[dict[str, Any]]:
     Raises:
         RequestError: for a measure that does not exist.
     """
+    expect("walk's experiment", experiment, Experiment, "jaxpar.Experiment(...) makes one")
     measures = {name: MEASURES.load(name) for name in experiment.measures}
     for case in experiment.cases:
         row: dict[str, Any] = {

@@ -53,11 +53,12 @@ NUMBERS = {
         learning_rate=1e400 clip=none decay=none optimizer=none b1=none b2=none microbatches=none
         loss_scale=none evaluate_every=none batch=abc batch=1.5 batch=none batch=[2] batch={}
         batch=true batch=99999999999999999999 width=none width=99999999999999999999999 width={[]:1}
-        width=1if hidden=none hidden=100000 dropout=nan dropout=none width=1+'a'""".split(),
+        width=1if hidden=none hidden=100000 dropout=nan dropout=none width=1+'a'
+        learning_rate=1e39 weight_decay=1e-40 warmup=2147483648""".split(),
     "transformer": """kv_heads=two kv_heads=1.5 kv_heads=true head_dim=7 head_dim=two remat=3
         rope_base=0 rope_base=-1 rope_base=none rope_base=1e400 norm_epsilon=-1 activation=none
-        compute_dtype=3 compute_dtype=int32 gated=3 gated=none unroll=none vocabulary=4000000000
-        layers=none""".split(),
+        compute_dtype=3 compute_dtype=int32 compute_dtype=float64 rope_base=1e-300
+        gated=3 gated=none unroll=none vocabulary=4000000000 layers=none""".split(),
     "moe": "capacity=none capacity=1e400 balance=-1 active=none experts=1.5".split(),
 }
 
@@ -84,6 +85,12 @@ REPEATED = [
     ["--picture", "x.png"],
     ["--data", ""],
     ["--mode", ""],
+    ["--out", " "],
+    ["--json=3"],
+    ["--undefok=steps"],
+    ["--flagfile", "/dev/null"],
+    ["--out", "x.svg", "--picture", "x.svg"],
+    ["--help", "--set", "optimizer=[1]"],
 ]
 
 
@@ -94,7 +101,8 @@ def test_an_option_that_contradicts_or_says_nothing_is_refused(options, capsys):
 
 
 MESHES = ["data=²", "data=+-2", "data=2=3", "data=1e3", "2x4", "data:2", f"data={HUGE}", "data=0x2",
-          "data=two", "dat\x1b[31ma=2", "data=2;model=2", "=2", "data=2," * 9000]  # fmt: skip
+          "data=two", "dat\x1b[31ma=2", "data=2;model=2", "=2", ",", "",
+          "data=2," * 9000]  # fmt: skip
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -155,11 +163,13 @@ PLACES = {
     "a loop": (lambda: os.symlink("p", "p"), "p"),
     "nowhere": (lambda: None, "/proc/nosuch"),
     "a name too long": (lambda: None, "x" * 5000),
+    "a zero byte": (lambda: None, "a\0b"),
 }
 TAKEN = {
     "a full disk": lambda: os.symlink("/dev/full", "p/metrics.jsonl"),
     "a pipe": lambda: os.mkfifo("p/metrics.jsonl"),
     "a folder": lambda: Path("p/metrics.jsonl").mkdir(),
+    "a link to nowhere": lambda: os.symlink("no/where", "p/metrics.jsonl"),
 }
 
 

@@ -653,3 +653,28 @@ def test_an_evaluation_of_an_iterable_needs_batches_that_fit():
         list(dataset.evaluation(size=2))
     with refused("test batch 0: ...(4, 3), not (6, 3)...exactly 6, as only the last may be short"):
         list(dataset.evaluation(size=6))
+
+
+def test_a_file_of_any_length_is_opened_in_seconds(tmp_path, monkeypatch):
+    """Its largest id is looked for in places all over it; what the vocabulary is has to be said."""
+    monkeypatch.setattr(tokens, "SCAN_TOKENS", 10)
+    monkeypatch.setattr(tokens, "SCANNED_TOKENS", 1000)
+    file, read = tmp_path / "long.bin", []
+    with file.open("wb") as out:
+        out.truncate(2 * 1_000_000)
+    with pytest.raises(DataError, match="Say vocabulary="):
+        tokens.dataset(file, sequence=8)
+    monkeypatch.setattr(tokens.TokenFile, "_read", _counted(tokens.TokenFile._read, read))
+    data = tokens.dataset(file, sequence=8, vocabulary=3)
+    assert 1000 < sum(read) < 3000
+    assert data.batch(0, size=2)["tokens"].shape == (2, 8)
+
+
+def _counted(function, read):
+    """The function, and how many ids it read each time."""
+
+    def counted(self, start, end):
+        read.append(end - start)
+        return function(self, start, end)
+
+    return counted

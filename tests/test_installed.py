@@ -98,9 +98,10 @@ def record_of(done: subprocess.CompletedProcess) -> dict:
 
 
 def test_the_wheel_installs_one_package(installed):
-    """Not `experiments`, which a person may have of their own, and not the tests."""
+    """And what starts it; not `experiments`, which a person may have of their own, nor tests."""
     names = {path.name for path in packages_of(installed).iterdir()} - {"lent.pth"}
-    assert {name for name in names if not name.endswith(".dist-info")} == {"jaxpar"}
+    own = {"jaxpar", "jaxpar_command.py"}
+    assert {name for name in names if not name.endswith((".dist-info", "__pycache__"))} == own
 
 
 def test_list_shows_the_catalogues_and_no_experiments(jaxpar):

@@ -1,15 +1,18 @@
 """Signals and pipes: a command that is stopped, or whose words nobody reads, ends with a line."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import jax
 import pytest
 
+import jaxpar_command
 from jaxpar.cli import environment
 from jaxpar.cli.main import execute
 from jaxpar.cli.streams import prepare_streams
@@ -104,9 +107,50 @@ def test_an_ascii_terminal_gets_every_line(monkeypatch):
     assert Path("out").read_text() == "4 ? 2 ?\n"
 
 
+@pytest.mark.parametrize(
+    ("jax", "status", "said"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGINT)", 130, "stopped; kept: nothing"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", 143, "terminated; kept:"),
+        ("raise ValueError('JAX_X=y\\nis none')", 2, "cannot be imported (JAX_X=y is none): unset"),
+    ],
+)
+def test_what_ends_the_import_of_jax_is_told(jax, status, said):
+    """The first second, in which the package is not there yet."""
+    Path("jax.py").write_text(jax)
+    places = os.pathsep.join((str(Path.cwd()), str(Path(jaxpar_command.__file__).parent)))
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, jaxpar_command as c; sys.exit(c.main())"],
+        env=os.environ | {"PYTHONPATH": places},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.count("\n") == 1 and said in done.stderr
+
+
+def test_a_record_is_printed_where_the_words_beside_it_cannot_be(monkeypatch, capfd):
+    """A full disk behind standard error."""
+    full = open("/dev/full", "w")
+    monkeypatch.setattr(sys, "stderr", full)
+    assert execute(["list", "--json"], program="jaxpar") == 0
+    with suppress(OSError):
+        full.close()
+    assert json.loads(capfd.readouterr().out)["models"]
+
+
+@pytest.mark.parametrize("name", environment._FOLDERS)
+def test_a_folder_that_jax_cannot_write_to_is_refused(name, monkeypatch, capsys):
+    """It would be met in the middle."""
+    monkeypatch.setenv(name, "/dev/null/x")
+    assert execute(["inspect", "mlp"], program="jaxpar") == 2
+    assert name in capsys.readouterr().err
+
+
 def test_closed_streams_lead_nowhere_and_a_closed_output_is_refused():
     """In a process without any: the sentence is lost with them, the status is not."""
-    line = f"{sys.executable} -c 'import sys; from jaxpar.cli.main import main; sys.exit(main())'"
+    line = f"{sys.executable} -c 'import sys; from jaxpar_command import main; sys.exit(main())'"
     done = subprocess.run(
         ["sh", "-c", f"{line} list >&- 2>&- <&-; echo $?; {line} list >&-; echo $?"],
         capture_output=True,

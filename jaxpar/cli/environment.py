@@ -5,8 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from jaxpar.cli.options import check_writable
 from jaxpar.core.errors import RequestError
 from jaxpar.core.jax_compat import READ_XLA_FLAGS
+
+_FOLDERS = ("JAX_DUMP_IR_TO", "JAX_COMPILATION_CACHE_DIR")
+"""Variables that name a folder for JAX to write to."""
 
 
 def check_environment() -> None:
@@ -18,6 +22,10 @@ def check_environment() -> None:
     from jaxpar.program.configuration import refuse_settings
 
     refuse_settings()
+    for name in _FOLDERS:
+        folder = os.environ.get(name)
+        if folder and "://" not in folder:  # a bucket is not looked at
+            check_writable(Path(folder) / "a file", f"{name}:")
     if not os.environ.get("COLUMNS", "0").strip("0"):
         os.environ.pop("COLUMNS", None)  # 0 is what shells say that do not know it
     flags = os.environ.get("XLA_FLAGS")

@@ -79,7 +79,7 @@ def _obey(argv: list[str], program: str, files: list[Path]) -> int:
     _check_words(name, words, program)
     _check_options(name, options)
     if options.picture is not None:
-        command_line.check_picture(options.picture)
+        command_line.check_picture(options.picture, options.out)
     check_environment()
     _keep_compiled_programs()
     asked = command_line.Options(tuple(words), options.values, program)

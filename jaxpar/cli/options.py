@@ -142,11 +142,19 @@ def make_folder(file: Path) -> None:
         raise RequestError(f"{file.parent}: cannot make this folder ({error.strerror})") from error
 
 
-def check_picture(picture: str) -> None:
-    """Refuse a place where no picture could be saved, or the name of another kind of picture."""
+def check_picture(picture: str, out: str | None) -> None:
+    """Refuse a place where no picture could be saved, or the name of another kind of picture.
+
+    Args:
+        picture: the file.
+        out: the folder of the command's other files, if it was said: no part of it is a picture.
+    """
     if Path(picture).suffix.lower() != ".svg":
         raise RequestError(f"--picture {picture}: pictures are SVG: name a file that ends in .svg")
     check_writable(Path(picture), "--picture")
+    folder = Path(out or "").absolute()
+    if out and Path(picture).absolute() in (folder, *folder.parents):
+        raise RequestError(f"--picture {picture} is --out's folder too: name another file")
 
 
 def check_writable(file: Path, option: str) -> None:
@@ -166,6 +174,10 @@ def check_writable(file: Path, option: str) -> None:
 
 def _fault_of(file: Path) -> str:
     """Why a file cannot be written, "" if it can; OSError for what the system says of it."""
+    if "\0" in str(file):
+        return "its name holds a zero byte"
+    if file.is_symlink() and not file.exists():
+        return "it is a link that leads nowhere"
     if file.exists() and not file.is_file():
         return "it is a folder" if file.is_dir() else "it is no regular file"
     folder = file.absolute().parent
@@ -183,6 +195,7 @@ def _fault_of(file: Path) -> str:
 def parse(argv: list[str], program: str) -> Options:
     """Read the words after the program's name; an unknown or malformed option is refused."""
     VALUES.unparse_flags()
+    _refuse_absls_own(argv)
     try:
         _, *words = VALUES([program, *argv])
     except flags.UnrecognizedFlagError as error:
@@ -194,23 +207,36 @@ def parse(argv: list[str], program: str) -> Options:
         # absl: "flag --steps=abc: invalid literal for int() with base 10: 'abc'"
         typed = str(error).removeprefix("flag ").partition(":")[0]
         flag = VALUES[typed.removeprefix("--").partition("=")[0]]
+        if isinstance(flag, flags.BooleanFlag):
+            raise RequestError(f"{typed}: this option takes no value: say --{flag.name}") from None
         kind = "a whole number: " if isinstance(flag.parser, flags.IntegerParser) else ""
         raise RequestError(
             f"{typed}: not a value of this option, which is {kind}{flag.help}"
         ) from None
     except (flags.Error, ValueError) as error:  # ValueError: --nojson=3
-        raise RequestError(str(error).replace("\n", " ")) from None
+        raise RequestError(f"{error}; --help shows what it takes") from None
     _refuse_twice()
     values = {name: VALUES[name].value for name in names()}
     return Options(tuple(words), values, program, tuple(n for n in names() if VALUES[n].present))
 
 
+def _refuse_absls_own(argv: list[str]) -> None:
+    """Refuse the two options that absl takes by itself: one reads options from a file, one hides
+    unknown ones."""
+    for word in argv[: argv.index("--") if "--" in argv else None]:
+        name = word.lstrip("-").partition("=")[0]
+        if word.startswith("-") and name in ("flagfile", "undefok"):
+            raise unknown("option", f"--{name}", [f"--{n}" for n in names()])
+
+
 def _refuse_twice() -> None:
-    """Refuse an option that is typed twice, but for those that may be: absl takes the last."""
+    """Refuse an option that says nothing, or is typed twice and may not be: absl takes the last."""
     for name in names():
         flag = VALUES[name]
         if flag.present > 1 and not isinstance(flag, flags.MultiFlag):
             raise RequestError(f"--{name} is given {flag.present} times: say it once")
+        if flag.present and isinstance(flag.value, str) and not flag.value.strip():
+            raise RequestError(f"--{name} is empty: give it a value, or leave it out")
 
 
 def names() -> tuple[str, ...]:

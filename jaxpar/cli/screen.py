@@ -18,6 +18,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from jaxpar.cli.streams import Courtesy
 from jaxpar.cli.tables import table
 
 PICTURE_COLUMNS = 108
@@ -43,7 +44,8 @@ class Screen:
 
     def __init__(self, as_json: bool, *, pictured: bool = False):
         width = PICTURE_COLUMNS if pictured else None
-        self.console = _Console(stderr=as_json, highlight=False, record=pictured, width=width)
+        beside: Any = Courtesy(sys.stderr) if as_json else None
+        self.console = _Console(file=beside, highlight=False, record=pictured, width=width)
         self.files: list[Path] = []
         self._as_json, self._pictured = as_json, pictured
         self._record: dict | None = None
@@ -66,7 +68,7 @@ class Screen:
             return
         with ExitStack() as closing:
             out = closing.enter_context(_kept_apart())
-            with redirect_stdout(sys.stderr):
+            with redirect_stdout(self.console.file):
                 yield
             if self._record is not None:
                 print(json.dumps(_strict(self._record)), file=out, flush=True)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
+from typing import Any, TextIO
 
 from jaxpar.core.errors import RequestError
 
@@ -13,23 +14,22 @@ READER_GONE = 128 + 13
 """The status of a program that wrote to a pipe which nobody reads any more, as shells tell it."""
 
 
+_UNWRITTEN = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG)
+"""What the system says of an output that cannot be written."""
+
+
 class OutputError(RequestError):
     """Standard output cannot be written."""
 
 
 def prepare_streams() -> None:
-    """Let standard streams that are closed lead nowhere, and others take every character.
-
-    A file that is opened later would get a closed one's number, and be written to in its place.
+    """Let a standard error that is closed lead nowhere, and the streams take every character.
 
     Raises:
         OutputError: for a closed standard output.
     """
-    closed = [number for number in (0, 1, 2) if not _is_open(number)]
-    for _ in closed:
-        os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
     if sys.stderr is None:
-        sys.stderr = open(2, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -37,13 +37,28 @@ def prepare_streams() -> None:
         raise OutputError("standard output is closed: let it go to a file, or to /dev/null")
 
 
-def _is_open(number: int) -> bool:
-    """Whether a file descriptor is open."""
-    try:
-        os.fstat(number)
-    except OSError:
-        return False
-    return True
+class Courtesy:
+    """A stream for words beside the record that was asked for: what cannot be written is left out.
+
+    All else is the stream's own.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write what can be; returns how many characters were given."""
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what can be."""
+        with suppress(OSError):
+            self._stream.flush()
 
 
 @contextmanager
@@ -63,7 +78,7 @@ def written() -> Iterator[None]:
         raise OutputError("standard output was closed meanwhile, by the model perhaps") from error
     except OSError as error:
         # An error of a stream that is open already names no file.
-        if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
+        if error.filename is not None or error.errno not in _UNWRITTEN:
             raise
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -62,7 +62,7 @@ class Catalogue:
     def load(self, name: str) -> Any:
         """Import entry `name` and return its public thing; an unknown name is a `RequestError`."""
         entries = self._entries()
-        if name not in entries:
+        if not isinstance(name, str) or name not in entries:
             raise unknown(self.noun, name, self.names())
         module = importlib.import_module(f"{self.package}.{entries[name].file}")
         if entries[name].is_row:

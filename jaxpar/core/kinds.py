@@ -19,6 +19,9 @@ MOST = 2**32 - 1
 MOST_COUNT = 2**31 - 1
 """The largest count of steps or rows: JAX counts them in 32 bits, one of which is the sign."""
 
+LEAST_FLOAT, MOST_FLOAT = 1.1754944e-38, 3.4028235e38
+"""The smallest and the largest normal number of float32, in which devices have a setting."""
+
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 
 
@@ -48,6 +51,11 @@ def fitting(name: str, kind: Any, value: Any, usual: Any = MISSING, called: str 
         if found is not None:
             if one is int and abs(found) > MOST:
                 raise RequestError(f"{called}{name}={value}: {name} can be {MOST:,} at most")
+            if one is float and found and not LEAST_FLOAT <= abs(found) <= MOST_FLOAT:
+                raise RequestError(
+                    f"{called}{name}={value}: {name} is 0 or from {LEAST_FLOAT:.2g} to "
+                    f"{MOST_FLOAT:.2g} in size, which is what float32 holds"
+                )
             return found
     default = "" if usual is MISSING else f" (its default is {usual})"
     rule = " or ".join([*(_WORDS[k] for k in known), *(["none"] if NoneType in kinds else [])])

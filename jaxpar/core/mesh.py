@@ -66,6 +66,7 @@ class MeshShape:
     @classmethod
     def parse(cls, text: str) -> "MeshShape":
         """Read `axis=size,axis=size`, the spelling of the command line."""
+        expect("a mesh's spelling", text, str, "write for example data=4,model=2")
         sizes: dict[str, int] = {}
         for part in filter(None, (piece.strip() for piece in text.split(","))):
             axis, equals, size = (piece.strip() for piece in part.partition("="))
@@ -76,6 +77,8 @@ class MeshShape:
             if axis in sizes:
                 raise RequestError(f"mesh '{text}' gives axis '{axis}' twice; give each axis once")
             sizes[axis] = int(size)
+        if text.strip() and not sizes:
+            raise RequestError(f"mesh '{text}' names no axis; write for example data=4,model=2")
         return cls(**sizes)
 
     @classmethod

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from jaxpar.data.record import Batch, DataError, Dataset, generator, in_order
+from jaxpar.data.record import Batch, DataError, Dataset, generator, in_order, whole_number
 
 TEST_SIZE = 360
 BRIGHTEST = 16.0  # the images count 0 to 16 dark pixels in each 4 by 4 block
@@ -17,6 +17,7 @@ BRIGHTEST = 16.0  # the images count 0 to 16 dark pixels in each 4 by 4 block
 
 def dataset(seed: int = 0) -> Dataset:
     """Return the digits: `image` (8, 8, 1) in 0 to 1, `label` 0 to 9; `seed` decides the split."""
+    seed = whole_number("seed", seed, least=0)
     image, label = _load()
     test = _held_out(label, seed)
     train = np.setdiff1d(np.arange(len(label)), test)

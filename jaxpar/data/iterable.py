@@ -11,6 +11,7 @@ from inspect import signature
 
 import numpy as np
 
+from jaxpar.core.errors import expect
 from jaxpar.data.record import Batch, DataError, Dataset, Fields, pad
 
 Source = Iterable[Batch] | Callable[[], Iterable[Batch]]
@@ -26,6 +27,7 @@ def dataset(
     example, or for each of `tokens`. The first batch is read now, to know the fields; `train_size`
     and `test_size` are None. `vocabulary` is how many ids there are, in data that has ids.
     """
+    expect("unit", unit, str, 'use "examples" or "tokens"')
     if test is not None and not callable(test) and not isinstance(test, Iterable):
         raise DataError(f"test is a {type(test).__name__}. Give a list of batches, or a function.")
     if isinstance(test, Iterator):

@@ -9,6 +9,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,8 @@ Batch = dict[str, np.ndarray]
 Fields = Mapping[str, tuple[tuple[int, ...], str]]
 
 UNITS = ("examples", "tokens")
+MOST = 2**32 - 1
+"""The largest whole number that is asked of a dataset, a seed's."""
 
 
 class DataError(RequestError):
@@ -59,7 +62,13 @@ class Dataset:
     def __post_init__(self):
         """Refuse a unit nobody counts in, and a vocabulary of nothing."""
         whole_number("vocabulary", self.vocabulary, least=1)
-        if self.unit not in UNITS:
+        named = isinstance(self.fields, Mapping) and len(self.fields) > 0
+        if not named or not all(map(_is_field, self.fields.items())):
+            raise DataError(
+                f"Dataset {self.name!r} has fields={self.fields!r}, but fields give the shape and "
+                'the dtype of one example by name. Use for example {"x": ((8,), "float32")}.'
+            )
+        if not isinstance(self.unit, str) or self.unit not in UNITS:
             raise DataError(
                 f"Dataset {self.name!r} counts in unit={self.unit!r}, but throughput is counted "
                 f'in one of two units. Use unit="examples" or unit="tokens".'
@@ -95,6 +104,19 @@ class Dataset:
         return islice(self.walk(size, _row_numbers(rows, size)), limit)
 
 
+def _is_field(entry: tuple[Any, Any]) -> bool:
+    """Whether it is a name and what one example of that field is: (shape, name of a dtype)."""
+    name, told = entry
+    if not (isinstance(name, str) and isinstance(told, tuple) and len(told) == 2):
+        return False
+    shape, dtype = told
+    try:
+        np.dtype(dtype)
+    except TypeError:
+        return False
+    return isinstance(shape, tuple) and all(isinstance(n, int) for n in shape) and bool(dtype)
+
+
 def whole_number(name: str, value: int, *, least: int) -> int:
     """Return `value` as an int; DataError when it is no whole number, or below `least`."""
     try:
@@ -108,6 +130,8 @@ def whole_number(name: str, value: int, *, least: int) -> int:
         ) from None
     if number < least:
         raise DataError(f"{name}={number} is too small: {name} must be {least} or more.")
+    if number > MOST:
+        raise DataError(f"{name}={number} is too large: {name} can be {MOST:,} at most.")
     return number
 
 

@@ -1,7 +1,8 @@
 """Token files: your own text as nanoGPT-style `.bin` files, uint16 ids one after another.
 
 Promises never to load the file: a batch reads its own windows and nothing else. Every
-id is checked against the vocabulary, once at opening and again in each window. Raises DataError
+id is checked against the vocabulary in its window, and at opening as well, where that takes no more
+than seconds. Raises DataError
 for a file that is missing, cut off, too short, of another kind, or beyond the vocabulary.
 """
 
@@ -17,6 +18,10 @@ from jaxpar.data.windows import Stream, refuse_beyond, windows
 
 TOKEN = np.dtype("<u2")
 SCAN_TOKENS = 250_000
+SCANNED_TOKENS = 2**30
+"""How many ids of a file are looked at when it is opened, two seconds' worth: of more, some places
+all over it. Windows are looked at again when they are read.
+"""
 HELD_OUT = 0.1
 
 # llm.c and its descendants also write `.bin`, with 256 int32 before the ids, of which this is the
@@ -35,7 +40,8 @@ def dataset(
     """Return windows of `sequence` tokens from one `.bin` file, or a folder's train and val.bin.
 
     Of one file the last part is for testing: `held_out` of it, a tenth if not said. `vocabulary`
-    is the largest id plus one if not said; say it when the model's is larger.
+    is the largest id plus one if not said; say it when the model's is larger, or when the file is
+    too long to be looked at whole.
     """
     if not isinstance(path, str | os.PathLike):
         raise DataError(f"The path is a {type(path).__name__}. Name a .bin file, or a folder.")
@@ -45,6 +51,12 @@ def dataset(
     else:
         train, test = _from_file(path, HELD_OUT if held_out is None else held_out)
 
+    longest = max((train, test), key=lambda stream: len(stream.ids))
+    if vocabulary is None and len(longest.ids) > SCANNED_TOKENS:
+        raise DataError(
+            f"{longest.where}: has {len(longest.ids):,} tokens, too many to look for the largest. "
+            f"Say vocabulary=, the number of ids of the tokenizer that it is from."
+        )
     # Both halves of one file are scanned apart: the position is still counted from its start.
     largest = [_largest(stream) for stream in (train, test)]
     if vocabulary is None:
@@ -99,6 +111,8 @@ def _open(file: Path) -> "TokenFile":
             f"{file}: is a folder, a pipe or a device, but tokens are read at any place of a "
             f"regular file. Write them to one first: cat {file.name} > ids.bin."
         )
+    if os.path.islink(file) and not os.path.exists(file):
+        raise DataError(f"{file}: is a link that leads nowhere. Name the file itself.")
     if not os.path.isfile(file):
         raise DataError(f"{file}: no such file. {_nearby(file.parent, 'Name a .bin file')}")
     size_bytes = file.stat().st_size
@@ -186,7 +200,8 @@ class TokenFile:
 def _largest(stream: Stream) -> tuple[int, int]:
     """Return the largest id and the token where it is first met, a chunk in memory at a time."""
     largest, position = -1, -1
-    for start in range(0, len(stream.ids), SCAN_TOKENS):
+    starts = range(0, len(stream.ids), SCAN_TOKENS)
+    for start in starts[:: -(-len(stream.ids) // SCANNED_TOKENS)]:
         chunk = stream.ids[start : start + SCAN_TOKENS]
         at = int(chunk.argmax())
         if chunk[at] > largest:

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from jaxpar.core.catalogue import HARDWARE
-from jaxpar.core.errors import expect
+from jaxpar.core.errors import expect, unknown
+
+KINDS = ("simulated", "local", "described")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class Hardware:
     compiler_options: Mapping[str, bool | int | str] = field(default_factory=dict)
     source: str = ""
     rates: Rates | None = None
+
+    def __post_init__(self):
+        expect("the name of hardware", self.name, str, "give a word")
+        if not isinstance(self.kind, str) or self.kind not in KINDS:
+            raise unknown("kind of hardware", self.kind, KINDS)
 
     def with_options(self, options: Mapping[str, bool | int | str]) -> "Hardware":
         """The same hardware, XLA told `options` beside its own, or instead of the same of them."""

@@ -27,10 +27,13 @@ KINDS = (
 _PAIRS = re.compile(r'source_target_pairs="?(\{(?:\{\d{1,18},\d{1,18}\},?)*\})')
 _LISTS = re.compile(r"\{(?:\{\d{1,18}(?:,\d{1,18})*\},?)+\}")
 _GROUPS = re.compile(
-    r"replica_groups=(\{\}|\{\{.*?\}\}|\[.*?\]<=\S+|mesh\[[^{}]* \{[^{}]*\})(?:,|$)"
+    r"replica_groups=(\{\}|\{[\d,{}]*\}|\[[\d,]*\]<=\[[\d,]*\](?:T\([\d,]*\))?"
+    r"|mesh\[[^{}]* \{[^{}]*\})(?:,|$)"
 )
 _IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _MESH = re.compile(r"mesh\[([^\]]*)\](?:, device_ids=\((.*)\))? \{(.*)\}")
+_AXIS = re.compile(r"['\"]?([^,='\"]+)['\"]?=(\d{1,18})")
+_PART = re.compile(r"['\"]?([^,:'\"]+)['\"]?(?::\((\d{1,18})\)(\d{1,18}))?")
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,8 @@ def _source(module: Module, computation: Computation, i: Instruction) -> Instruc
 
 def _groups(module: Module, i: Instruction, kind: str) -> tuple[tuple[int, ...], ...]:
     """The groups of partitions that a collective runs in; ValueError if they cannot be read."""
-    match = _GROUPS.search(i.attributes)
+    at = i.attributes.find("replica_groups=")
+    match = _GROUPS.match(i.attributes, at) if at >= 0 else None
     if match is None:
         raise ValueError(f"{i.name}: no replica_groups that we can read: {i.attributes[:200]!r}")
     text = match[1]
@@ -175,6 +179,14 @@ def _spelled(text: str, partitions: int) -> tuple[tuple[int, ...], ...]:
     return tuple(map(tuple, table.tolist()))
 
 
+def _listed(entry: re.Pattern, text: str) -> list[tuple[str, ...]]:
+    """The groups of each entry of a list with commas; ValueError for an entry that is none."""
+    matches = [entry.fullmatch(part) for part in filter(None, text.split(","))]
+    if None in matches:
+        raise ValueError(text)
+    return [match.groups() for match in matches if match]
+
+
 def _integers(text: str) -> list[int]:
     """The non-negative integers in a text, in order."""
     return [int(n) for n in re.findall(r"\d+", text)]
@@ -208,10 +220,10 @@ def _mesh_groups(axes: str, device_ids: str | None, grouped: str, partitions: in
 
     A part of an axis, `b:(2)2`, is the digit of size 2 with a product of 2 to its left.
     """
-    sizes = {name: int(n) for name, n in re.findall(r"([^,='\"]+)['\"]?=(\d+)", axes)}
+    sizes = {name: int(n) for name, n in _listed(_AXIS, axes)}
     wanted = [
         (name, int(left), int(size)) if size else (name, 1, sizes[name])
-        for name, left, size in re.findall(r"([^,:'\"]+)['\"]?(?::\((\d+)\)(\d+))?(?:,|$)", grouped)
+        for name, left, size in _listed(_PART, grouped)
     ]
     digits = []
     for name, total in sizes.items():

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from jaxpar.core.errors import one_line
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -68,7 +70,7 @@ class Tables:
         """The row of a table that another row names; ValueError where there is none."""
         number = _entry(referring, key)
         if number not in self.rows[table]:
-            raise ValueError(f"{key}={number}, and the table {table} has no such row")
+            raise ValueError(one_line(f"{key}={number}, and the table {table} has no such row"))
         return self.rows[table][number]
 
 

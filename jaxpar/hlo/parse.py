@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import prod
 
+from jaxpar.core.errors import one_line
 from jaxpar.hlo.frames import Frame, Tables, table_at
 
 Shape = tuple[str, tuple[int, ...]]
@@ -26,7 +27,7 @@ _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<= ]*)\](?:\{[^{}]*\})?")
 _COMMENT = re.compile(r"/\*[^*]*\*/")
 _BRACKETS = re.compile(r"[()]")
 _NAME = re.compile(r"%([\w.\-]+)")
-_CALL = re.compile(r"(?<![\w\-])(\w+)=(?:\{(%[^}]*)\}|%([\w.\-]+))")
+_CALL = re.compile(r"(?<![\w\-])(\w+)=(?:\{(%[\w.\-%,\s]*)\}|%([\w.\-]+))")
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.?)*+"?')
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _FRAME_ID = re.compile(r"stack_frame_id=(\d+)")
@@ -102,8 +103,10 @@ def parse(text: str) -> Module:
         return reader.module()
     except ValueError as error:
         raise ValueError(
-            f"line {number} of the HLO text, {line.strip()[:100]!r}: {error}; pass the whole text "
-            "of a compiled module, compiled.as_text()"
+            one_line(
+                f"line {number} of the HLO text, {line.strip()[:100]!r}: {error}; pass the whole "
+                "text of a compiled module, compiled.as_text()"
+            )
         ) from None
 
 
@@ -247,5 +250,5 @@ def bytes_of(shape: Shape) -> int:
         return 0
     bits = re.match(r"[a-z]+(\d+)", "s8" if dtype == "pred" else dtype)
     if bits is None or bits[1] not in ("1", "2", "4", "8", "16", "32", "64", "128"):
-        raise ValueError(f"element type {dtype!r} has no size in its name")
+        raise ValueError(f"element type {dtype[:40]!r} has no size in its name")
     return -(-prod(dims) * int(bits[1]) // 8)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpar.core.errors import RequestError
+from jaxpar.core.kinds import MOST_COUNT
 from jaxpar.core.paths import paths_of
 from jaxpar.models.record import Field
 
@@ -74,14 +75,13 @@ def read_example(called: str, batch: Any) -> Example:
     for path, (_, leaf) in zip(paths, leaves, strict=True):
         if not hasattr(leaf, "shape"):
             leaf = np.asarray(leaf)
-        if not isinstance(leaf, jax.ShapeDtypeStruct):
-            arrays[path] = leaf = np.asarray(leaf)
-        is_number = jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool
-        if not is_number or np.issubdtype(leaf.dtype, np.timedelta64):  # an integer, to numpy
+        if not _is_number(leaf.dtype):
             raise RequestError(
                 f"model '{called}': the batch's '{path}' holds {leaf.dtype}, and a batch holds "
-                "numbers: turn it into integers or floats"
+                "numbers that JAX has: turn it into integers or floats"
             )
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            arrays[path] = leaf = np.asarray(leaf)
         dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
         shapes[path] = jax.ShapeDtypeStruct(leaf.shape, dtype)
         if path in arrays:
@@ -94,9 +94,22 @@ def read_example(called: str, batch: Any) -> Example:
             f"these have not: {each}; give each of them a row an example, and let the loss close "
             "over what is no part of the batch"
         )
-    if 0 in rows:
-        raise RequestError(f"model '{called}': the example batch has no rows: give it at least one")
+    size = next(iter(shapes.values())).shape[0]
+    if not 0 < size <= MOST_COUNT:
+        raise RequestError(
+            f"model '{called}': the example batch has {size} rows: give it at least one, and "
+            f"{MOST_COUNT:,} at most"
+        )
     return Example(tree, shapes, arrays if len(arrays) == len(shapes) else None)
+
+
+def _is_number(dtype: Any) -> bool:
+    """Whether JAX has numbers of this dtype: no random key, no time, no more than 64 bits each."""
+    if not (jnp.issubdtype(dtype, jnp.number) or np.dtype(bool) == dtype):
+        return False
+    parts = 2 if jnp.issubdtype(dtype, jnp.complexfloating) else 1
+    is_time = np.issubdtype(dtype, np.timedelta64)  # an integer, to numpy
+    return not is_time and np.dtype(dtype).itemsize <= 8 * parts
 
 
 def _keys(keys: tuple[Any, ...]) -> tuple[Any, ...]:

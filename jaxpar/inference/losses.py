@@ -65,7 +65,9 @@ class PlainLoss:
         with whole(module, self.cuts), nullcontext() if train else evaluating(module):
             returned = self.called_on(module, self.example.assembled(batch), train=train)
         nnx.pop(module, nnx.Intermediate)
-        value, metrics = returned if isinstance(returned, tuple) and returned else (returned, {})
+        if isinstance(returned, tuple) and len(returned) != 2:
+            raise self._no_number(f"a tuple of {len(returned)}")
+        value, metrics = returned if isinstance(returned, tuple) else (returned, {})
         metrics = metrics if isinstance(metrics, dict) else {}
         if isinstance(value, Mean):
             return value, {n: m for n, m in metrics.items() if isinstance(m, Mean)}

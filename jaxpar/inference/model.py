@@ -35,7 +35,7 @@ from jaxpar.jaxprs.piecewise import piecewise
 from jaxpar.jaxprs.record import FIELD
 from jaxpar.jaxprs.spell import names_of
 from jaxpar.jaxprs.unify import relate
-from jaxpar.models.modules import Parts, names_in_metadata
+from jaxpar.models.modules import Parts, names_in_metadata, values_of
 from jaxpar.models.pieces import Cut, pieces_of
 from jaxpar.models.record import Model
 
@@ -106,6 +106,12 @@ def model(
                 f"model '{called}' has nothing to learn: none of its variables is of the type that "
                 "trainable= names (nnx.Param unless you say otherwise)"
             )
+        for path, weight in values_of(parts.parameters).items():
+            if not jnp.issubdtype(weight.dtype, jnp.inexact):
+                raise RequestError(
+                    f"model '{called}': '{path}' holds {weight.dtype}, and what is learned has a "
+                    "gradient: make it a float, or an nnx.Variable that is no nnx.Param"
+                )
         return plain, bare, parts, trying(called, "calling its loss", lambda: traced_loss(bare))
 
     (plain, bare, parts, traced), aside = read_aside(given, read)

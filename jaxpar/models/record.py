@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxpar.core.errors import RequestError, unknown
+from jaxpar.core.errors import RequestError, expect, unknown
 from jaxpar.core.kinds import MOST_COUNT, check_kinds, whole
 from jaxpar.core.roles import ROLES, check_role
 from jaxpar.models.pieces import Cut
@@ -71,7 +71,14 @@ def weighted_mean(values: jax.Array, weight: jax.Array) -> Mean:
         values: any shape; what is averaged.
         weight: same shape; 1 for what counts, 0 for padding.
     """
-    weight = weight.astype(values.dtype)
+    if jnp.shape(values) != jnp.shape(weight):
+        raise RequestError(
+            f"weighted_mean's values have shape {jnp.shape(values)} and their weight "
+            f"{jnp.shape(weight)}: give each value its own weight, jnp.broadcast_to(...) if many "
+            "have one"
+        )
+    values = jnp.asarray(values)
+    weight = jnp.asarray(weight).astype(values.dtype)
     return Mean(jnp.sum(values * weight), jnp.sum(weight))
 
 
@@ -89,11 +96,24 @@ class Field:
     below: int | None = None
 
     def __post_init__(self):
-        if len(self.shape) != len(self.dims) or self.dims[0].split("*")[0] != "batch":
+        counted = isinstance(self.shape, tuple) and all(isinstance(n, int) for n in self.shape)
+        named = isinstance(self.dims, tuple) and all(isinstance(dim, str) for dim in self.dims)
+        alike = counted and named and len(self.shape) == len(self.dims) > 0
+        if not alike or self.dims[0].split("*")[0] != "batch":
             raise RequestError(
-                f"batch field of shape {self.shape} names dims {self.dims}: name every dim, and "
-                "the first 'batch'"
+                f"batch field of shape {self.shape} names dims {self.dims}: give a tuple of sizes "
+                "and a tuple of as many names, the first 'batch'"
             )
+        expect("a batch field's dtype", self.dtype, str, "give its name, such as float32")
+        try:
+            jnp.dtype(self.dtype)
+        except TypeError:
+            raise RequestError(
+                f"a batch field's dtype is '{self.dtype}', which JAX does not know: use a name "
+                "such as float32"
+            ) from None
+        if self.below is not None:
+            whole("a batch field's below", self.below, least=1)
 
 
 MOST_LAYERS = 1000

@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxpar.core import hooks
 from jaxpar.core.errors import RequestError, unknown
+from jaxpar.core.jax_compat import setting
 from jaxpar.models.classify import scores
 from jaxpar.models.head import logits_of
 from jaxpar.models.record import Field, Mean, Model, check_sizes
@@ -126,6 +127,11 @@ class Transformer:
                 raise unknown(
                     f"{name} of transformer", str(getattr(self, name)), [str(k) for k in known]
                 )
+        if self.compute_dtype == "float64" and not setting("jax_enable_x64"):
+            raise RequestError(
+                "transformer: compute_dtype=float64, and JAX computes in 32 bits unless it is told "
+                "otherwise: set JAX_ENABLE_X64=1, or use float32"
+            )
         hooks.check_remat(self.remat, SAVED_NAMES)
 
     @property

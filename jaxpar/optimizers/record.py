@@ -53,6 +53,7 @@ class Recipe:
         check_kinds(self)
         check_counts(self, steps=1, warmup=0)
         whole("steps", self.steps, least=1)
+        whole("warmup", self.warmup or 0)
         for name in ("learning_rate", "weight_decay", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise RequestError(f"{name}={getattr(self, name)}: use a number from 0 up")

@@ -49,6 +49,10 @@ def simulate_devices(count: int) -> None:
 
 
 _UNFIT = {
+    "jax_debug_nans": (True, "a step is compiled ahead, where JAX cannot find the operation"),
+    "jax_debug_infs": (True, "a step is compiled ahead, where JAX cannot find the operation"),
+    "jax_no_tracing": (True, "a loss is traced"),
+    "jax_no_execution": (True, "a first state is made"),
     "jax_disable_jit": (True, "nothing can be compiled"),
     "jax_check_tracer_leaks": (True, "a loss that is traced once, and kept, is a leak to it"),
     "jax_numpy_dtype_promotion": ("strict", "optax multiplies floats by counts"),
@@ -57,7 +61,15 @@ _UNFIT = {
 
 
 def refuse_settings() -> None:
-    """Refuse settings of JAX, such as a variable of the environment makes, that are not for us."""
+    """Refuse settings of JAX, such as a variable of the environment makes, that are not for us.
+
+    A mesh that jax.set_mesh has set is one of them: what is traced under it is typed by it.
+    """
+    if not (mesh := jax.sharding.get_abstract_mesh()).empty:
+        raise RequestError(
+            f"jax.set_mesh has set mesh {dict(mesh.shape)}, and jaxpar puts arrays on one of its "
+            "own: leave that block, or the call, out"
+        )
     for name, (unfit, why) in _UNFIT.items():
         if setting(name) == unfit:
             raise RequestError(

@@ -216,13 +216,23 @@ class Program:
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """Put a batch on the devices; each process hands in only the rows it holds."""
-        with jax.enable_x64(self.step.is_wide):
-            return {
-                name: jax.make_array_from_process_local_data(
-                    sharding, np.asarray(batch[name]), self.step.batch[name].shape
+        expect("the batch", batch, Mapping, "give arrays by the names of the model's fields")
+        placed = {}
+        for name, sharding in self.batch_shardings.items():
+            rows, *more = self.step.batch[name].shape
+            shape = (len(range(rows)[self.local_rows]), *more)
+            values = np.asarray(batch.get(name))
+            if values.shape != shape or values.dtype.kind in "OSUMm":
+                raise RequestError(
+                    f"model '{self.step.layout.model.name}' reads '{name}' as numbers of shape "
+                    f"{shape}, and the batch has {values.dtype} of shape {values.shape}: give it "
+                    "every field that the model reads"
                 )
-                for name, sharding in self.batch_shardings.items()
-            }
+            with jax.enable_x64(self.step.is_wide):
+                placed[name] = jax.make_array_from_process_local_data(
+                    sharding, values, self.step.batch[name].shape
+                )
+        return placed
 
     def _compiled(self, lowered) -> Any:
         """The compiled form of a lowered function, as training runs it."""

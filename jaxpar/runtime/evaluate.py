@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxpar.core.errors import RequestError
+from jaxpar.core.errors import RequestError, expect
 from jaxpar.data.record import Batch, Dataset
 from jaxpar.inference.traced import traced_loss
 from jaxpar.models.record import Mean
 from jaxpar.program.in_parts import InParts, in_parts
 from jaxpar.program.record import Program
-from jaxpar.runtime.reading import read_test
+from jaxpar.runtime.reading import check_data, check_state, read_test
 from jaxpar.step.record import State
 
 
@@ -23,7 +23,11 @@ def evaluate(program: Program, state: State, data: Dataset) -> dict[str, float]:
     A loss that takes weights leaves the padding of the last batch out by itself; for any other the
     last batch is evaluated with as many rows as it has.
     """
+    made = "jaxpar.compile_step(step, hardware=...) makes one"
+    expect("evaluate's program", program, Program, made)
     model = program.step.layout.model
+    check_data(model, data)
+    check_state(program, state)
     weighs = "weight" in model.batch
     found: dict[str, Mean] = {}
     for rows in read_test(data, model, rows=program.local_rows if weighs else slice(None)):

@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxpar.core.errors import RequestError, expect
 from jaxpar.data.record import Batch, Dataset
 from jaxpar.inference.calling import told
 from jaxpar.models.record import Model
+from jaxpar.program.record import Program
+from jaxpar.step.record import State
 
 
 def check_data(model: Model, data: Dataset) -> None:
@@ -48,6 +51,32 @@ def check_data(model: Model, data: Dataset) -> None:
             )
 
 
+def check_state(program: Program, state: Any) -> None:
+    """Refuse what is no state of a program, or one whose arrays a step has taken over.
+
+    JAX may end the process for such an array.
+    """
+    made = "jaxpar.train's outcome has one, and program.init() makes a fresh one"
+    expect("the state", state, State, made)
+    called = program.step.layout.model.name
+    arrays, tree = jax.tree.flatten(state)
+    if any(isinstance(array, jax.Array) and array.is_deleted() for array in arrays):
+        raise RequestError(
+            f"model '{called}': this state was used up by a step, which returned the next one: go "
+            f"on from that; {made}"
+        )
+    wanted, usual = jax.tree.flatten(program.step.state)
+    alike = tree == usual and all(
+        jnp.shape(a) == w.shape and jnp.result_type(a) == w.dtype
+        for a, w in zip(arrays, wanted, strict=True)
+    )
+    if not alike:
+        raise RequestError(
+            f"model '{called}': this state is of another program, with other arrays or another "
+            f"optimizer: {made}"
+        )
+
+
 def read_batch(data: Dataset, step: int, model: Model, *, seed: int, rows: slice) -> Batch:
     """The rows of a training batch that this process reads, checked.
 
@@ -56,7 +85,7 @@ def read_batch(data: Dataset, step: int, model: Model, *, seed: int, rows: slice
     """
     size = model.batch_size
     batch = _asked(data, f"step {step}", lambda: data.batch(step, size=size, seed=seed, rows=rows))
-    _check_batch(model, data, batch, f"step {step}")
+    _check_batch(model, data, batch, f"step {step}", rows)
     return batch
 
 
@@ -65,7 +94,7 @@ def read_test(data: Dataset, model: Model, *, rows: slice) -> Iterator[Batch]:
     walk = _asked(data, "the test split", lambda: data.evaluation(size=model.batch_size, rows=rows))
     number = 0
     while batch := _asked(data, f"test batch {number}", lambda: next(walk, None)):
-        _check_batch(model, data, batch, f"test batch {number}")
+        _check_batch(model, data, batch, f"test batch {number}", rows)
         yield batch
         number += 1
 
@@ -74,25 +103,38 @@ def _asked(data: Dataset, where: str, read: Callable[[], Any]) -> Any:
     """What a dataset gives; what it raises is told with where that was."""
     try:
         return read()
-    except RequestError:
+    except (RequestError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # whatever it is, exit() too
         raise RequestError(f"data '{data.name}', {where}: it raised {told(error)}") from error
 
 
-def _check_batch(model: Model, data: Dataset, batch: Mapping[str, Any], where: str) -> None:
-    """Refuse a batch without the model's fields, or with ids past its tables."""
+def _check_batch(
+    model: Model, data: Dataset, batch: Mapping[str, Any], where: str, rows: slice
+) -> None:
+    """Refuse a batch without the model's fields in these rows, or with ids past its tables."""
+    where = f"data '{data.name}', {where}"
+    expect(f"{where}: the batch", batch, Mapping, "give arrays by name")
+    count = len(range(model.batch_size)[rows])
     for name, field in model.batch.items():
-        values = batch.get(name)
-        if values is None or values.shape[1:] != field.shape[1:]:
-            met = "is not there" if values is None else f"has shape {values.shape}"
+        values: Any = batch.get(name)
+        shape = (count, *field.shape[1:])
+        if values is None:
+            met = "is not there"
+        elif not isinstance(values, np.ndarray | jax.Array):
+            met = f"is a {type(values).__name__}"
+        elif values.shape != shape:
+            met = f"has shape {values.shape}"
+        else:
+            met = f"holds {values.dtype}" if values.dtype.kind in "OSUMm" else ""
+        if met:
             raise RequestError(
-                f"data '{data.name}', {where}: '{name}' {met}, and model '{model.name}' reads rows "
-                f"of shape {field.shape[1:]}: give every batch the fields that `fields` promises"
+                f"{where}: '{name}' {met}, and model '{model.name}' reads {field.dtype} of shape "
+                f"{shape}: give every batch the fields that `fields` promises"
             )
         if field.below is not None and values.size and (largest := values.max()) >= field.below:
             raise RequestError(
-                f"data '{data.name}', {where}: '{name}' holds {largest}, and model '{model.name}' "
-                f"goes up to {field.below - 1}: give it more, or map what is beyond to one of them "
-                "with weight 0"
+                f"{where}: '{name}' holds {largest}, and model '{model.name}' goes up to "
+                f"{field.below - 1}: give it more, or map what is beyond to one of them with "
+                "weight 0"
             )

@@ -22,10 +22,11 @@ from jaxpar.data.record import Dataset
 from jaxpar.layout.record import Layout
 from jaxpar.models.pieces import pieces_of
 from jaxpar.optimizers.record import Optimizer, Recipe, check_counts, make_optimizer
+from jaxpar.program.configuration import refuse_settings
 from jaxpar.program.record import Program
 from jaxpar.runtime.evaluate import evaluate, evaluation_notes, training_notes
 from jaxpar.runtime.outcome import Outcome, TrainingStopped
-from jaxpar.runtime.reading import check_data, read_batch
+from jaxpar.runtime.reading import check_data, check_state, read_batch
 from jaxpar.step.loss_scale import check_scale
 from jaxpar.step.own_tree import OwnTree
 from jaxpar.step.record import State
@@ -93,8 +94,11 @@ def train(
     """
     expect("train's program", program, Program, "jaxpar.compile_step(step, hardware=...) makes one")
     expect("train's training", training, Training, "jaxpar.Training(steps=...) makes one")
-    expect("train's state", state, State | None, "give an outcome's, or none for fresh parameters")
+    if state is not None:
+        check_state(program, state)
+    refuse_settings()
     check_data(program.step.layout.model, data)
+    expect("train's watch", watch, Callable, "give a function of a step and its metrics")
     if training.evaluate_every and data.walk is None:
         raise RequestError(
             f"evaluate_every={training.evaluate_every}, and data '{data.name}' has no test split: "
@@ -232,13 +236,14 @@ def _writer(path: str | Path | None) -> Callable[[dict], None]:
     """A function that appends a row as a JSON line to a file; nothing without a path."""
     if path is None or jax.process_index() != 0:
         return lambda row: None
+    expect("train's metrics_file", path, str | Path, "name a file")
     file = Path(path)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.open("a", encoding="utf-8").close()  # refused now rather than after the first step
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in its name
         raise RequestError(
-            f"metrics file {file}: cannot write there ({error.strerror}); name another"
+            f"metrics file {file}: cannot write there ({words_of(error)}); name another"
         ) from error
 
     def write(row: dict) -> None:

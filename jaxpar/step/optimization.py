@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxpar.core.errors import RequestError
@@ -38,7 +39,14 @@ class Optimization:
     def init(self, parameters: Mapping[str, Any]) -> Any:
         """The state before the first update."""
         tree = self._tree(parameters)
-        return _asked(self.model, lambda: self._evaluated(self.optimizer.init, tree))
+        state = _asked(self.model, lambda: self._evaluated(self.optimizer.init, tree))
+        for leaf in jax.tree.leaves(state):
+            if not isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int):
+                raise RequestError(
+                    f"model '{self.model}': its optimizer's state holds a {type(leaf).__name__}, "
+                    "and a step keeps arrays: leave what is none out of what init returns"
+                )
+        return state
 
     def update(
         self,
@@ -60,6 +68,11 @@ class Optimization:
 
         arguments = (self._tree(gradients), state, self._tree(parameters), value)
         updates, state = _asked(self.model, lambda: self._evaluated(function, *arguments))
+        if _shapes(updates) != _shapes(arguments[2]):
+            raise RequestError(
+                f"model '{self.model}': its optimizer's updates are no tree like the parameters', "
+                "each of its parameter's shape: return what is to be added to each"
+            )
         return self.own.stored(self.own.by_path(updates)), state
 
     def check(self, parameters: Mapping[str, Any], state: Any) -> None:
@@ -102,6 +115,12 @@ class Optimization:
             if lead >= 0 and shape[lead:] == self.own.shapes[path]:
                 return self.own.apart(path, value, lead)
         return jnp.asarray(whole(value))  # a constant of the optimizer's comes as Python's number
+
+
+def _shapes(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:
+    """What a tree is, and the shapes of its arrays, pieces as what they make together."""
+    leaves, kind = jax.tree.flatten(abstract(tree))
+    return kind, [leaf.shape for leaf in leaves]
 
 
 def _in_pieces(value: Any) -> bool:

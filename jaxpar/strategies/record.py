@@ -15,6 +15,7 @@ from typing import Any
 
 from jaxpar.core.catalogue import STRATEGIES
 from jaxpar.core.errors import LayoutError, RequestError, expect, unknown
+from jaxpar.core.kinds import whole
 from jaxpar.core.mesh import AXES, axes_of
 from jaxpar.core.roles import check_role
 
@@ -123,6 +124,8 @@ class Strategy:
     never: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def __post_init__(self):
+        expect("the name of a strategy", self.name, str, "give a word")
+        whole("whole_below", self.whole_below)
         for table in ("compute", "between"):
             tuples = {role: axes_of(axes) for role, axes in getattr(self, table).items()}
             object.__setattr__(self, table, tuples)
@@ -169,6 +172,8 @@ def combine(*strategies: Strategy, name: str | None = None) -> Strategy:
             decided once only (a schedule, an exchange, what is stored sharded, how replicas
             average).
     """
+    for each in strategies:
+        expect("what combine joins", each, Strategy, "jaxpar.STRATEGIES.load(name)() makes one")
     first, *others = strategies
     for other in others:
         first = _pair(first, other)

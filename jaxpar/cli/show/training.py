@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 
 from rich.progress import Progress, ProgressColumn, Task
@@ -21,15 +21,17 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @contextmanager
 def progress(
-    screen: Screen, steps: int, unit: str, units_per_step: int
+    screen: Screen, steps: int, unit: str, units_per_step: int, tested: int | None = None
 ) -> Iterator[Callable[[int, dict[str, float]], None]]:
     """A bar with loss and speed; yields the function that `train` calls each step.
 
-    In a pipe there is a line every few seconds instead, and one at the end.
+    In a pipe there is a line every few seconds instead, one if the test of so many `tested` units
+    takes a while, and one at the end.
     """
     line = _Line(screen)
     told = [time.perf_counter()]
-    with Progress(line, console=screen.console) as bar:
+    testing = "testing" if tested is None else f"testing on {tested:,} {unit}"
+    with ExitStack() as closing, Progress(line, console=screen.console) as bar:
         fields = {"loss": None, "unit": unit, "units_per_step": units_per_step}
         task = bar.add_task("", total=steps, is_tested=False, **fields)
 
@@ -41,6 +43,8 @@ def progress(
                 if due and not screen.console.is_interactive:
                     told[0] = now
                     screen.say(line.figures(bar.tasks[0]))
+                if step == steps and not screen.console.is_interactive:
+                    closing.enter_context(screen.doing(testing))
             elif step < steps:  # the last look at the test split is shown when all is done
                 bar.console.print(metrics_text(f"step {step}", metrics), highlight=False)
 

@@ -55,11 +55,11 @@ def verb(options: Options, screen: Screen) -> int:
     data = asked.load_data()
 
     # What can be refused is, before the long work.
-    device_mesh(asked.layout.mesh, asked.hardware)
+    mesh = device_mesh(asked.layout.mesh, asked.hardware)
     step = asked.make(asked.layout)
+    Program(step, asked.hardware, mesh).check_runs()
     with screen.doing(compiling(asked)):
         program = compile_step(step, hardware=asked.hardware)
-        program.check_runs()
         inspection = inspect(program, is_strict=options.lint == "error")
     show_layout(screen, asked.layout, asked.hardware)
     show_dims(screen, asked.layout)
@@ -94,7 +94,7 @@ def _trained(
 ) -> tuple[Outcome, TrainingStopped | None]:
     """What training came to, and what stopped it before its end."""
     units = math.prod(data.fields["weight"][0]) * asked.layout.model.batch_size
-    with progress(screen, asked.training.steps, data.unit, units) as watch:
+    with progress(screen, asked.training.steps, data.unit, units, data.test_size) as watch:
         try:
             return train(
                 program, data, asked.training, watch=watch, metrics_file=metrics_file

@@ -38,6 +38,9 @@ LEAST_BATCH = 4
 SMALL_BATCH = 32
 """Rows up to which a batch is tried as it is."""
 
+MOST_STEPS = 10_000
+"""Whole steps that two programs are compared over: rounding grows, and each step waits for both."""
+
 
 def verify(
     layout: Layout,
@@ -66,7 +69,8 @@ def verify(
             same function each time, or not finite.
     """
     expect("verify's layout", layout, Layout, "jaxpar.lay_out(model, ...) makes one")
-    hardware, steps = Hardware.of(hardware), whole("steps", steps, least=1)
+    expect("verify's make", make, Callable, "give a function that makes a step of a layout")
+    hardware, steps = Hardware.of(hardware), whole("steps", steps, least=1, most=MOST_STEPS)
     seed = whole("seed", seed, most=MOST)
     if hardware.kind == "described":
         raise RequestError(
