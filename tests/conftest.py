@@ -4,6 +4,7 @@ JAX's strict dtype promotion is not on: optax's own bias correction multiplies a
 """
 
 import gc
+import os
 from tempfile import TemporaryDirectory
 
 import jax
@@ -13,7 +14,8 @@ from jaxpar.core.jax_compat import setting
 from jaxpar.program.configuration import prefer_cpu
 from jaxpar.program.quick import FEW_PASSES, QUICK
 
-prefer_cpu()
+if "cuda" not in os.environ.get("JAX_PLATFORMS", ""):  # which lets a GPU's own laws run
+    prefer_cpu()
 jax.config.update("jax_num_cpu_devices", 16)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

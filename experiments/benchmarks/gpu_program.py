@@ -90,7 +90,7 @@ class Decoder(nn.Module):
 
 def plain_model(rows: int, sequence: int, **sizes: int) -> Model:
     """The plain decoder as `jaxpar.model` takes it."""
-    sizes = {name: sizes[name] for name in ("width", "layers", "heads", "ffn")}
+    net = Decoder(sizes["width"], sizes["layers"], sizes["heads"], sizes["ffn"])
 
     def loss(net, batch):
         logits = net(batch["tokens"]).astype(jnp.float32)
@@ -98,7 +98,7 @@ def plain_model(rows: int, sequence: int, **sizes: int) -> Model:
         return jnp.mean(own)
 
     ids = jax.ShapeDtypeStruct((rows, sequence), jnp.int32)
-    return jaxpar.model(Decoder(**sizes), loss, {"tokens": ids, "targets": ids})
+    return jaxpar.model(net, loss, {"tokens": ids, "targets": ids})
 
 
 def benchmark(rounds: int) -> Iterator[dict[str, Any]]:

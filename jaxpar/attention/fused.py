@@ -102,7 +102,8 @@ def _attend_forward(causal, scale, q, k, v):
 
 def _attend_backward(causal, scale, kept, dy):
     """Gradients of queries, keys and values."""
-    return backward(*kept, dy, causal=causal, scale=scale)
+    q, k, v, y, log = kept
+    return backward(q, k, v, y, log, dy, causal=causal, scale=scale)
 
 
 attend.defvjp(_attend_forward, _attend_backward)

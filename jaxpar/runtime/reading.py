@@ -127,7 +127,7 @@ def _check_batch(
             met = f"has shape {values.shape}"
         else:
             met = f"holds {values.dtype}" if values.dtype.kind in "OSUMm" else ""
-        if met:
+        if met or values is None:
             raise RequestError(
                 f"{where}: '{name}' {met}, and model '{model.name}' reads {field.dtype} of shape "
                 f"{shape}: give every batch the fields that `fields` promises"
