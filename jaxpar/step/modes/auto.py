@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Literal
 from jax.sharding import PartitionSpec
@@ -32,6 +33,7 @@ from jaxpar.step.filled import Filled, Scored, differentiated, filled_loss, scor
 from jaxpar.step.mapped import is_mapped, on_shards
 from jaxpar.step.modes import pipeline
 from jaxpar.step.modes.record import Asked, Differentiated
+from jaxpar.step.narrowed import narrowed
 from jaxpar.step.placement import Placement, placement
 from jaxpar.step.said import said_loss
 
@@ -71,14 +73,14 @@ def evaluation(layout: Layout) -> Callable[..., dict[str, Any]]:
 def _constrained_loss(layout, traced, where, parameters, model_state, batch, key) -> Scored:
     """The loss with weights gathered for use, and what it names constrained."""
     variables = zip(traced.closed.jaxpr.invars, traced.arguments, strict=True)
-    looped = _looped_over(traced.closed.jaxpr, dict(variables))
+    looped, dtypes = _looped_over(traced.closed.jaxpr, dict(variables)), narrowed(traced)
     used = {
         path: parameters[path]
         if path in looped and _is_stack(layout, array)
-        else _for_use(layout, array, parameters[path])
+        else _for_use(layout, array, parameters[path], dtypes)
         for path, array in layout.parameters.items()
     }
-    constrainer = _Constrainer(layout, where, used)
+    constrainer = _Constrainer(layout, where, used, dtypes)
     return scored(layout, traced, constrainer, used, model_state, batch, key)
 
 
@@ -113,11 +115,21 @@ def _is_stack(layout: Layout, array: Array) -> bool:
     return bool(array.dims) and role_of(layout.model, array.dims[0]) == "layers"
 
 
-def _for_use(layout: Layout, array: Array, value: jax.Array, *, drop: int = 0) -> jax.Array:
-    """A stored weight, cast and gathered as its use needs it; `drop` leading dims are gone."""
+def _for_use(
+    layout: Layout,
+    array: Array,
+    value: jax.Array,
+    dtypes: Mapping[str, np.dtype],
+    *,
+    drop: int = 0,
+) -> jax.Array:
+    """A stored weight, cast and gathered as its use needs it; `drop` leading dims are gone.
+
+    `dtypes` is what the loss casts weights to, by path.
+    """
     if array.stored == array.used:
         return value
-    dtype = layout.model.compute_dtype
+    dtype = dtypes.get(array.path, layout.model.compute_dtype)
     # The name ends up in the compiled program, where `inspect` reads whose gather it is.
     with weight_scope(array.path):
         if dtype is not None and value.ndim > 1:
@@ -129,9 +141,15 @@ def _for_use(layout: Layout, array: Array, value: jax.Array, *, drop: int = 0) -
 class _Constrainer(Filled):
     """Evaluates with constraints; a weight is known by the value that stands for it."""
 
-    def __init__(self, layout: Layout, where: Placement, weights: Mapping[str, jax.Array]):
+    def __init__(
+        self,
+        layout: Layout,
+        where: Placement,
+        weights: Mapping[str, jax.Array],
+        dtypes: Mapping[str, np.dtype],
+    ):
         super().__init__(layout.attention)
-        self.layout, self.where = layout, where
+        self.layout, self.where, self.dtypes = layout, where, dtypes
         self.weights = {id(value): path for path, value in weights.items()}
         self.specs: dict[int, PartitionSpec] = {}
         self.held: list[Any] = []
@@ -213,7 +231,9 @@ class _Constrainer(Filled):
     def one_layer(self, arrays, slices) -> list:
         """One layer's weights, gathered for use, and whatever else a loop takes apart."""
         pairs = zip(arrays, slices, strict=True)
-        return [x if a is None else _for_use(self.layout, a, x, drop=1) for a, x in pairs]
+        return [
+            x if a is None else _for_use(self.layout, a, x, self.dtypes, drop=1) for a, x in pairs
+        ]
 
     def layers(self, eqn, operands, here):
         """A stack's results, each layer's weights gathered for use within its own turn."""
