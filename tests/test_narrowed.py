@@ -7,7 +7,7 @@ from flax import nnx
 
 import jaxpar
 from jaxpar.step.make_step import make_step
-from jaxpar.step.narrowed import narrowed
+from jaxpar.step.narrowed import narrowed, read_again
 from jaxpar.step.said import said_loss
 
 BF16 = jnp.dtype("bfloat16")
@@ -71,3 +71,22 @@ def test_it_is_gathered_and_its_gradient_summed_in_the_narrow_type():
     assert {x.dtype for x in moved if x.shape == (64, 64)} >= {BF16}
     first = next(x for x in moved if x.shape == (64, 64))
     assert first.dtype == BF16
+
+
+def test_what_only_a_rematerialized_part_reads_is_gathered_again_in_backward():
+    """And what is read outside too is gathered once, and kept."""
+
+    def within(w, x):
+        return jax.checkpoint(lambda w: jnp.tanh(x @ w.astype(BF16)))(w)
+
+    def outside_too(w, x):
+        return within(w, x) @ w.astype(BF16)
+
+    for apply, gathers in ((within, 2), (outside_too, 1)):
+        model = model_of(apply)
+        assert read_again(said_loss(model)) == (frozenset({"matrix"}) if gathers == 2 else set())
+        strategy = jaxpar.STRATEGIES.load("fsdp")(whole_below=0)
+        layout = jaxpar.lay_out(model, strategy=strategy, mesh="data=4")
+        program = jaxpar.compile_step(make_step(layout), hardware="cpu", for_speed=False)
+        rows = [r for r in jaxpar.inspect(program).collectives if r.kind == "all-gather"]
+        assert sum(row.count for row in rows) == gathers

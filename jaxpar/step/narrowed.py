@@ -1,7 +1,8 @@
-"""Weights that a loss casts to a narrower type before it does anything else with them.
+"""How a loss reads its weights: cast to a narrower type first, or only in what is computed again.
 
-Such a weight can be cast before it is gathered, and is then half the bytes; its gradient is summed
-over devices in the narrow type, in which it was made.
+A weight that is cast first can be cast before it is gathered, and is then half the bytes; its
+gradient is summed over devices in the narrow type, in which it was made. One that only a
+rematerialized part reads is gathered within it, and again in backward.
 """
 
 from __future__ import annotations
@@ -37,6 +38,29 @@ def narrowed(traced: TracedLoss) -> dict[str, np.dtype]:
         for path, found in reads.items()
         if len(found) == 1 and found[0] is not None and _is_narrower(traced.arguments[path], found)
     }
+
+
+def read_again(traced: TracedLoss) -> frozenset[str]:
+    """The paths of weights that one rematerialized part of a loss reads, and nothing else."""
+    reads: dict[str, list[bool]] = {}
+
+    def walk(jaxpr, paths):
+        for eqn in jaxpr.eqns:
+            known = [None if isinstance(a, Literal) else paths.get(a) for a in eqn.invars]
+            kind = rule_of(eqn).kind
+            if kind == "call" and any(known):
+                inner = zip(_held(eqn, kind).invars, known, strict=True)
+                walk(_held(eqn, kind), {v: path for v, path in inner if path})
+                continue
+            for path in filter(None, known):
+                reads.setdefault(path, []).append(kind == "remat")
+        for path in {paths[v] for v in jaxpr.outvars if not isinstance(v, Literal) and v in paths}:
+            reads.setdefault(path, []).append(False)
+
+    jaxpr = traced.closed.jaxpr
+    pairs = zip(jaxpr.invars, traced.arguments, strict=True)
+    walk(jaxpr, {v: path for v, path in pairs if path in traced.weights})
+    return frozenset(path for path, found in reads.items() if found == [True])
 
 
 def _is_narrower(weight: Any, found: list[Any]) -> bool:

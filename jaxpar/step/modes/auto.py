@@ -33,7 +33,7 @@ from jaxpar.step.filled import Filled, Scored, differentiated, filled_loss, scor
 from jaxpar.step.mapped import is_mapped, on_shards
 from jaxpar.step.modes import pipeline
 from jaxpar.step.modes.record import Asked, Differentiated
-from jaxpar.step.narrowed import narrowed
+from jaxpar.step.narrowed import narrowed, read_again
 from jaxpar.step.placement import Placement, placement
 from jaxpar.step.said import said_loss
 
@@ -72,15 +72,16 @@ def evaluation(layout: Layout) -> Callable[..., dict[str, Any]]:
 
 def _constrained_loss(layout, traced, where, parameters, model_state, batch, key) -> Scored:
     """The loss with weights gathered for use, and what it names constrained."""
-    variables = zip(traced.closed.jaxpr.invars, traced.arguments, strict=True)
-    looped, dtypes = _looped_over(traced.closed.jaxpr, dict(variables)), narrowed(traced)
+    variables = dict(zip(traced.closed.jaxpr.invars, traced.arguments, strict=True))
+    looped, dtypes = _looped_over(traced.closed.jaxpr, variables), narrowed(traced)
+    again = read_again(traced)
     used = {
         path: parameters[path]
-        if path in looped and _is_stack(layout, array)
+        if path in again or (path in looped and _is_stack(layout, array))
         else _for_use(layout, array, parameters[path], dtypes)
         for path, array in layout.parameters.items()
     }
-    constrainer = _Constrainer(layout, where, used, dtypes)
+    constrainer = _Constrainer(layout, where, used, dtypes, again)
     return scored(layout, traced, constrainer, used, model_state, batch, key)
 
 
@@ -147,9 +148,10 @@ class _Constrainer(Filled):
         where: Placement,
         weights: Mapping[str, jax.Array],
         dtypes: Mapping[str, np.dtype],
+        again: frozenset[str],
     ):
         super().__init__(layout.attention)
-        self.layout, self.where, self.dtypes = layout, where, dtypes
+        self.layout, self.where, self.dtypes, self.again = layout, where, dtypes, again
         self.weights = {id(value): path for path, value in weights.items()}
         self.specs: dict[int, PartitionSpec] = {}
         self.held: list[Any] = []
@@ -210,6 +212,24 @@ class _Constrainer(Filled):
         return [
             a if a and a.stored != a.used and _is_stack(self.layout, a) else None for a in arrays
         ]
+
+    def remat(self, eqn, operands, here):
+        """The results of what is computed again; weights that only it reads are gathered within,
+        so that backward gathers them again and keeps none."""
+        paths = [self.weights.get(id(x)) for x in operands]
+        arrays = [self.layout.parameters[p] if p in self.again else None for p in paths]
+        if not any(a and a.stored != a.used for a in arrays):
+            return super().remat(eqn, operands, here)
+        p = eqn.params
+
+        def body(*args):
+            pairs = list(zip(arrays, args, strict=True))
+            args = [x if a is None else _for_use(self.layout, a, x, self.dtypes) for a, x in pairs]
+            self.held += args
+            self.weights |= {id(x): a.path for (a, _), x in zip(pairs, args, strict=True) if a}
+            return self.run_held(p["jaxpr"], args, here.within())
+
+        return jax.checkpoint(body, prevent_cse=p["prevent_cse"], policy=p["policy"])(*operands)
 
     def scan(self, eqn, operands, here):
         """A loop's results, the weights that it is to gather known while it is walked."""
