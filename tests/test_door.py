@@ -48,15 +48,15 @@ class LinenNet(nn.Module):
 @pytest.mark.parametrize(
     "module",
     [
-        Net,
-        partial(Net),
-        lambda rngs: Net(rngs),
-        lambda r: Net(r),
+        lambda: Net,
+        lambda: partial(Net),
+        lambda: lambda rngs: Net(rngs),
+        lambda: lambda r: Net(r),
+        lambda: lambda: Net(nnx.Rngs(0)),
         lambda: Net(nnx.Rngs(0)),
-        Net(nnx.Rngs(0)),
-        LinenNet(),
-        LinenNet,
         lambda: LinenNet(),
+        lambda: LinenNet,
+        lambda: lambda: LinenNet(),
     ],
     ids=[
         "class",
@@ -72,7 +72,7 @@ class LinenNet(nn.Module):
 )
 def test_a_module_may_be_handed_in_in_many_ways(module):
     """All of them are the same network, with the same split."""
-    layout = laid_out(jaxpar.model(module, loss, BATCH))
+    layout = laid_out(jaxpar.model(module(), loss, BATCH))
     assert sorted(a.shape for a in layout.parameters.values()) == [(4,), (6, 16), (16,), (16, 4)]
     split = {a.shape: tuple(a.stored) for a in layout.parameters.values()}
     assert split[6, 16] == (None, "model") and split[16, 4] == ("model", None)

@@ -17,6 +17,8 @@ from jaxpar.measures.verify.verify import verify
 from jaxpar.optimizers.record import SKIPS_IN_A_ROW, Recipe, make_optimizer, matrices
 from jaxpar.runtime.train import Training, optimizer_of
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 DIMS = {"up": ("layers", "embed", "ffn"), "bias": ("layers", "ffn"), "scale": ("embed",)}
 SIZES = {"layers": 2, "embed": 4, "ffn": 3}
 

@@ -24,6 +24,8 @@ from jaxpar.step.make_step import make_step
 from jaxpar.step.pipeline import staged, take_apart
 from jaxpar.step.pipeline.timetable import timetable
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 FLOAT = 4
 
 
@@ -86,6 +88,7 @@ def test_every_choice_of_the_decoder_computes_the_same_in_stages(choice):
     prove(in_stages("fsdp+pipeline", "pipe=2,data=2", fields=CHOICES[choice].items()), 2)
 
 
+@pytest.mark.draws_sharded
 def test_layers_that_do_not_divide_are_filled_up_when_asked():
     """Three layers in two stages of two: one of the four places does nothing."""
     fields = {"layers": 3, "dropout": 0.1}.items()
