@@ -6,12 +6,14 @@ JAX's strict dtype promotion is not on: optax's own bias correction multiplies a
 import gc
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import jax
 import pytest
 
 from jaxpar.core.jax_compat import setting
 from jaxpar.measures.verify.reference import reference
+from jaxpar.measures.verify.simulation import simulation
 from jaxpar.measures.verify.states import on_devices, to_host
 from jaxpar.program.configuration import prefer_cpu
 from jaxpar.program.quick import FEW_PASSES, QUICK
@@ -88,19 +90,15 @@ def drawn_once(request, monkeypatch):
     """
     if request.node.get_closest_marker("draws_sharded"):
         return
-    drawn_sharded = Program.init
 
     def put(program, seed=0):
-        step = program.step
-        if step.layout.strategy.averaging:
-            return drawn_sharded(program, seed)
+        step, hardware = program.step, program.hardware
         with jax.enable_x64(step.is_wide):
-            alone = reference(
-                step.layout.model,
-                optimizer=step.optimizer,
-                microbatches=step.microbatches,
-                hardware=program.hardware,
-            )
+            if step.layout.strategy.averaging:
+                alone: Any = simulation(step.layout, step, hardware)
+            else:
+                how = {"optimizer": step.optimizer, "microbatches": step.microbatches}
+                alone = reference(step.layout.model, hardware=hardware, **how)
             return on_devices(program, to_host(alone.init(seed)))
 
     monkeypatch.setattr(Program, "init", put)

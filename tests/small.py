@@ -134,10 +134,9 @@ def crossed() -> list[tuple[str, str, str]]:
     return [(m, s, next(turns) if len(modes_of(s)) > 1 else modes_of(s)[0]) for m, s in chosen]
 
 
-DRAWING = ("fsdp+tensor", "zero1", "pipeline", "expert")
+DRAWING = ("fsdp+tensor", "zero1", "pipeline", "expert", "local_sgd", "diloco")
 """Strategies that draw a first state otherwise than others: weights and optimizer state sharded
-over both axes, optimizer state alone, layers in another order, experts. So do those that average,
-which always draw their own."""
+over both axes, optimizer state alone, layers in another order, experts, replicas of their own."""
 
 
 def crossed_fully() -> list[Any]:
