@@ -12,7 +12,7 @@ from flax import nnx
 import jaxpar
 from jaxpar.case import load_model, load_strategy
 
-pytestmark = pytest.mark.usefixtures("ranks_promoted")
+pytestmark = pytest.mark.usefixtures("ranks_promoted", "drawn_once")
 
 CPU = jaxpar.HARDWARE.load("cpu")()
 BATCH = {"x": jax.ShapeDtypeStruct((8, 6), "float32")}
@@ -78,6 +78,7 @@ def test_a_module_may_be_handed_in_in_many_ways(module):
     assert split[6, 16] == (None, "model") and split[16, 4] == ("model", None)
 
 
+@pytest.mark.draws_sharded
 def test_a_module_that_was_handed_in_keeps_its_values():
     """It may have been trained before; init places those values."""
     net = Net(nnx.Rngs(3))
