@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from jaxpar.core.catalogue import DATA, HARDWARE, MODELS, MODES, OPTIMIZERS, STRATEGIES
+from jaxpar.core.catalogue import DATA, HARDWARE, MODES, OPTIMIZERS, STRATEGIES
 from jaxpar.core.errors import RequestError, expect, unknown, words_of
 from jaxpar.core.kinds import fitting, kinds_of
 from jaxpar.core.mesh import MeshShape
@@ -25,7 +25,7 @@ from jaxpar.hardware.record import Hardware
 from jaxpar.inference.calling import told, trying
 from jaxpar.layout.lay_out import lay_out
 from jaxpar.layout.record import Layout
-from jaxpar.models.record import Model
+from jaxpar.models.record import Model, of_catalogue
 from jaxpar.program.configuration import quiet_start
 from jaxpar.program.devices import prepare
 from jaxpar.program.record import Program, compile_step
@@ -97,7 +97,9 @@ class Case:
         given = {n: changes.pop(n) for n in list(changes) if n in rule}
         own = _typed_options(OPTIMIZERS.load(training.optimizer), rule, given)
         _check_fields(model, training, changes, (*rule, *options))
-        model = model.with_fields(**_typed(model.config, changes))
+        typed = _typed(model.config, changes)
+        known = ":" not in self.model
+        model = of_catalogue(self.model, **typed) if known else model.with_fields(**typed)
         if batch:
             model = model.with_batch_size(**batch)
         MODES.load(self.mode)  # an unknown one is refused before anything is laid out
@@ -159,7 +161,7 @@ def _xla_options(told: Mapping[str, Any]) -> dict[str, bool | int | str]:
 def load_model(name: str) -> Model:
     """A catalogue model, or the one that `package.module:factory` returns."""
     if ":" not in name:
-        return MODELS.load(name)()
+        return of_catalogue(name)
     module_name, _, factory_name = name.partition(":")
     module = _imported(name, module_name)
     factory = trying(name, "looking it up", lambda: getattr(module, factory_name, None))

@@ -5,14 +5,20 @@ JAX's strict dtype promotion is not on: optax's own bias correction multiplies a
 
 import gc
 import os
+from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import jax
 import pytest
 
-from jaxpar.core.jax_compat import setting
+from jaxpar.core.jax_compat import READ_XLA_FLAGS, setting
+from jaxpar.measures.verify.reference import reference
+from jaxpar.measures.verify.simulation import simulation
+from jaxpar.measures.verify.states import on_devices, to_host
 from jaxpar.program.configuration import prefer_cpu
 from jaxpar.program.quick import FEW_PASSES, QUICK
+from jaxpar.program.record import Program
 
 if "cuda" not in os.environ.get("JAX_PLATFORMS", ""):  # which lets a GPU's own laws run
     prefer_cpu()
@@ -23,6 +29,20 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # core, so that code made in parallel only adds to the work.
 FASTER = {**FEW_PASSES, "xla_cpu_parallel_codegen_split_count": 1}
 folder = TemporaryDirectory()
+
+# Machine code for described GPUs is never run, so none is made: a third of what they take. Their
+# programs' text and memory stay as they are; `test_configuration` compiles with the real tools.
+NO_TOOL = """#!/bin/sh
+case $1 in --version) echo "Cuda compilation tools, release 13.0, V13.0.88"; exit;; esac
+while [ "$1" != -o ]; do shift; done
+echo nothing > "$2"
+"""
+tools = Path(folder.name) / "bin"
+tools.mkdir()
+for tool in (tools / "ptxas", tools / "nvlink"):
+    tool.write_text(NO_TOOL, encoding="utf-8")
+    tool.chmod(0o755)
+FASTER["xla_gpu_cuda_data_dir"] = folder.name
 if jax.__version_info__ < (0, 11):
     # The older way of making code of fusions takes a third of the time. Programs for described GPUs
     # have most kernels in common: each is made once.
@@ -33,8 +53,22 @@ if jax.__version_info__ < (0, 11):
     }
 QUICK.update(FASTER)
 
+# So is what is compiled with no options, op by op or for speed: a draw in a seventh of the time.
+# XLA reads the variable once; whoever finds it set later takes it for a person's.
+with pytest.MonkeyPatch.context() as patch:
+    said = {n: str(x).lower() if isinstance(x, bool) else x for n, x in QUICK.items()}
+    flags = [os.environ.get("XLA_FLAGS", ""), *(f"--{n}={x}" for n, x in said.items())]
+    patch.setenv("XLA_FLAGS", " ".join(flags))
+    exec(READ_XLA_FLAGS)
+
 # What JAX traces is many small objects, most of which are kept: to look through them costs a tenth.
 gc.set_threshold(200_000, 20, 100)
+
+
+def pytest_collection_finish():
+    """What is imported stays, so it is not looked through again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -54,3 +88,28 @@ def ranks_promoted():
     """Arrays of fewer dims are broadcast, as in the models that people write; ours do not."""
     with jax.numpy_rank_promotion("allow"):
         yield
+
+
+@pytest.fixture
+def drawn_once(request, monkeypatch):
+    """First states are drawn on one device, once for all layouts of a model, and put on theirs.
+
+    The program that draws one sharded takes a third of a case's time, so it is compiled where it is
+    judged: in a test of this mark, see `test_program` and `test_numbers`. No program is asked what
+    memory drawing takes.
+    """
+    if request.node.get_closest_marker("draws_sharded"):
+        return
+
+    def put(program, seed=0):
+        step, hardware = program.step, program.hardware
+        with jax.enable_x64(step.is_wide):
+            if step.layout.strategy.averaging:
+                alone: Any = simulation(step.layout, step, hardware)
+            else:
+                how = {"optimizer": step.optimizer, "microbatches": step.microbatches}
+                alone = reference(step.layout.model, hardware=hardware, **how)
+            return on_devices(program, to_host(alone.init(seed)))
+
+    monkeypatch.setattr(Program, "init", put)
+    monkeypatch.setattr(Program, "init_memory", None)

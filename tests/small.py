@@ -135,11 +135,20 @@ def crossed() -> list[tuple[str, str, str]]:
     return [(m, s, next(turns) if len(modes_of(s)) > 1 else modes_of(s)[0]) for m, s in chosen]
 
 
+DRAWING = ("fsdp+tensor", "zero1", "pipeline", "expert", "local_sgd", "diloco")
+"""Strategies that draw a first state otherwise than others: weights and optimizer state sharded
+over both axes, optimizer state alone, layers in another order, experts, replicas of their own."""
+
+
 def crossed_fully() -> list[Any]:
     """The same pairs in every mode; those that are not `crossed` are for `make claims`."""
-    usual = crossed()
-    every = [(m, s, mode) for m, s, _ in usual for mode in modes_of(s)]
-    return usual + [pytest.param(*c, marks=pytest.mark.claims) for c in every if c not in usual]
+    usual, found = crossed(), []
+    for m, s in dict.fromkeys((m, s) for m, s, _ in usual):
+        marks = [pytest.mark.draws_sharded] if s in DRAWING else []
+        for case in ((m, s, mode) for mode in modes_of(s)):
+            more = [] if case in usual else [pytest.mark.claims]
+            found.append(pytest.param(*case, marks=[*marks, *more]))
+    return found
 
 
 def assert_sharded_as_asked(program: Program) -> None:

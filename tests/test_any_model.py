@@ -17,6 +17,8 @@ import jaxpar
 from jaxpar.case import load_strategy
 from jaxpar.core.paths import paths_of
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 CPU = jaxpar.HARDWARE.load("cpu")()
 X = np.random.default_rng(0).standard_normal((8, 16)).astype("float32")
 

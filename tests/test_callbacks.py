@@ -12,6 +12,8 @@ from jax.experimental import io_callback
 import jaxpar
 from jaxpar.case import load_strategy
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 CPU = jaxpar.HARDWARE.load("cpu")()
 BATCH = {"x": np.random.default_rng(0).standard_normal((8, 16)).astype("float32")}
 MODES = ("auto", "explicit", "manual")

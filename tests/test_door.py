@@ -12,7 +12,7 @@ from flax import nnx
 import jaxpar
 from jaxpar.case import load_model, load_strategy
 
-pytestmark = pytest.mark.usefixtures("ranks_promoted")
+pytestmark = pytest.mark.usefixtures("ranks_promoted", "drawn_once")
 
 CPU = jaxpar.HARDWARE.load("cpu")()
 BATCH = {"x": jax.ShapeDtypeStruct((8, 6), "float32")}
@@ -48,15 +48,15 @@ class LinenNet(nn.Module):
 @pytest.mark.parametrize(
     "module",
     [
-        Net,
-        partial(Net),
-        lambda rngs: Net(rngs),
-        lambda r: Net(r),
+        lambda: Net,
+        lambda: partial(Net),
+        lambda: lambda rngs: Net(rngs),
+        lambda: lambda r: Net(r),
+        lambda: lambda: Net(nnx.Rngs(0)),
         lambda: Net(nnx.Rngs(0)),
-        Net(nnx.Rngs(0)),
-        LinenNet(),
-        LinenNet,
         lambda: LinenNet(),
+        lambda: LinenNet,
+        lambda: lambda: LinenNet(),
     ],
     ids=[
         "class",
@@ -72,12 +72,13 @@ class LinenNet(nn.Module):
 )
 def test_a_module_may_be_handed_in_in_many_ways(module):
     """All of them are the same network, with the same split."""
-    layout = laid_out(jaxpar.model(module, loss, BATCH))
+    layout = laid_out(jaxpar.model(module(), loss, BATCH))
     assert sorted(a.shape for a in layout.parameters.values()) == [(4,), (6, 16), (16,), (16, 4)]
     split = {a.shape: tuple(a.stored) for a in layout.parameters.values()}
     assert split[6, 16] == (None, "model") and split[16, 4] == ("model", None)
 
 
+@pytest.mark.draws_sharded
 def test_a_module_that_was_handed_in_keeps_its_values():
     """It may have been trained before; init places those values."""
     net = Net(nnx.Rngs(3))

@@ -33,6 +33,7 @@ def test_an_experiment_states_a_question_and_claims_that_need_rows(name):
         assert claim.needs >= 1 and not claim.check(())
 
 
+@pytest.mark.usefixtures("drawn_once")
 @pytest.mark.parametrize("name", CLAIMED)
 def test_the_claims_of_an_experiment_hold(name, capsys, tmp_path, monkeypatch):
     """`run NAME` ends with 0, every claim holds, and the rows are on disk."""
@@ -77,6 +78,7 @@ def test_a_case_that_cannot_be_laid_out_is_a_row_with_its_refusal():
     assert not Claim("anything", lambda rows: True, needs=1).check((row,))
 
 
+@pytest.mark.usefixtures("drawn_once")
 @pytest.mark.parametrize("name", benchmarks().names())
 def test_a_benchmark_gives_a_row_a_layout(name, monkeypatch):
     """At toy size, each row holds both times and their ratio; no time is judged."""

@@ -10,6 +10,8 @@ from small import small_layout
 
 import jaxpar
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 CPU = jaxpar.HARDWARE.load("cpu")()
 EXPLICIT = partial(jaxpar.make_step, mode="explicit")
 

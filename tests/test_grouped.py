@@ -11,7 +11,7 @@ from flax import nnx
 import jaxpar
 from jaxpar.case import load_strategy
 
-pytestmark = pytest.mark.usefixtures("ranks_promoted")
+pytestmark = pytest.mark.usefixtures("ranks_promoted", "drawn_once")
 
 CPU = jaxpar.HARDWARE.load("cpu")()
 IMAGES = {"x": np.random.default_rng(0).standard_normal((8, 5, 5, 8)).astype("float32")}

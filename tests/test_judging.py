@@ -17,6 +17,8 @@ from jaxpar.case import load_strategy
 from jaxpar.inference.probe import probe_batch
 from jaxpar.measures.verify.precision import update_rounding
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 
 class Net(nnx.Module):
     """Two layers."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import jaxpar
 from jaxpar.case import load_strategy
 
-pytestmark = pytest.mark.usefixtures("ranks_promoted")
+pytestmark = pytest.mark.usefixtures("ranks_promoted", "drawn_once")
 
 CPU = jaxpar.HARDWARE.load("cpu")()
 ROWS, LENGTH, WIDTH = 8, 4, 8

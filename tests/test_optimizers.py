@@ -13,9 +13,12 @@ from jaxpar.case import Case
 from jaxpar.core.catalogue import OPTIMIZERS
 from jaxpar.core.errors import RequestError
 from jaxpar.measures.memory import memory
+from jaxpar.measures.verify.reference import reference
 from jaxpar.measures.verify.verify import verify
 from jaxpar.optimizers.record import SKIPS_IN_A_ROW, Recipe, make_optimizer, matrices
 from jaxpar.runtime.train import Training, optimizer_of
+
+pytestmark = pytest.mark.usefixtures("drawn_once")
 
 DIMS = {"up": ("layers", "embed", "ffn"), "bias": ("layers", "ffn"), "scale": ("embed",)}
 SIZES = {"layers": 2, "embed": 4, "ffn": 3}
@@ -137,3 +140,19 @@ def test_momentum_looks_ahead_where_nesterov_asks():
             update: Any
             update, state = optimizer.update(ones, state, ones)
             assert np.allclose(update["layers"][0]["kernel"], -times)
+
+
+def test_cases_of_one_model_share_one_devices_side():
+    """Model and optimizer are the same objects for equal words, and others for other words."""
+
+    def side(mesh, **words):
+        case = Case("mlp", strategy="data", mesh=mesh, set=words).resolve()
+        made = case.make(case.layout)
+        return reference(
+            case.layout.model, optimizer=made.optimizer, microbatches=1, hardware=case.hardware
+        )
+
+    first = side("data=2", width=32)
+    assert side("data=4", width=32) is first
+    assert side("data=2", width=16) is not first
+    assert side("data=2", width=32, learning_rate=1e-2) is not first

@@ -9,6 +9,8 @@ from flax import nnx
 
 import jaxpar
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 CPU = jaxpar.HARDWARE.load("cpu")()
 
 

@@ -14,12 +14,18 @@ from jaxpar.models.modules import take_apart
 
 pytestmark = pytest.mark.usefixtures("ranks_promoted")
 
-KEYS = iter(jax.random.split(jax.random.key(0), 64))
-X = jax.random.normal(next(KEYS), (2, 5, 12))
-THREE = [jax.random.normal(next(KEYS), (12, 8)) for _ in range(3)]
-BIASES = [jax.random.normal(next(KEYS), (8,)) for _ in range(3)]
-UNEQUAL = [jax.random.normal(next(KEYS), (12, n)) for n in (8, 4, 4)]
-FILTERS = [jax.random.normal(next(KEYS), (3, 12, 4)) for _ in range(2)]
+RANDOM = np.random.default_rng(0)
+
+
+def drawn(*shape):
+    return jnp.asarray(RANDOM.standard_normal(shape, "float32"))
+
+
+X = drawn(2, 5, 12)
+THREE = [drawn(12, 8) for _ in range(3)]
+BIASES = [drawn(8) for _ in range(3)]
+UNEQUAL = [drawn(12, n) for n in (8, 4, 4)]
+FILTERS = [drawn(3, 12, 4) for _ in range(2)]
 
 
 def joined(parts):

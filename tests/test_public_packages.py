@@ -10,7 +10,7 @@ import pytest
 import jaxpar
 from jaxpar.case import load_strategy
 
-pytestmark = pytest.mark.usefixtures("ranks_promoted")
+pytestmark = pytest.mark.usefixtures("ranks_promoted", "drawn_once")
 
 CPU = jaxpar.HARDWARE.load("cpu")()
 

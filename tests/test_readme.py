@@ -101,10 +101,12 @@ def _without(words, others):
 @pytest.mark.parametrize(
     "command", [_typed(c, c[:40]) for c in COMMANDS if c.split()[0] in CHEAPER]
 )
-def test_every_command_succeeds(command, capsys, tmp_path, monkeypatch):
-    """Each command ends well, at fewer steps and layers."""
+def test_every_command_succeeds(command, capsys, tmp_path, monkeypatch, request):
+    """Each command ends well, at fewer steps and layers; training draws its own first state."""
     monkeypatch.chdir(tmp_path)
     words = shlex.split(re.sub(r" --steps \d+", "", command))  # an option is said once
+    if words[0] != "train":
+        request.getfixturevalue("drawn_once")
     bare = any(mark in word for word in words[1:2] for mark in WITHOUT_FIELDS)
     cheaper = ["--json"] if bare else CHEAPER[words[0]]
     if "pipeline" in command:  # as many layers as there are stages

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import pytest
 
+import jaxpar
 import jaxpar_command
 from jaxpar.cli import environment
 from jaxpar.cli.main import execute
@@ -46,8 +47,12 @@ def test_a_signal_ends_training_with_its_status_and_what_was_kept(number, monkey
     assert [signal.getsignal(n) for n in ENDS] == before
 
 
-BUSY = """
-import hashlib, sys
+# Without JAX, which takes a second to import.
+BUSY = f"""
+import hashlib, sys, types
+package = types.ModuleType("jaxpar")
+package.__path__ = [{str(Path(jaxpar.__file__).parent)!r}]
+sys.modules["jaxpar"] = package
 from jaxpar.cli.stopping import stoppable
 with stoppable(lambda word: print(word, file=sys.stderr)):
     print("ready", flush=True)

@@ -20,6 +20,8 @@ from jaxpar.program.record import compile_step
 from jaxpar.schedules import gpipe
 from jaxpar.step.make_step import make_step
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 FIGURE = r"\d[\d.,]*\d|\d"
 figures = st.one_of(
     st.integers(0, 10**12).map(lambda n: f"{n:,}"),

@@ -17,6 +17,8 @@ from jaxpar.inference.traced import traced_loss
 from jaxpar.program.in_parts import InParts, in_parts
 from jaxpar.program.quick import QUICK
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 ROWS = 8
 
 

@@ -6,6 +6,7 @@ splitting the batch over devices or microbatches cannot turn it into a mean of m
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from inspect import Parameter, signature
 from types import MappingProxyType
 from typing import Any
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxpar.core.catalogue import MODELS
 from jaxpar.core.errors import RequestError, expect, unknown
 from jaxpar.core.kinds import MOST_COUNT, check_kinds, whole
 from jaxpar.core.roles import ROLES, check_role
@@ -241,3 +243,9 @@ class Model:
 def role_of(model: Model, dim: str) -> str:
     """The role of `dim` in `model`: what the model says, else a role of that name, else feature."""
     return model.roles.get(dim, dim if dim in ROLES else "feature")
+
+
+@lru_cache(maxsize=32)
+def of_catalogue(name: str, **changes: Any) -> Model:
+    """A catalogue's model with fields changed; one object, so that cases share what is traced."""
+    return MODELS.load(name)().with_fields(**changes)

@@ -7,6 +7,7 @@ skipping are the same for every rule, and are here.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -80,7 +81,9 @@ class Recipe:
 def make_optimizer(
     recipe: Recipe, dims: Dims, *, skips: bool = False, **options: float | bool
 ) -> Optimizer:
-    """The rule that a recipe names, with its clipping.
+    """The rule that a recipe names, with its clipping; the same object for equal arguments.
+
+    So one device's side of a comparison is made once for all layouts of a model.
 
     Args:
         recipe: what is asked for.
@@ -89,7 +92,15 @@ def make_optimizer(
             row is taken, so that a loss scale which always overflows shows in the loss.
         options: the rule's own, such as AdamW's `b2`.
     """
-    optimizer = OPTIMIZERS.load(recipe.optimizer)(recipe, dims, **options)
+    leaves, tree = jax.tree.flatten(dims, is_leaf=lambda node: isinstance(node, tuple))
+    return _made(recipe, tree, tuple(leaves), skips, tuple(sorted(options.items())))
+
+
+@lru_cache(maxsize=64)
+def _made(recipe: Recipe, tree: Any, leaves: tuple, skips: bool, options: tuple) -> Optimizer:
+    """What `make_optimizer` gives of a tree of dims taken apart."""
+    dims = jax.tree.unflatten(tree, leaves)
+    optimizer = OPTIMIZERS.load(recipe.optimizer)(recipe, dims, **dict(options))
     if recipe.clip:
         optimizer = optax.chain(optax.clip_by_global_norm(recipe.clip), optimizer)
     return optax.apply_if_finite(optimizer, SKIPS_IN_A_ROW) if skips else optimizer

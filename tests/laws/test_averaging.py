@@ -29,6 +29,8 @@ from jaxpar.step.averaging import outer_step
 from jaxpar.step.make_step import make_step
 from jaxpar.strategies.record import Averaging
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 ROUNDING = 1e-12
 """Float64 sums in another order; 1e-15 is usual."""
 

@@ -21,6 +21,8 @@ from jaxpar.measures.verify.verify import verify
 from jaxpar.program.record import compile_step
 from jaxpar.step.make_step import make_step
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 
 def laid_out(exchange: str, mesh: str, *, beside: str = "", model=None, **fields):
     """The small decoder with its sequence over model, by one exchange."""

@@ -18,6 +18,8 @@ from jaxpar.models.modules import build
 from jaxpar.models.routing import combined, dispatched, places_of, route, statistics
 from jaxpar.step.make_step import make_step
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 # Three tokens, their first and second choices: (0, 1), (1, 0), (0, 2).
 THREE: Any = np.array([[0.5, 0.375, 0.125], [0.25, 0.75, 0.0], [0.625, 0.0, 0.375]], np.float32)
 NONE = 6

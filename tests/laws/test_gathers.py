@@ -16,6 +16,8 @@ from jaxpar.program.record import compile_step
 from jaxpar.step.make_step import make_step
 from tests.small import MODES, small_model, small_strategy
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 DATA = MeshShape.parse("data=4")
 
 

@@ -26,6 +26,8 @@ from jaxpar.program.record import compile_step
 from jaxpar.step.make_step import make_step
 from jaxpar.strategies.record import ALL_GATHER, REDUCE_SCATTER, Strategy
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 BOTH = "data=4,model=2"
 
 
@@ -279,6 +281,7 @@ def test_clipping_by_the_norm_of_a_devices_own_share_is_caught():
     assert_says(verdict, "clipping by the norm of one device's share")
 
 
+@pytest.mark.draws_sharded
 def test_parameters_drawn_differently_are_caught():
     """A layout that folds its own number into the key trains another model."""
 

@@ -9,6 +9,8 @@ from test_context import laid_out
 from jaxpar.attention import ring, ulysses
 from jaxpar.measures.verify.verify import verify
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 RIGHT = ring.Ring.tiles
 
 

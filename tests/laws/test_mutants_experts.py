@@ -12,6 +12,8 @@ from jaxpar.measures.verify.verify import verify
 from jaxpar.models import moe
 from jaxpar.step.make_step import make_step
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 
 @contextmanager
 def one_place_too_few():

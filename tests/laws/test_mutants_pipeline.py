@@ -12,6 +12,8 @@ from jaxpar.step.make_step import make_step
 from jaxpar.step.pipeline import gradient
 from jaxpar.step.pipeline.timetable import BACKWARD, IDLE, Exchange, timetable
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 
 def found_wrong(monkeypatch, breaking):
     """The verdict on four stages whose timetable was broken."""

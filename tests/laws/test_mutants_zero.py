@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import pytest
 from jax.sharding import PartitionSpec as P
 from small import cpu, small_layout
 from test_mutants import assert_says, found_wrong, one_share, over_all, own, times, with_gradients
@@ -12,6 +13,8 @@ from test_mutants import assert_says, found_wrong, one_share, over_all, own, tim
 from jaxpar.core.mesh import axes_of
 from jaxpar.program.devices import device_mesh
 from jaxpar.step.make_step import make_step
+
+pytestmark = pytest.mark.usefixtures("drawn_once")
 
 WAYS = 4
 COPIES = f"replica=2,data={WAYS}"

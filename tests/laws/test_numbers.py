@@ -33,6 +33,8 @@ from jaxpar.measures.verify.verdict import BOUNDS
 from jaxpar.measures.verify.verify import verify
 from jaxpar.step.make_step import make_step
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 HEADROOM = 100
 """Honest float64 errors stay this far below the bound, so that the bound is never nearly met."""
 

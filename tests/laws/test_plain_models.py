@@ -16,7 +16,7 @@ from jaxpar.case import load_strategy
 from jaxpar.jaxprs import unify
 from jaxpar.jaxprs.rules.record import Ids
 
-pytestmark = pytest.mark.usefixtures("ranks_promoted")
+pytestmark = pytest.mark.usefixtures("ranks_promoted", "drawn_once")
 
 CPU = jaxpar.HARDWARE.load("cpu")()
 H100 = jaxpar.HARDWARE.load("h100")()
@@ -36,6 +36,10 @@ TURNS = [
 """Each model once, strategies and modes by turns: all pairs take half an hour."""
 
 
+DRAWN = ("fused", "scanned", "resnet", "mixture")
+"""Networks whose first state a layout draws: one in pieces, in a loop, by Linen, with experts."""
+
+
 def spelled_once():
     """The turns; of a network that is spelled in NNX and in Linen one in turn, the other a claim.
 
@@ -45,8 +49,10 @@ def spelled_once():
     cases = {n: [turn for turn in TURNS if turn[0].split(":")[0] == n] for n in networks}
     for turn, (_, spellings) in enumerate(cases.items()):
         for k, case in enumerate(spellings):
-            usual = k == turn % len(spellings)
-            yield pytest.param(*case, marks=() if usual else pytest.mark.claims)
+            marks = [] if k == turn % len(spellings) else [pytest.mark.claims]
+            if case[0].startswith(DRAWN):
+                marks.append(pytest.mark.draws_sharded)
+            yield pytest.param(*case, marks=marks)
 
 
 @cache

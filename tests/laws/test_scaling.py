@@ -13,6 +13,8 @@ from jaxpar.program.record import compile_step
 from jaxpar.runtime.train import Training, optimizer_of
 from jaxpar.step.make_step import make_step
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 BOTH = "data=4,model=2"
 CASES = (
     ("data", BOTH, "auto", 2),

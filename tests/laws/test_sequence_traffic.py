@@ -9,6 +9,8 @@ from itertools import product
 import pytest
 from test_traffic import FLOAT, bytes_in, inspected, on_h100
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 STRATEGIES = ("sequence", "fsdp+sequence")
 # (activations summed by tensor, scattered, gathered): a layer, and beside the layers.
 COUNTS = {"none": ((4, 4, 4), (2, 2, 2)), "full": ((5, 5, 6), (2, 2, 2))}

@@ -26,6 +26,8 @@ from jaxpar.core import hooks
 from jaxpar.core.mesh import MeshShape
 from jaxpar.inference.traced import traced_loss
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 PLAIN = ("decoder:in_nnx", "resnet:in_linen", "scanned:in_nnx")
 STRATEGIES = ("hybrid", "fsdp+tensor", "data")
 MODES = ("auto", "explicit", "manual")

@@ -26,6 +26,8 @@ from jaxpar.measures.inspect import inspect
 from jaxpar.program.record import compile_step
 from jaxpar.step.make_step import make_step
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 BOTH = "data=4,model=2"
 FLOAT = 4
 

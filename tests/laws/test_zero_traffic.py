@@ -10,6 +10,8 @@ from test_traffic import FLOAT, bytes_in, inspected, on_both, scalars
 
 from jaxpar.core.mesh import axes_of
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 COPIES = "replica=2,data=4"
 
 
