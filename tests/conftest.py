@@ -5,7 +5,6 @@ JAX's strict dtype promotion is not on: optax's own bias correction multiplies a
 
 import gc
 import os
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -29,20 +28,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # core, so that code made in parallel only adds to the work.
 FASTER = {**FEW_PASSES, "xla_cpu_parallel_codegen_split_count": 1}
 folder = TemporaryDirectory()
-
-# Machine code for described GPUs is never run, so none is made: a third of what they take. Their
-# programs' text and memory stay as they are; `test_configuration` compiles with the real tools.
-NO_TOOL = """#!/bin/sh
-case $1 in --version) echo "Cuda compilation tools, release 13.0, V13.0.88"; exit;; esac
-while [ "$1" != -o ]; do shift; done
-echo nothing > "$2"
-"""
-tools = Path(folder.name) / "bin"
-tools.mkdir()
-for tool in (tools / "ptxas", tools / "nvlink"):
-    tool.write_text(NO_TOOL, encoding="utf-8")
-    tool.chmod(0o755)
-FASTER["xla_gpu_cuda_data_dir"] = folder.name
 if jax.__version_info__ < (0, 11):
     # The older way of making code of fusions takes a third of the time. Programs for described GPUs
     # have most kernels in common: each is made once.

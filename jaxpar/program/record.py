@@ -18,6 +18,7 @@ from jaxpar.core.errors import RequestError, expect, words_of
 from jaxpar.core.kinds import MOST, whole
 from jaxpar.hardware.record import Hardware
 from jaxpar.jaxprs.equations import refuse_overflow
+from jaxpar.program.assembler import without_machine_code
 from jaxpar.program.configuration import refuse_settings, uncached
 from jaxpar.program.devices import device_mesh, refuse_to_run
 from jaxpar.program.in_parts import check_parts
@@ -239,8 +240,10 @@ class Program:
         described = self.hardware.kind == "described"
         runs_often = self.for_speed or self.hardware.kind != "simulated"
         quick = QUICK if described or not runs_often else {}
+        usual = without_machine_code() if described else {}
         with uncached() if described else nullcontext():
-            return self._asked(lowered, {**self.hardware.compiler_options, **quick} or None)
+            options = {**usual, **self.hardware.compiler_options, **quick}
+            return self._asked(lowered, options or None)
 
     def _lowered(self, jitted: Any, *arguments: Any) -> Any:
         """A function lowered for abstract arguments, its arrays of sizes that XLA can count."""
