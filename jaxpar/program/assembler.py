@@ -5,6 +5,7 @@ they are not installed. Of a described GPU nobody reads machine code: what XLA s
 allocates is decided before. So a program is compiled without CUDA's tools, and a third sooner.
 """
 
+import atexit
 import os
 from functools import cache
 from pathlib import Path
@@ -33,6 +34,7 @@ def _folder() -> "TemporaryDirectory[str] | None":
     """The folder of the stand-ins, which goes with the process."""
     try:
         folder = TemporaryDirectory(prefix="jaxpar-")
+        atexit.register(folder.cleanup)
         tools = Path(folder.name, "bin")
         tools.mkdir()
         for name in TOOLS:
