@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 from jax.extend.core import Primitive
 
+from jaxpar.attention.fused import FUSED
 from jaxpar.jaxprs.rules import TABLE, factors, is_known
 
 
@@ -134,7 +135,10 @@ OF_SOME_VERSIONS = {"call", "closed_call", "log2", "one_minus_square", "polynomi
 
 def test_every_name_in_the_tables_is_a_primitives():
     """A name that JAX does not use, or no longer, would be a rule that nobody is held to."""
+    gc.unfreeze()  # what was there before the first test is not looked through otherwise
     there = {found.name for found in gc.get_objects() if isinstance(found, Primitive)}
+    gc.freeze()
+    there |= {FUSED, f"{FUSED}_gradient"}  # our own
     assert len(there) > 200
     assert set(TABLE) - there <= OF_SOME_VERSIONS
 

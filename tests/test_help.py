@@ -47,7 +47,7 @@ def test_help_is_no_wider_than_the_terminal(columns, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
     said = printed("train transformer --help", capsys)
     assert max(len(line) for line in said.splitlines()) <= columns
-    assert "".join(said.split()).count("allbutsavednames") == 1
+    assert "".join(said.split()).count("allbutnamesjoinedbycommas") == 1
 
 
 def test_every_field_has_its_line():

@@ -117,7 +117,7 @@ def compiled(name: str, strategy: str, mesh: str, *, rows: int, **changes: Any) 
     """A model's step on described H100s; "small" is Llama's shape at `SMALL`, "plain" Linen's."""
     recipe = {**RECIPE, **changes}
     if name == "plain":
-        model = plain_model(rows, recipe["sequence"], **{**SMALL, **changes})
+        model = plain_model(rows, recipe["sequence"], **SMALL)
     else:
         sizes = SMALL if name == "small" else {}
         called = "llama2_7b" if name == "small" else name

@@ -43,7 +43,11 @@ ABSENT = "absent"
 NEWER = {"log2": (0, 11), "one_minus_square": (0, 11), "polynomial": (0, 12)}
 """Primitives that came with a later JAX than the oldest supported: since when."""
 
-WITHOUT_CASE = {"reshard": "it is types that it changes, and it is lowered for a mesh only"}
+WITHOUT_CASE = {
+    "reshard": "it is types that it changes, and it is lowered for a mesh only",
+    "fused_attention": "it is lowered to a call of a library, of which Shardy knows no dims",
+    "fused_attention_gradient": "likewise",
+}
 
 SILENT = {
     "erf": "an operation of MHLO by the time that CHLO is gone, and Shardy knows none of those",
