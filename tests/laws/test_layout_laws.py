@@ -196,10 +196,11 @@ digits = lay_out(MODELS.load("mlp")(), strategy=load_strategy("data"), mesh=Mesh
 for name in OPTIMIZERS.names():
     make_step(digits, optimizer=optimizer_of(Training(optimizer=name), digits))
 made, refused = [], []
-for model, (strategy, mesh) in product(MODELS.names(), strategies.items()):
+models = {name: MODELS.load(name)() for name in MODELS.names()}
+for model, (strategy, mesh) in product(models, strategies.items()):
     try:
         layout = lay_out(
-            MODELS.load(model)(), strategy=load_strategy(strategy), mesh=MeshShape.parse(mesh)
+            models[model], strategy=load_strategy(strategy), mesh=MeshShape.parse(mesh)
         )
         for mode in modes if model in kinds else ():
             make_step(layout, mode=mode)
