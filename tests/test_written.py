@@ -146,6 +146,9 @@ OTHERS = {
         jnp.where(q[:, :, :1, 0].swapaxes(1, 2)[:, None] > 0, scores(q, k), -1e9), v
     ),
     "a mask that weighs": lambda q, k, v: weighed(jnp.where(CAUSAL, scores(q, k), -3.0), v),
+    "a mask that is scaled away": lambda q, k, v: weighed(
+        jnp.where(CAUSAL, scores(q, k), -1e9) * 1e-9, v
+    ),
     "a bias": lambda q, k, v: weighed(scores(q, k) + jnp.linspace(0, 1, LENGTH), v),
     "a cap on scores": lambda q, k, v: weighed(jnp.tanh(scores(q, k)), v),
     "a temperature that is learned": lambda q, k, v: weighed(scores(q, k) * q[0, 0, 0, 0], v),

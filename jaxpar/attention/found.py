@@ -122,6 +122,8 @@ class _Walk:
             self.mask(eqn)
         elif name == "add":
             self.masks.append(self.hidden_by(others[0]))
+        elif self.masks:  # which would be scaled too
+            raise Unlike
         elif name == "mul":
             self.scale *= self.constants.scalar(others[0])
         elif self.is_here(eqn.invars[0]):
