@@ -114,7 +114,10 @@ layouts = st.sampled_from(
 )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+EVERY_CHECK: Any = list(HealthCheck)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=EVERY_CHECK)
 @given(networks)
 def test_dims_are_found_in_whatever_order_arguments_come(parts):
     """Which dims are one, and what each is for, is the network's, not the order's."""
@@ -124,7 +127,7 @@ def test_dims_are_found_in_whatever_order_arguments_come(parts):
     assert classes_of(model_of(parts, order[::-1]), order[::-1]) == found
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=EVERY_CHECK)
 @given(networks)
 def test_no_array_has_two_dims_that_are_split_alike(parts):
     """A choice of inner widths is one that every weight can bear."""
@@ -132,9 +135,6 @@ def test_no_array_has_two_dims_that_are_split_alike(parts):
     for dims in model.dims.values():
         roles = [model.roles[d] for d in dims]
         assert sum(role in ("inner", "heads", "vocabulary") for role in roles) <= 1
-
-
-EVERY_CHECK: Any = list(HealthCheck)
 
 
 @pytest.mark.parametrize("mode", ["auto", "manual"])
