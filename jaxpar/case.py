@@ -21,7 +21,7 @@ from jaxpar.core.errors import RequestError, expect, unknown, words_of
 from jaxpar.core.kinds import fitting, kinds_of
 from jaxpar.core.mesh import MeshShape
 from jaxpar.data.record import Dataset
-from jaxpar.hardware.record import Hardware
+from jaxpar.hardware.record import XLA, Hardware
 from jaxpar.inference.calling import told, trying
 from jaxpar.layout.lay_out import lay_out
 from jaxpar.layout.record import Layout
@@ -34,9 +34,6 @@ from jaxpar.runtime.train import Training, optimizer_of, set_fields
 from jaxpar.step.make_step import make_step
 from jaxpar.step.record import Step
 from jaxpar.strategies.record import Strategy, combine, parts
-
-XLA = "xla."
-"""What the names of XLA's own options begin with among the fields of a case."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ class Case:
         batch = {"size": changes.pop("batch")} if "batch" in changes else {}
         told = {name: changes.pop(name) for name in list(changes) if name.startswith(XLA)}
         training, changes = set_fields(Training(), _typed(Training(), changes))
-        hardware = HARDWARE.load(self.hardware)().with_options(_xla_options(told))
+        hardware = HARDWARE.load(self.hardware)().with_options(told)
         usual = "data=1" if hardware.kind == "local" else "data=4,model=2"
         mesh = MeshShape.parse(usual if self.mesh is None else self.mesh)
         prepare(mesh, hardware)
@@ -146,16 +143,6 @@ class Resolved:
     def load_data(self) -> Dataset:
         """What the case is trained and tested on."""
         return load_data(self.layout.model, self.case.data)
-
-
-def _xla_options(told: Mapping[str, Any]) -> dict[str, bool | int | str]:
-    """XLA's options by its own names, from `xla.NAME`, where NAME may leave out "xla_"."""
-    options = {}
-    for name, value in told.items():
-        if not isinstance(value, bool | int | str):
-            raise RequestError(f"--set {name}={value}: give XLA a number, a word, true or false")
-        options[f"xla_{name.removeprefix(XLA).removeprefix('xla_')}"] = value
-    return options
 
 
 def load_model(name: str) -> Model:

@@ -8,7 +8,7 @@ from flax import nnx
 import jaxpar
 from jaxpar.step.make_step import make_step
 from jaxpar.step.narrowed import narrowed, read_again
-from jaxpar.step.said import said_loss
+from jaxpar.step.rewritten import rewritten_loss
 
 BF16 = jnp.dtype("bfloat16")
 
@@ -56,7 +56,7 @@ def carried(w, x):
     ],
 )  # fmt: skip
 def test_the_one_cast_of_a_weight_is_found(apply, is_narrowed):
-    found = narrowed(said_loss(model_of(apply)))
+    found = narrowed(rewritten_loss(model_of(apply)))
     assert found == ({"matrix": BF16} if is_narrowed else {})
 
 
@@ -84,7 +84,9 @@ def test_what_only_a_rematerialized_part_reads_is_gathered_again_in_backward():
 
     for apply, gathers in ((within, 2), (outside_too, 1)):
         model = model_of(apply)
-        assert read_again(said_loss(model)) == (frozenset({"matrix"}) if gathers == 2 else set())
+        assert read_again(rewritten_loss(model)) == (
+            frozenset({"matrix"}) if gathers == 2 else set()
+        )
         strategy = jaxpar.STRATEGIES.load("fsdp")(whole_below=0)
         layout = jaxpar.lay_out(model, strategy=strategy, mesh="data=4")
         program = jaxpar.compile_step(make_step(layout), hardware="cpu", for_speed=False)

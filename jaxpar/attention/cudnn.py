@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxpar.core.varying import as_varying, varying, varying_shape
 
 LARGEST_HEAD = 256
-"""Elements of a head that cuDNN takes at most, on Hopper and newer; 128 before."""
+"""Elements of a head that cuDNN takes at most, on Hopper and newer; see `core.nvidia.fuses`."""
 
 _TYPES = {"bfloat16": "BF16", "float16": "F16"}
 """The types that it takes, and what XLA calls them."""

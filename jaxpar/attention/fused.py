@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 from jaxpar.attention import blocks, cudnn
 from jaxpar.core.errors import LayoutError
 from jaxpar.core.hooks import ATTENDED
-from jaxpar.core.nvidia import has_cudnn
+from jaxpar.core.nvidia import fuses
 from jaxpar.core.varying import as_varying, varying
 
 FUSED = "fused_attention"
@@ -187,7 +187,7 @@ def _define(primitive: Primitive, types: Any, plain: Any, by_cudnn: Any) -> None
     """Tell JAX what a primitive is: on NVIDIA GPUs `by_cudnn` where there is one, else `plain`."""
 
     def on_cuda(*operands, **how):
-        return (by_cudnn if has_cudnn() else plain)(*operands, **how)
+        return (by_cudnn if fuses(operands[0].shape[-1]) else plain)(*operands, **how)
 
     def jvp(primals, tangents, **how):
         # Of the gradient itself, as a Hessian asks for: the plain one has derivatives.

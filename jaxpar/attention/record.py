@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 from jax.sharding import PartitionSpec
@@ -80,21 +80,11 @@ class Local:
     deal: ClassVar[None] = None
     positions: ClassVar[None] = None
 
-    def __call__(
-        self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        *,
-        causal: bool = True,
-        implementation: str = "auto",
-        scale: float | None = None,
-    ) -> jax.Array:
-        """Attention, fused where it can be; as in `hooks.attention`."""
-        scale = hooks.scale_of(q, scale)
-        if not suits(q, v, implementation):
-            return hooks.attention(q, k, v, causal=causal, scale=scale)
-        here = partial(attend, causal, scale)
+    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, **how: Any) -> jax.Array:
+        """Attention, fused where it can be; `how` is what the hook `attend` was asked for."""
+        if not suits(q, v, how["implementation"]):
+            return hooks.attention(q, k, v, **how)
+        here = partial(attend, how["causal"], how["scale"])
         if self.split is None:
             return here(q, k, v)
         return self.split.fitting(q.shape).over_shards(here, q, k, v)
@@ -112,7 +102,7 @@ class Whole:
     deal: ClassVar[None] = None
     positions: ClassVar[None] = None
 
-    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, **how) -> jax.Array:
+    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, **how: Any) -> jax.Array:
         """Attention as in `hooks.attention`."""
         return hooks.attention(q, k, v, **how)
 
@@ -151,17 +141,6 @@ class Exchange:
         """Itself: it is mapped to devices by what it is."""
         return self
 
-    def __call__(
-        self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        *,
-        causal: bool = True,
-        implementation: str = "auto",
-        scale: float | None = None,
-    ) -> jax.Array:
-        """Attention over the whole sequence; as in `hooks.attention`."""
-        how = {"causal": causal, "implementation": implementation}
-        local = partial(self.local, **how, scale=hooks.scale_of(q, scale))
-        return self.split.over_shards(local, q, k, v)
+    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, **how: Any) -> jax.Array:
+        """Attention over the whole sequence; `how` is what the hook `attend` was asked for."""
+        return self.split.over_shards(partial(self.local, **how), q, k, v)

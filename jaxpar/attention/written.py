@@ -1,4 +1,4 @@
-"""Attention as people write it, said as the hook `attend`: so that it is fused as ours is.
+"""Attention as people write it, made the hook `attend`, so that it is fused as ours is.
 
 In `jax.nn.dot_product_attention`, in Flax's layers and in what is written by hand; see `found` for
 what is known as attention. All else stays as it is written.
@@ -25,16 +25,16 @@ from jaxpar.jaxprs.rules import rule_of
 
 
 def fused_where_written(closed: ClosedJaxpr) -> ClosedJaxpr:
-    """The same function, the attentions in it that can be fused said as the hook `attend`.
+    """The same function, the attentions in it that can be fused made the hook `attend`.
 
     Itself where there is none.
     """
     if not any(is_product(eqn) for eqn, _ in equations(closed)):
         return closed
-    sayer = _Sayer()
+    rewriter = _Rewriter()
     # Calls are inlined first: JAX's own functions are full of them.
-    said = _traced(sayer, _traced(Interpreter(), closed))
-    return said if sayer.found else closed
+    made = _traced(rewriter, _traced(Interpreter(), closed))
+    return made if rewriter.found else closed
 
 
 def _traced(interpreter: Interpreter, closed: ClosedJaxpr) -> ClosedJaxpr:
@@ -52,7 +52,7 @@ class _Beside:
     attentions: list[Attention]
 
 
-class _Sayer(Interpreter):
+class _Rewriter(Interpreter):
     """Evaluates a jaxpr, its attentions by the hook.
 
     Attributes:

@@ -14,8 +14,9 @@ from typing import Any
 
 from absl import flags
 
-from jaxpar.case import XLA, Case
+from jaxpar.case import Case
 from jaxpar.core.errors import RequestError, unknown
+from jaxpar.hardware.record import XLA
 
 VALUES = flags.FlagValues()
 VALUES.set_gnu_getopt(True)

@@ -3,6 +3,11 @@
 from importlib.util import find_spec
 from pathlib import Path
 
+import jax
+
+AMPERE, HOPPER = (8, 0), (9, 0)
+"""Compute capabilities from which cuDNN fuses attention: of heads up to 128 elements, and 256."""
+
 
 def has_nvidia_gpu() -> bool:
     """Whether this machine has an NVIDIA GPU, found as JAX does and without starting it."""
@@ -17,3 +22,19 @@ def has_cudnn() -> bool:
         wheel = None
     # Where there is a GPU, JAX uses it only with cuDNN, wherever that was installed from.
     return wheel is not None or has_nvidia_gpu()
+
+
+def fuses(head_dim: int) -> bool:
+    """Whether attention with heads of so many elements is cuDNN's where XLA compiles for CUDA.
+
+    By this machine's GPUs where JAX has any, whose oldest decides; else for described ones, which
+    are Hopper's.
+    """
+    if not has_cudnn():
+        return False
+    try:
+        here = jax.devices("cuda") if has_nvidia_gpu() else []
+    except RuntimeError:  # JAX was told not to look for them
+        here = []
+    found = [tuple(map(int, d.compute_capability.split("."))) for d in here]
+    return min(found, default=HOPPER) >= (HOPPER if head_dim > 128 else AMPERE)

@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from jaxpar.core.catalogue import HARDWARE
-from jaxpar.core.errors import expect, unknown
+from jaxpar.core.errors import RequestError, expect, unknown
+
+XLA = "xla."
+"""What the names of XLA's own options begin with among the fields of a case."""
 
 KINDS = ("simulated", "local", "described")
 
@@ -57,9 +61,21 @@ class Hardware:
         if not isinstance(self.kind, str) or self.kind not in KINDS:
             raise unknown("kind of hardware", self.kind, KINDS)
 
-    def with_options(self, options: Mapping[str, bool | int | str]) -> "Hardware":
-        """The same hardware, XLA told `options` beside its own, or instead of the same of them."""
-        return replace(self, compiler_options={**self.compiler_options, **options})
+    def with_options(self, told: Mapping[str, Any]) -> "Hardware":
+        """The same hardware, XLA told more, or otherwise than it is usually told.
+
+        Args:
+            told: by `xla.NAME`, where NAME may leave out "xla_".
+
+        Raises:
+            RequestError: a value that is no number, word, true or false.
+        """
+        options = dict(self.compiler_options)
+        for name, value in told.items():
+            if not isinstance(value, bool | int | str):
+                raise RequestError(f"{name}={value}: give XLA a number, a word, true or false")
+            options[f"xla_{name.removeprefix(XLA).removeprefix('xla_')}"] = value
+        return replace(self, compiler_options=options)
 
     @classmethod
     def of(cls, hardware: "Hardware | str") -> "Hardware":

@@ -3,7 +3,7 @@
 from jaxpar.attention.cudnn import unfit
 from jaxpar.attention.fused import FUSED
 from jaxpar.core.annotations import ATTEND
-from jaxpar.core.nvidia import has_cudnn
+from jaxpar.core.nvidia import fuses, has_cudnn
 from jaxpar.jaxprs.equations import equations
 from jaxpar.program.record import Program
 
@@ -21,11 +21,11 @@ def attention_of(program: Program) -> str:
         return "" if simulated else f"attention is whole, every score held: {_why(calls)}"
     if simulated:
         return "attention is computed in blocks of keys here, and fused by cuDNN on NVIDIA GPUs"
+    blocks = "attention is computed in blocks of keys, which takes longer than fused: "
     if not has_cudnn():
-        return (
-            "attention is computed in blocks of keys, which takes longer than fused: cuDNN is not "
-            f"here for XLA to compile with ({INSTALL})"
-        )
+        return f"{blocks}cuDNN is not here for XLA to compile with ({INSTALL})"
+    if not all(fuses(call.invars[0].aval.shape[-1]) for call in calls):
+        return f"{blocks}this machine's GPUs are older than cuDNN's needs for such heads"
     return "attention is fused by cuDNN, and no score is held"
 
 

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxpar.core import hooks
 from jaxpar.core.errors import RequestError
-from jaxpar.models import transformer
+from jaxpar.models import layers, transformer
 from jaxpar.models.classify import scores
 from jaxpar.models.record import Mean, Model, weighted_mean
 from jaxpar.models.routing import combined, dispatched, places_of, route, statistics
@@ -69,7 +69,7 @@ class Block(transformer.Block):
     def _make_feed_forward(self, out: float, rngs: nnx.Rngs) -> None:
         """Create the router and the experts' two stacks of matrices; `out` scales the second."""
         c, sides = self.config, 2 if self.config.gated else 1
-        normal, param = nnx.initializers.normal, transformer.param
+        normal, param = nnx.initializers.normal, layers.param
         # Every device scores all experts for its own tokens: not the dim of the experts themselves.
         self.router = param(rngs, normal(0.02), (c.width, c.experts), ("embed", "choices"))
         shape = (c.experts, c.width, sides, c.ffn)

@@ -18,6 +18,7 @@ from jaxpar.core.errors import RequestError, unknown
 from jaxpar.core.jax_compat import setting
 from jaxpar.models.classify import scores
 from jaxpar.models.head import logits_of
+from jaxpar.models.layers import ZEROS, Norm, along, biased, dropped, normal, param, rotate
 from jaxpar.models.record import Field, Mean, Model, check_sizes
 
 ACTIVATIONS = {
@@ -145,54 +146,6 @@ class Transformer:
         return self.head_dim or self.width // self.heads
 
 
-def param(rngs: nnx.Rngs, init, shape: tuple[int, ...], dims: tuple[str, ...]) -> nnx.Param:
-    """A float32 parameter drawn by `init`, with a name for each dim."""
-    return nnx.Param(init(rngs.params(), shape, jnp.float32), out_sharding=dims)
-
-
-def _normal(scale: float):
-    return nnx.initializers.normal(scale)
-
-
-def _along(value: jax.Array, x: jax.Array) -> jax.Array:
-    """`value`, of the last dims of `x`, with as many dims as it has."""
-    return jnp.expand_dims(value, range(x.ndim - value.ndim))
-
-
-def _biased(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
-    """`x` and a bias of its last dims, if there is one."""
-    return x if bias is None else x + _along(bias[...].astype(x.dtype), x)
-
-
-_zeros, _ones = nnx.initializers.zeros_init(), nnx.initializers.ones_init()
-
-
-class Norm(nnx.Module):
-    """Root-mean-square or layer norm over the residual width, statistics in at least float32."""
-
-    def __init__(self, config: Transformer, rngs: nnx.Rngs):
-        self.scale = param(rngs, _ones, (config.width,), ("embed",))
-        self.shift = (
-            param(rngs, _zeros, (config.width,), ("embed",))
-            if config.norm == "layer" and config.bias
-            else None
-        )
-        self.centred, self.epsilon = config.norm == "layer", config.norm_epsilon
-
-    def __call__(self, x_BSD: jax.Array) -> jax.Array:
-        """Normalise the last dim."""
-        wide = x_BSD.astype(jnp.promote_types(x_BSD.dtype, jnp.float32))
-        if self.centred:
-            # Times one, where a cast does nothing: in backward all that the norm makes of `wide` is
-            # then added up before it joins the residual's cotangent. Joined term by term, a mean's
-            # last, XLA:CPU adds up the cotangents of all later layers again wherever one is read.
-            wide = 1.0 * wide
-            wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        power = jnp.mean(wide * wide, axis=-1, keepdims=True)
-        y = wide * jax.lax.rsqrt(power + self.epsilon) * _along(self.scale[...], wide)
-        return _biased(y, self.shift).astype(x_BSD.dtype)
-
-
 class Block(nnx.Module):
     """Attention and a feed-forward part, each added to the residual: (B, S, D) -> (B, S, D)."""
 
@@ -203,19 +156,19 @@ class Block(nnx.Module):
         self.attention_norm = Norm(c, rngs)
         self.qkv = param(
             rngs,
-            _normal(0.02),
+            normal(0.02),
             (c.width, c.key_value_heads, group + 2, c.head_width),
             ("embed", *heads),
         )
         self.out = param(
             rngs,
-            _normal(0.02 * out),
+            normal(0.02 * out),
             (c.key_value_heads, group, c.head_width, c.width),
             ("kv_heads", "group", "head_dim", "embed"),
         )
         shape = (c.key_value_heads, group + 2, c.head_width)
-        self.qkv_bias = param(rngs, _zeros, shape, heads) if c.bias else None
-        self.out_bias = param(rngs, _zeros, (c.width,), ("embed",)) if c.bias else None
+        self.qkv_bias = param(rngs, ZEROS, shape, heads) if c.bias else None
+        self.out_bias = param(rngs, ZEROS, (c.width,), ("embed",)) if c.bias else None
         self.ffn_norm = Norm(c, rngs)
         self._make_feed_forward(out, rngs)
 
@@ -225,10 +178,10 @@ class Block(nnx.Module):
         # copies the weight of a product that sums over two of its dims.
         sides, names = ((2,), ("sides",)) if c.gated else ((), ())
         shape, dims = (c.width, *sides, c.ffn), ("embed", *names, "ffn")
-        self.up = param(rngs, _normal(0.02), shape, dims)
-        self.down = param(rngs, _normal(0.02 * out), (c.ffn, c.width), ("ffn", "embed"))
-        self.up_bias = param(rngs, _zeros, shape[1:], dims[1:]) if c.bias else None
-        self.down_bias = param(rngs, _zeros, (c.width,), ("embed",)) if c.bias else None
+        self.up = param(rngs, normal(0.02), shape, dims)
+        self.down = param(rngs, normal(0.02 * out), (c.ffn, c.width), ("ffn", "embed"))
+        self.up_bias = param(rngs, ZEROS, shape[1:], dims[1:]) if c.bias else None
+        self.down_bias = param(rngs, ZEROS, (c.width,), ("embed",)) if c.bias else None
 
     def __call__(self, x_BSD, key, *, attend) -> jax.Array:
         """Run one block; `key` draws its dropout masks, None leaves dropout out."""
@@ -243,7 +196,7 @@ class Block(nnx.Module):
 
     def _attention(self, x_BSD, attend):
         qkv_BSKCH = jnp.einsum("bsd,defh->bsefh", x_BSD, self.qkv[...].astype(x_BSD.dtype))
-        qkv_BSKCH = _biased(qkv_BSKCH, self.qkv_bias)
+        qkv_BSKCH = biased(qkv_BSKCH, self.qkv_bias)
         group = qkv_BSKCH.shape[3] - 2
         q_BSKGH, k_BSK1H = qkv_BSKCH[:, :, :, :group], qkv_BSKCH[:, :, :, group : group + 1]
         if self.config.positions == "rope":
@@ -255,41 +208,19 @@ class Block(nnx.Module):
         kept = zip((q_BSKGH, k_BSKH, v_BSKH), SAVED_NAMES, strict=False)
         y_BSKGH = attend(*(checkpoint_name(x, name) for x, name in kept), **how)
         y_BSD = jnp.einsum("bsefh,efhd->bsd", y_BSKGH, self.out[...].astype(x_BSD.dtype))
-        return checkpoint_name(_biased(y_BSD, self.out_bias), "out_proj")
+        return checkpoint_name(biased(y_BSD, self.out_bias), "out_proj")
 
     def _feed_forward(self, x_BSD):
         c = "c" if self.config.gated else ""
         h = jnp.einsum(f"bsd,d{c}f->bs{c}f", x_BSD, self.up[...].astype(x_BSD.dtype))
-        h = checkpoint_name(_biased(h, self.up_bias), "ffn_inner")
+        h = checkpoint_name(biased(h, self.up_bias), "ffn_inner")
         activation = ACTIVATIONS[self.config.activation]
         y_BSF = activation(h[:, :, 0]) * h[:, :, 1] if self.config.gated else activation(h)
         y_BSD = jnp.einsum("bsf,fd->bsd", y_BSF, self.down[...].astype(x_BSD.dtype))
-        return checkpoint_name(_biased(y_BSD, self.down_bias), "mlp_out")
+        return checkpoint_name(biased(y_BSD, self.down_bias), "mlp_out")
 
     def _dropped(self, y_BSD, key):
         return dropped(y_BSD, self.config.dropout, key)
-
-
-def dropped(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zero each element with probability `rate` and scale the rest, so that the mean stays."""
-    if key is None or rate == 0:
-        return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
-
-
-def rotate(x_BSKCH: jax.Array, base: float, at_S: jax.Array) -> jax.Array:
-    """Rotary positions (Su et al. 2021): turn halves of head_dim against each other by position.
-
-    `at_S` says where the rows stand.
-    """
-    wide = jnp.promote_types(x_BSKCH.dtype, jnp.float32)
-    half = x_BSKCH.shape[-1] // 2
-    rate_H = base ** (-jnp.arange(half, dtype=wide) / half)
-    angle_SH = at_S.astype(wide)[:, None] * rate_H[None]
-    angle_BSKCH = _along(angle_SH[:, None, None, :], x_BSKCH)
-    cos, sin = (f(angle_BSKCH).astype(x_BSKCH.dtype) for f in (jnp.cos, jnp.sin))
-    a, b = x_BSKCH[..., :half], x_BSKCH[..., half:]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
 class Decoder(nnx.Module):
@@ -300,10 +231,10 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: Transformer, rngs: nnx.Rngs):
         c = self.config = config
-        self.embedding = param(rngs, _normal(0.02), (c.vocabulary, c.width), ("vocab", "embed"))
+        self.embedding = param(rngs, normal(0.02), (c.vocabulary, c.width), ("vocab", "embed"))
         if c.positions == "learned":
             self.positions = param(
-                rngs, _normal(0.02), (c.sequence, c.width), ("positions", "embed")
+                rngs, normal(0.02), (c.sequence, c.width), ("positions", "embed")
             )
 
         @nnx.split_rngs(splits=c.layers)
@@ -314,7 +245,7 @@ class Decoder(nnx.Module):
         self.blocks = stack(rngs)
         self.norm = Norm(c, rngs)
         if not c.tied:
-            self.head = param(rngs, _normal(0.02), (c.width, c.vocabulary), ("embed", "vocab"))
+            self.head = param(rngs, normal(0.02), (c.width, c.vocabulary), ("embed", "vocab"))
 
     def __call__(self, tokens_BS, key=None, *, through=hooks.in_order, attend=hooks.attention):
         """Score the next token at every position; `key` draws the dropout masks."""
@@ -328,7 +259,7 @@ class Decoder(nnx.Module):
         x_BSD = hooks.leaving(self.embedding[...].astype(dtype)[tokens_BS], RESIDUAL)
         if c.positions == "learned":
             rows_SD = self.positions[...].astype(dtype)[: tokens_BS.shape[1]]
-            x_BSD = x_BSD + _along(hooks.in_position_order(rows_SD), x_BSD)
+            x_BSD = x_BSD + along(hooks.in_position_order(rows_SD), x_BSD)
         if key is None or c.dropout == 0:
             return x_BSD, None
         key, first = jax.random.split(key)

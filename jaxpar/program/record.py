@@ -14,11 +14,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from jaxpar.core.errors import RequestError, expect, words_of
+from jaxpar.core.errors import RequestError, expect
 from jaxpar.core.kinds import MOST, whole
 from jaxpar.hardware.record import Hardware
 from jaxpar.jaxprs.equations import refuse_overflow
 from jaxpar.program.assembler import without_machine_code
+from jaxpar.program.compiled import compiled
 from jaxpar.program.configuration import refuse_settings, uncached
 from jaxpar.program.devices import device_mesh, refuse_to_run
 from jaxpar.program.in_parts import check_parts
@@ -254,21 +255,7 @@ class Program:
 
     def _asked(self, lowered: Any, options: Mapping[str, Any] | None) -> Any:
         """What XLA makes of a lowered function; what it refuses is told in its words."""
-        try:
-            return lowered.compile(options)
-        except jax.errors.JaxRuntimeError as error:
-            if "compile option" in (words := str(error)) or "While setting option" in words:
-                said = words_of(error).partition(": ")[2] or words_of(error)
-                raise RequestError(
-                    f"XLA of jax {jax.__version__} does not take an option of hardware "
-                    f"'{self.hardware.name}' ({said}): use --set xla.NAME=value with a name and a "
-                    "value that it knows"
-                ) from error
-            raise RequestError(
-                f"XLA cannot compile model '{self.step.layout.model.name}' for hardware "
-                f"'{self.hardware.name}' ({words_of(error)[:300]}): use smaller sizes, or another "
-                "layout"
-            ) from error
+        return compiled(lowered, options, self.step.layout.model.name, self.hardware.name)
 
     def _quickly(self, function, *arguments) -> Any:
         """Compile what runs only a few times."""

@@ -7,6 +7,7 @@ GPU, where there is one.
 import json
 import re
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from small import cpu, needs_cudnn, needs_gpu_compiler, small_layout
 from test_traffic import BOTH
 
 from jaxpar.attention import blocks, fused, record, ulysses
-from jaxpar.core import hooks
+from jaxpar.core import hooks, nvidia
 from jaxpar.core.errors import LayoutError
 from jaxpar.measures.inspect import inspect
 from jaxpar.measures.verify.verify import verify
@@ -147,7 +148,7 @@ def calls(text: str) -> list[tuple[str, dict[str, Any]]]:
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_call_says_what_is_asked_for(causal, monkeypatch):
     """Mask, scale and shapes of both calls, lowered for CUDA without any of it here."""
-    monkeypatch.setattr(fused, "has_cudnn", lambda: True)
+    monkeypatch.setattr(fused, "fuses", lambda head_dim: True)
     q, k, v, dy = operands(dtype="bfloat16")
 
     def both(q, k, v, dy):
@@ -167,10 +168,22 @@ def test_the_call_says_what_is_asked_for(causal, monkeypatch):
 
 def test_without_cudnn_no_call_is_made(monkeypatch):
     """Then XLA compiles blocks of keys, on GPUs too."""
-    monkeypatch.setattr(fused, "has_cudnn", lambda: False)
+    monkeypatch.setattr(fused, "fuses", lambda head_dim: False)
     q, k, v = operands(dtype="bfloat16", count=3)
     traced = jax.jit(lambda *x: fused.attend(True, SCALE, *x)).trace(q, k, v)
     assert not calls(traced.lower(lowering_platforms=("cuda",)).as_text())
+
+
+@pytest.mark.parametrize(
+    ("here", "fused_heads"), [((), (128, 256)), (("8.0", "9.0"), (128,)), (("7.5",), ())]
+)
+def test_gpus_that_are_too_old_are_not_asked(here, fused_heads, monkeypatch):
+    """The oldest of this machine's decides; without one the described ones do, which are new."""
+    monkeypatch.setattr(nvidia, "has_cudnn", lambda: True)
+    monkeypatch.setattr(nvidia, "has_nvidia_gpu", lambda: bool(here))
+    gpus = [SimpleNamespace(compute_capability=capability) for capability in here]
+    monkeypatch.setattr(jax, "devices", lambda platform: gpus)
+    assert [head for head in (128, 256) if nvidia.fuses(head)] == list(fused_heads)
 
 
 def test_attention_that_cudnn_cannot_fuse_is_whole_or_refused():

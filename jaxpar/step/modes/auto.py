@@ -35,7 +35,7 @@ from jaxpar.step.modes import pipeline
 from jaxpar.step.modes.record import Asked, Differentiated
 from jaxpar.step.narrowed import narrowed, read_again
 from jaxpar.step.placement import Placement, placement
-from jaxpar.step.said import said_loss
+from jaxpar.step.rewritten import rewritten_loss
 
 
 def mode(asked: Asked) -> Differentiated:
@@ -59,7 +59,7 @@ def evaluation(layout: Layout) -> Callable[..., dict[str, Any]]:
     """(parameters, model_state, batch) -> {name: Mean}, without dropout or changing statistics."""
 
     def evaluate(parameters, model_state, batch):
-        traced = said_loss(layout.model, train=False)
+        traced = rewritten_loss(layout.model, train=False)
         if layout.mesh.devices == 1:
             loss = filled_loss(layout, traced, lambda: Filled(layout.attention))
         else:

@@ -10,7 +10,7 @@ from jaxpar.core.errors import LayoutError
 from jaxpar.layout.stages import runs_in_stages, schedule_for
 from jaxpar.step.modes.record import Asked, Differentiated
 from jaxpar.step.pipeline import evaluate_in_stages, staged, take_apart
-from jaxpar.step.said import said_loss
+from jaxpar.step.rewritten import rewritten_loss
 
 
 def mode(asked: Asked) -> Differentiated:
@@ -31,7 +31,7 @@ def mode(asked: Asked) -> Differentiated:
 
     def evaluate(parameters, model_state, batch):
         del model_state
-        tested = said_loss(asked.microbatch.model, train=False)
+        tested = rewritten_loss(asked.microbatch.model, train=False)
         run = evaluate_in_stages(layout, take_apart(asked.microbatch, tested), schedule)
         return run(parameters, batch)
 

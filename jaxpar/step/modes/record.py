@@ -14,7 +14,7 @@ from typing import Any
 from jaxpar.inference.record import TracedLoss
 from jaxpar.layout.record import Layout
 from jaxpar.step.placement import Placement, placement
-from jaxpar.step.said import said_loss
+from jaxpar.step.rewritten import rewritten_loss
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Asked:
     @cached_property
     def loss(self) -> TracedLoss:
         """The loss in training, on the rows of one microbatch."""
-        return said_loss(self.microbatch.model)
+        return rewritten_loss(self.microbatch.model)
 
     @cached_property
     def microbatch(self) -> Layout:

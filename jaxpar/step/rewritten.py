@@ -1,4 +1,4 @@
-"""A model's traced loss as a step computes it: attention that can be fused said as the hook."""
+"""A model's traced loss as a step computes it: attention that can be fused is the hook `attend`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from jaxpar.inference.traced import traced_loss
 from jaxpar.models.record import Model
 
 
-def said_loss(model: Model, *, train: bool = True) -> TracedLoss:
+def rewritten_loss(model: Model, *, train: bool = True) -> TracedLoss:
     """The loss of a model on a batch of its size, remembered with its trace.
 
     Args:
         model, train: as in `traced_loss`.
     """
     traced = traced_loss(model, train=train)
-    about = ("said", id(traced.closed))
+    about = ("rewritten", id(traced.closed))
     if about not in model.traced:
         # With the trace, so that its identity stays its own.
         model.traced[about] = (replace(traced, closed=fused_where_written(traced.closed)), traced)

@@ -1,0 +1,37 @@
+"""What XLA makes of a lowered function, and what it says where it makes nothing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from jaxpar.core.errors import RequestError, words_of
+
+
+def compiled(lowered: Any, options: Mapping[str, Any] | None, model: str, hardware: str) -> Any:
+    """The compiled form of a lowered function.
+
+    Args:
+        lowered: from `jax.jit(...).lower(...)`.
+        options: XLA's, by its own names.
+        model, hardware: their names, for people.
+
+    Raises:
+        RequestError: XLA refuses an option or the program, in its words.
+    """
+    try:
+        return lowered.compile(options)
+    except jax.errors.JaxRuntimeError as error:
+        words = words_of(error)
+        if "compile option" in words or "While setting option" in words:
+            raise RequestError(
+                f"XLA of jax {jax.__version__} does not take an option of hardware '{hardware}' "
+                f"({words.partition(': ')[2] or words}): use --set xla.NAME=value with a name and "
+                "a value that it knows"
+            ) from error
+        raise RequestError(
+            f"XLA cannot compile model '{model}' for hardware '{hardware}' ({words[:300]}): use "
+            "smaller sizes, or another layout"
+        ) from error
