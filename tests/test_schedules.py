@@ -1,5 +1,6 @@
 """Schedules as tables, and the timetables that devices walk by: pure numbers, nothing compiled."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -119,6 +120,20 @@ def test_one_permute_a_tick_serves_both_ways_where_neighbours_take_turns():
             ticks = 2 * (m + k - 1)
             most = ticks // 2 if (name, k) == ("one_f_one_b", 2) else ticks
             assert timetable(made(name, k, m)).permutes == most
+
+
+@pytest.mark.parametrize(
+    ("stages", "microbatches", "permutes"), [(4, 8, 40), (4, 16, 72), (8, 16, 85), (3, 9, 65)]
+)
+def test_interleaved_stages_permute_little_more_than_they_send(stages, microbatches, permutes):
+    """A permute a tick, but where activations and gradients collide: until all stages take turns,
+    and with an odd number of stages as long as both kinds are under way."""
+    schedule = made("interleaved", stages, microbatches)
+    assert timetable(schedule).permutes == permutes
+    if stages % 2 == 0:
+        assert permutes <= schedule.ticks + 2 * (stages - 1)
+    in_one_loop = timetable(replace(schedule, phases=(0,)))
+    assert in_one_loop.permutes == 2 * schedule.ticks
 
 
 def test_interleaved_sends_more_messages_to_be_idle_less():

@@ -4,7 +4,10 @@ Virtual stages (Narayanan et al. 2021, Megatron-LM): with V chunks a stage a mic
 times, each pass a V-th as long.
 """
 
+from dataclasses import replace
+
 from jaxpar.core.errors import LayoutError
+from jaxpar.schedules.phases import phases
 from jaxpar.schedules.record import Schedule, Work, as_soon_as_possible, check_counts
 
 
@@ -23,7 +26,8 @@ def schedule(stages: int, microbatches: int, chunks: int = 2) -> Schedule:
             f"{' or '.join(str(n) for n in dict.fromkeys(near) if n)}"
         )
     orders = [_order(stage, stages, microbatches, chunks) for stage in range(stages)]
-    return as_soon_as_possible("interleaved", orders, microbatches=microbatches, chunks=chunks)
+    made = as_soon_as_possible("interleaved", orders, microbatches=microbatches, chunks=chunks)
+    return replace(made, phases=phases(made))
 
 
 def _order(stage: int, stages: int, microbatches: int, chunks: int) -> list[Work]:

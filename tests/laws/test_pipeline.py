@@ -59,8 +59,9 @@ def test_every_schedule_computes_what_one_device_does(schedule, microbatches):
 
     What that program sends is what `test_neighbours_pass_on...` asks of one for a described H100.
     """
-    stages = 2 if schedule == "interleaved" else 4
-    program = prove(in_stages("pipeline", f"pipe={stages}", schedule=schedule), microbatches)
+    layers = 8 if schedule == "interleaved" else 4
+    fields = {"layers": layers}.items()
+    program = prove(in_stages("pipeline", "pipe=4", fields=fields, schedule=schedule), microbatches)
     layout = program.step.layout
     rows = traffic(program.probe.as_text(), dict(layout.mesh.sizes))
     assert_passed_on(layout, microbatches, rows, itemsize=2 * FLOAT)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxpar.schedules.phases import fit_one
 from jaxpar.schedules.record import Schedule
 
 IDLE, FORWARD, BACKWARD = range(3)
@@ -230,8 +231,6 @@ def _exchange(schedule: Schedule, ticks: Iterable[int]) -> Exchange:
             work = schedule.table[tick][source]
             assert work is not None, (tick, source)
             (onward if work.forward else back).add((source, target))
-    both = onward | back
-    sources, targets = {s for s, _ in both}, {t for _, t in both}
-    if len(sources) == len(targets) == len(both):
-        onward = back = both
+    if fit_one(frozenset(onward), frozenset(back)):
+        onward = back = onward | back
     return Exchange(tuple(sorted(onward)), tuple(sorted(back)))
