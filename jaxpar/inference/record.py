@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr
 
+from jaxpar.jaxprs.equations import equations
 from jaxpar.jaxprs.record import FIELD
 from jaxpar.models.record import Mean
 
@@ -36,6 +37,19 @@ class TracedLoss:
     state: tuple[str, ...]
     weights: tuple[str, ...]
     says: tuple[str, ...] = ()
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers."""
+        return any(eqn.primitive.name == "random_bits" for eqn, _ in equations(self.closed))
+
+    @property
+    def changes_state(self) -> bool:
+        """Whether it leaves other state than it finds, as batch statistics do."""
+        jaxpr = self.closed.jaxpr
+        before = dict(zip(self.arguments, jaxpr.invars, strict=True))
+        after = jaxpr.outvars[self.tree.num_leaves :]
+        return any(before[p] is not v for p, v in zip(self.state, after, strict=True))
 
     def flat(self, parameters, state, batch, key) -> list[Any]:
         """One value for each argument of the jaxpr; `key` is None where none is taken."""

@@ -7,6 +7,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxpar.core.jax_compat import varying_axes
+from jaxpar.core.varying import as_varying
+
 
 def accumulated(differentiate: Callable, microbatches: int, parameters, model_state, batch, key):
     """(sums of gradients, new model state, {name: Mean}) of the whole batch.
@@ -14,7 +17,7 @@ def accumulated(differentiate: Callable, microbatches: int, parameters, model_st
     Args:
         differentiate: (parameters, model_state, rows, key) -> the same of one microbatch's rows.
         microbatches: how many.
-        parameters, model_state, batch, key: of the whole batch.
+        parameters, model_state, batch, key: of the whole batch, or of a device's share of it.
     """
     # Microbatch m takes every microbatches-th row: contiguous rows would move between devices
     # (XLA was seen to insert two all-to-alls for them).
@@ -29,8 +32,11 @@ def accumulated(differentiate: Callable, microbatches: int, parameters, model_st
         return (jax.tree.map(jnp.add, totals, more), state, jax.tree.map(jnp.add, metrics, now)), ()
 
     first = jax.tree.map(lambda x: x[0], parts)
-    shapes = jax.eval_shape(differentiate, parameters, model_state, first, key)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[2]))
-    carry = (zeros[0], model_state, zeros[1])
+    trace = jax.make_jaxpr(differentiate, return_shape=True)
+    closed, shapes = trace(parameters, model_state, first, key)
+    # Zeros that may differ between the devices along which what is added to them does.
+    zeros = [as_varying(jnp.zeros(a.shape, a.dtype), varying_axes(a)) for a in closed.out_avals]
+    zeros = jax.tree.unflatten(jax.tree.structure(shapes), zeros)
+    carry = (zeros[0], model_state, zeros[2])
     (totals, new, metrics), _ = jax.lax.scan(one, carry, (parts, jnp.arange(microbatches)))
     return totals, new, metrics

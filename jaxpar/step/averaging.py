@@ -6,18 +6,16 @@ replica does it on its own devices. All communication between replicas is in `av
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from jaxpar.core.mesh import axes_of, entry_of
-from jaxpar.jaxprs.equations import equations
 from jaxpar.layout.record import Layout
 from jaxpar.step.constraints import constrained
 from jaxpar.step.record import State, Step
+from jaxpar.step.shares import for_each_share, one_share, scatters
 from jaxpar.strategies.record import REPLICA, Averaging
 
 ByPath = dict[str, Any]
@@ -35,7 +33,7 @@ def averaged(layout: Layout, make: Callable[[Layout], Step]) -> Step:
         replicas as their leading dim, sharded over the axis `REPLICA`; its `average` synchronises
         them, and its `evaluate` is that of their average on the whole batch.
     """
-    replica, whole = make(one_replica(layout)), make(layout)
+    replica, whole = make(one_share(layout, (REPLICA,))), make(layout)
     functions = {**_per_replica(layout, replica), **_across_replicas(layout, whole)}
     specs = replica.state_specs
     names = ("parameters", "model_state", "optimizer", "key")
@@ -62,30 +60,6 @@ def averaging_of(layout: Layout) -> Averaging:
     return layout.strategy.averaging
 
 
-def one_replica(layout: Layout) -> Layout:
-    """The layout of one replica and its share of the rows; the mesh keeps its `REPLICA`, unused."""
-    strategy = layout.strategy
-    compute, between = (
-        {role: _without(axes_of(axes)) for role, axes in table.items()}
-        for table in (strategy.compute, strategy.between)
-    )
-    rows = layout.model.batch_size // layout.mesh.size(REPLICA)
-    return replace(
-        layout,
-        model=layout.model.with_batch_size(rows),
-        strategy=replace(strategy, averaging=None, compute=compute, between=between),
-        batch={
-            name: PartitionSpec(*(entry_of(_without(axes_of(entry))) for entry in spec))
-            for name, spec in layout.batch.items()
-        },
-    )
-
-
-def _without(axes: tuple[str, ...]) -> tuple[str, ...]:
-    """`axes` in their order, less `REPLICA`."""
-    return tuple(axis for axis in axes if axis != REPLICA)
-
-
 def _over_replicas(specs: Any) -> Any:
     """A tree of PartitionSpecs for the same arrays stacked, a replica each, over `REPLICA`."""
     return jax.tree.map(
@@ -99,7 +73,16 @@ def _per_replica(layout: Layout, replica: Step) -> dict[str, Callable]:
     """Step functions of all replicas without communication between them, from those of one."""
     places, averaging = layout.mesh.size(REPLICA), averaging_of(layout)
 
-    each = partial(_by_vmap, layout) if _scatters(replica) else partial(_by_shard_map, layout)
+    by_vmap = replica.differentiated.is_partitioned and scatters(replica.asked.loss)
+
+    def each(function):
+        def here(rows, _, *own):
+            if not by_vmap:
+                own = [_as_stored(layout, x) if isinstance(x, State) else x for x in own]
+            return function(rows, *own)
+
+        mapped = for_each_share(layout, (REPLICA,), here, by_vmap=by_vmap)
+        return lambda batch, *own: mapped(batch, {}, *own)
 
     def entering(state):
         return replace(state, step=jnp.broadcast_to(state.step, (places,)), outer={})
@@ -142,28 +125,6 @@ def _per_replica(layout: Layout, replica: Step) -> dict[str, Callable]:
     }
 
 
-def _by_shard_map(layout: Layout, function: Callable) -> Callable:
-    """`function(batch, *trees)` of one replica, for all: rows are shared out, trees stacked.
-
-    By a shard_map over `REPLICA` alone, so that no collective can run over that axis.
-    """
-
-    def here(batch, *stacked):
-        own = jax.tree.map(lambda x: x[0], stacked)
-        own = [_as_stored(layout, x) if isinstance(x, State) else x for x in own]
-        return jax.tree.map(lambda x: x[None], function(batch, *own))
-
-    lead = PartitionSpec(REPLICA)
-    return jax.shard_map(
-        here,
-        mesh=layout.mesh.abstract,
-        axis_names={REPLICA},
-        in_specs=lead,
-        out_specs=lead,
-        check_vma=False,  # a replica's step does not know this axis
-    )
-
-
 def _as_stored(layout: Layout, state: State) -> State:
     """One replica's state, its parameters constrained to be sharded as they are stored.
 
@@ -173,36 +134,6 @@ def _as_stored(layout: Layout, state: State) -> State:
     specs = {path: array.stored for path, array in layout.parameters.items()}
     values = {p: constrained(layout, x, specs[p]) for p, x in state.parameters.items()}
     return replace(state, parameters=values)
-
-
-def _by_vmap(layout: Layout, function: Callable) -> Callable:
-    """As `_by_shard_map`, by vmap: sharding constraints inside get `REPLICA` for the new dim."""
-    places, rows = layout.mesh.size(REPLICA), one_replica(layout).batch
-
-    def mapped(batch, *stacked):
-        shared = {
-            name: constrained(
-                layout, x.reshape(places, -1, *x.shape[1:]), PartitionSpec(REPLICA, *rows[name])
-            )
-            for name, x in batch.items()
-        }
-        return jax.vmap(function, spmd_axis_name=REPLICA, axis_size=places)(shared, *stacked)
-
-    return mapped
-
-
-def _scatters(replica: Step) -> bool:
-    """Whether one replica's gradient adds by index, as an embedding's does, and convolves nothing.
-
-    Under a shard_map over some axes XLA gathers the rows of such a sum over the other axes, where
-    it would else add each device's own and all-reduce the table. Mapped convolutions become one
-    with groups, for which it gathers the replicas (openxla/xla#47945). Both with jaxlib 0.10.2.
-    """
-    if not replica.differentiated.is_partitioned:
-        return False
-    jaxpr = jax.make_jaxpr(replica.gradients)(replica.state, replica.batch)
-    found = {eqn.primitive.name for eqn, _ in equations(jaxpr)}
-    return "scatter-add" in found and "conv_general_dilated" not in found
 
 
 def _across_replicas(layout: Layout, whole: Step) -> dict[str, Callable]:

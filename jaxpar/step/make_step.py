@@ -111,9 +111,10 @@ def _make_plain(layout: Layout, *, optimizer, mode, microbatches, factor) -> Ste
         parameters = sharded_as(layout, "stored", parameters)
         return State(state.step + 1, parameters, model_state, optimizer_state, state.key)
 
-    # A sum that need not be kept goes at once to where the optimizer state is. Microbatches add up
-    # as the layout keeps gradients.
-    lands = "optimizer_state" if microbatches == 1 else "gradient"
+    # A sum that need not be kept goes at once to where the optimizer state is. What a mode sums
+    # once a microbatch adds up as the layout keeps gradients.
+    accumulates_sums = microbatches > 1 and not differentiated.takes_all
+    lands = "gradient" if accumulates_sums else "optimizer_state"
 
     def probe(state: State, batch):
         gradients, model_state, metrics = means(lands, state, batch)

@@ -1,8 +1,8 @@
 """The batch sharded over devices, weights replicated, gradients summed by all-reduce.
 
 Collectives, once a step: one all-reduce of every gradient over `data`, so as many bytes as the
-parameters have, and of a few scalars (the loss and its weight). With microbatches XLA sums the
-gradients of each as it comes, so as often as there are microbatches.
+parameters have, and of a few scalars (the loss and its weight). Gradients of microbatches add up on
+each device first; see `jaxpar.step.summed_once` for what auto mode sums more often.
 """
 
 from jaxpar.strategies.record import ALL_REDUCE, KINDS, Strategy

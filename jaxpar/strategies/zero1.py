@@ -2,9 +2,9 @@
 
 ZeRO stage 1 (Rajbhandari et al. 2020). Collectives per step: every gradient reduce-scattered over
 `data`, so that each device updates its shard of the weights, and the new weights all-gathered: as
-many bytes as the all-reduce of plain data parallelism. Gradients of microbatches add up replicated:
-an all-reduce of each, and the gather once. Arrays of fewer than 16,384 elements stay replicated;
-the layout lists them.
+many bytes as the all-reduce of plain data parallelism. Gradients of microbatches add up on each
+device and are scattered once a step; in explicit mode each is all-reduced. Arrays of fewer than
+16,384 elements stay replicated; the layout lists them.
 """
 
 from jaxpar.strategies.fsdp import PREFERENCE

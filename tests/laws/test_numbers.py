@@ -116,6 +116,18 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(microbatches, mode):
     prove(small_layout("mlp", "hybrid", BOTH), mode=mode, microbatches=microbatches)
 
 
+@pytest.mark.parametrize(
+    ("mode", "strategy", "mesh"),
+    [
+        ("auto", "zero1+tensor", BOTH),  # mapped by vmap, as the gradient adds by index
+        ("manual", "replica+zero2", "replica=2,data=4"),
+    ],
+)
+def test_what_is_accumulated_apart_and_summed_once_is_the_same(mode, strategy, mesh):
+    """Optimizer state sharded finer than gradients, and gradients than weights."""
+    prove(small_layout("transformer", strategy, mesh), mode=mode, microbatches=2)
+
+
 # Sizes that are one model when small, as all Llamas are, are proved once.
 SIZED = {small_model(name).config: name for name in MODELS.names() if name not in kinds_of_model()}
 

@@ -36,6 +36,7 @@ from jaxpar.step.modes.record import Asked, Differentiated
 from jaxpar.step.narrowed import narrowed, read_again
 from jaxpar.step.placement import Placement, placement
 from jaxpar.step.rewritten import rewritten_loss
+from jaxpar.step.summed_once import summed_by_us, summed_once
 
 
 def mode(asked: Asked) -> Differentiated:
@@ -43,6 +44,17 @@ def mode(asked: Asked) -> Differentiated:
     layout = asked.layout
     if runs_in_stages(layout.strategy, layout.mesh):
         return pipeline.mode(asked)
+
+    if axes := summed_by_us(asked):
+        return Differentiated(
+            summed_once(asked, axes, _gradients), takes_all=True, is_partitioned=True
+        )
+    return Differentiated(_gradients(asked), is_partitioned=True)
+
+
+def _gradients(asked: Asked) -> Callable[..., Any]:
+    """The gradients of one microbatch, as `Differentiated` has them."""
+    layout = asked.layout
 
     def gradients(lands, parameters, model_state, batch, key):
         if layout.mesh.devices == 1:
@@ -52,7 +64,7 @@ def mode(asked: Asked) -> Differentiated:
         totals, new, means = differentiated(loss, asked.factor)(parameters, model_state, batch, key)
         return landing_as(layout, lands, totals), new, means
 
-    return Differentiated(gradients, is_partitioned=True)
+    return gradients
 
 
 def evaluation(layout: Layout) -> Callable[..., dict[str, Any]]:
