@@ -10,6 +10,7 @@ from typing import Any
 from jax.sharding import PartitionSpec
 
 from jaxpar.core.mesh import MeshShape, axes_of
+from jaxpar.layout.gathering import gathering_notes
 from jaxpar.layout.stages import AXIS as STAGES
 from jaxpar.layout.stages import is_padded, runs_in_stages
 from jaxpar.models.record import Model, role_of
@@ -64,7 +65,8 @@ def notes_of(
                 f"strategy '{strategy.name}' shards nothing over mesh axis '{axis}': its {size} "
                 "devices do the same work"
             )
-    return (*notes, *_stage_notes(model, strategy, mesh, parameters))
+    stages = _stage_notes(model, strategy, mesh, parameters)
+    return (*notes, *stages, *gathering_notes(model, strategy, mesh, parameters))
 
 
 def _whole_dims(model, strategy, mesh, parameters) -> list[str]:

@@ -5,6 +5,7 @@ Inlining them would give relu another slope at 0, and would lose a custom backwa
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cached_property
 
 import jax
@@ -103,9 +104,13 @@ class _Call:
         like = self.args if like is None else like
         return [Value(array, v.dims) for array, v in zip(arrays, like, strict=True)]
 
-    def walk(self, closed, values):
-        """The frame and results of a rule on shards; none of its results has a gradient."""
+    def walk(self, closed, values, unsummed=None):
+        """The frame and results of a rule on shards; none of its results has a gradient.
+
+        `unsummed` is a result's variable -> the axes over which its devices may keep parts of it.
+        """
         child = Frame(self.run)
+        child.unsummed = {v: [axes, ()] for v, axes in (unsummed or {}).items()}
         silent = [False] * len(closed.jaxpr.outvars)
         return child, child.walk(closed.jaxpr, closed.consts, values, silent)
 
@@ -216,10 +221,19 @@ def custom_vjp(frame, eqn, operands, live):
                 _whole_cotangent(run, cotangents[k], call.outcome.dims[k], call.outcome.axes[k])
                 for k in alone.smooth_out
             ]
-            child, results = call.walk(alone.backward, [*call.wrap(residuals, kept), *whole])
+            found = alone.backward.jaxpr.outvars
+            shares = _made_last(alone.backward.jaxpr)
+            unsummed = {
+                var: _copies(run, call.args[i])
+                for i, var in zip(alone.smooth, found, strict=True)
+                if var in shares
+            }
+            values = [*call.wrap(residuals, kept), *whole]
+            child, results = call.walk(alone.backward, values, unsummed)
             answer = [None] * len(call.args)
-            for i, v in zip(alone.smooth, results, strict=True):
-                answer[i] = _own_share(child, v, call.args[i])
+            for i, v, var in zip(alone.smooth, results, found, strict=True):
+                parts = child.unsummed[var][1] if var in unsummed else ()
+                answer[i] = _own_share(child, v, call.args[i], parts)
         return tuple(answer)
 
     function.defvjp(fwd, bwd)
@@ -234,8 +248,22 @@ def _whole_cotangent(run, array, dims, axes):
     return Value(lax.psum(array, parts) if parts else array, dims)
 
 
-def _own_share(frame, value, operand):
-    """Turn the cotangent of a whole operand into what JAX's type of that operand asks for."""
+def _made_last(jaxpr) -> set:
+    """The results of a jaxpr that none of its equations reads, and that it gives once."""
+    read = {v for eqn in jaxpr.eqns for v in eqn.invars if not isinstance(v, Literal)}
+    times = Counter(v for v in jaxpr.outvars if not isinstance(v, Literal))
+    return {v for v, count in times.items() if count == 1 and v not in read}
+
+
+def _copies(run, operand) -> frozenset[str]:
+    """The axes along which an operand is replicated, and by its type may yet differ: JAX adds up
+    what its replicas return."""
+    return (varying(operand.array) & run.sizes.keys()) - axes_of(operand.dims)
+
+
+def _own_share(frame, value, operand, parts=()):
+    """Turn the cotangent of a whole operand into what JAX's type of that operand asks for; along
+    the axes `parts` each device has a part of it."""
     value = frame.place(value, operand.dims)
     held, wanted = varying(value.array), varying(operand.array)
     own, array = frame.state.sizes.keys(), value.array
@@ -243,7 +271,7 @@ def _own_share(frame, value, operand):
         array = lax.pmean(array, extra)  # equal on these devices, which the type did not know
     if others := tuple(sorted(held - wanted - own)):
         array = lax.psum(array, others)  # of devices that each use the operand in their own way
-    if copies := tuple(sorted((wanted & own) - axes_of(operand.dims))):
+    if copies := tuple(sorted(_copies(frame.state, operand) - set(parts))):
         # JAX adds up what the replicas of an operand return, so each returns its share.
         array = array / frame.state.count(copies)
     return frame.vary(Value(array, operand.dims), wanted).array

@@ -51,6 +51,9 @@ class Frame(Interpreter):
         """Whether a stored weight was gathered directly in this body."""
         self.pieces: dict[int, Value] = {}
         """The stored weight that a gathered one was made of, by the latter's id."""
+        self.unsummed: dict[Any, list] = {}
+        """Of a result's variable the axes over which devices may keep parts, and over which they
+        do; see `jaxpar.spmd.custom`."""
 
     def _once(self, value, movement: str, argument, make):
         """`make()`, or what it returned when this value was moved in this way before."""

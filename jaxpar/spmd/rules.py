@@ -140,13 +140,23 @@ def combine(frame, eqn, fac, split, results, live):
         if axes:
             (kind,) = kinds
             left = axes
-            if kind == "sum" and frame.target is not None:
+            if kind == "sum" and var in frame.unsummed:
+                left = _left_apart(frame, var, axes)
+            elif kind == "sum" and frame.target is not None:
                 array, placed, left = _scattered(frame, eqn, axes, array, placed)
             if left:
                 array = _reduce(frame, eqn, kind, left, array, alive)
         values.append(Value(array, placed))
         assert var.aval.shape == frame.global_shape(values[-1]), (eqn, values[-1])
     return values
+
+
+def _left_apart(frame, var, axes):
+    """The axes over which a result is yet to be summed, less those where devices keep parts."""
+    allowed = frame.unsummed[var][0]
+    parts = tuple(axis for axis in axes if axis in allowed)
+    frame.unsummed[var][1] = parts
+    return tuple(axis for axis in axes if axis not in parts)
 
 
 def _extreme(frame, eqn, fac, split, array):

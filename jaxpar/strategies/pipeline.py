@@ -9,18 +9,21 @@ microbatch's activation between neighbours after every tick of the schedule, and
 from jaxpar.strategies.record import ALL_REDUCE, KINDS, PERMUTE, Stages, Strategy
 
 
-def strategy(schedule: str = "one_f_one_b", chunks: int = 0, pad: bool = False) -> Strategy:
+def strategy(
+    schedule: str = "one_f_one_b", chunks: int = 0, pad: bool = False, gather: str = "auto"
+) -> Strategy:
     """Return pipeline parallelism over the pipe axis.
 
     Args:
         schedule: gpipe, one_f_one_b, interleaved or in_order.
         chunks: pieces of the layers on each stage; 0 is what the schedule is for.
         pad: whether layers that do nothing fill a count that does not divide.
+        gather: how often weights stored sharded are gathered: auto, step or microbatch.
     """
     return Strategy(
         name="pipeline",
         compute={"layers": "pipe"},
-        stages=Stages(schedule, chunks, pad),
+        stages=Stages(schedule, chunks, pad, gather),
         must={"pipe": frozenset({PERMUTE, ALL_REDUCE})},
         never={"pipe": KINDS - {PERMUTE, ALL_REDUCE}},
     )

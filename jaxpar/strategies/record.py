@@ -46,11 +46,26 @@ class Stages:
         schedule: catalogue name of the order in which stages work on microbatches.
         chunks: pieces of the stack that each device holds; above 1 only where a schedule says so.
         pad: whether a layer count that does not divide is filled up with layers that do nothing.
+        gather: how often weights that are stored sharded are gathered: once a "step", once forward
+            and once backward for each "microbatch", or "auto", which is "step" while little is
+            held for it; see `jaxpar.layout.gathering`.
+
+    Raises:
+        RequestError: another word for `gather`.
     """
 
     schedule: str
     chunks: int = 1
     pad: bool = False
+    gather: str = "auto"
+
+    def __post_init__(self):
+        if self.gather not in GATHERS:
+            raise unknown("gather", self.gather, GATHERS)
+
+
+GATHERS = ("auto", "step", "microbatch")
+"""How often a pipeline's stages gather weights that are stored sharded."""
 
 
 REPLICA = "replica"

@@ -22,7 +22,7 @@ from jaxpar.measures.verify.verify import verify
 from jaxpar.program.quick import QUICK
 from jaxpar.program.record import compile_step
 from jaxpar.step.make_step import make_step
-from jaxpar.step.pipeline import staged, take_apart
+from jaxpar.step.pipeline import Gathering, staged, take_apart
 from jaxpar.step.pipeline.timetable import timetable
 
 pytestmark = pytest.mark.usefixtures("drawn_once")
@@ -90,6 +90,26 @@ def test_pipelines_join_with_every_way_to_shard_a_stage(strategy, mesh):
         assert_summed_in_stages(layout, rows, itemsize=2 * FLOAT)
 
 
+@pytest.mark.parametrize("gather", ["step", "microbatch"])
+def test_weights_are_gathered_as_often_as_was_asked_for(gather):
+    """Once a step: every weight of a stage gathered once, and its gradient scattered once."""
+    layout = in_stages("fsdp+pipeline", "pipe=2,data=2", gather=gather)
+    assert any(
+        f"gather={'step' if gather == 'microbatch' else 'microbatch'}" in n for n in layout.notes
+    )
+    program = prove(layout, 4)
+    rows = traffic(program.probe.as_text(), dict(layout.mesh.sizes))
+    sharded = [a for a in layout.parameters.values() if a.stored != a.used]
+    stage = sum(a.size * 2 * FLOAT // (2 if a.dims[0] == "layers" else 1) for a in sharded)
+    times = {
+        kind: bytes_in(rows, kind, "data") / stage for kind in ("all-gather", "reduce-scatter")
+    }
+    if gather == "step":
+        assert times == {"all-gather": 1, "reduce-scatter": 1}
+    else:
+        assert times["all-gather"] > 4 < 2 * times["reduce-scatter"]
+
+
 CHOICES = {
     "dots": {"remat": "dots", "kv_heads": 4, "norm": "layer", "bias": True, "tied": True},
     "saved": {"remat": "attended", "gated": True, "positions": "learned", "dropout": 0.1},
@@ -120,7 +140,8 @@ def gradients(fill: float):
     state, batch = program.init(0), program.place(probe_batch(layout.model, 0))
     schedule = schedule_for(layout.strategy, layout.mesh, 4)
     parts = take_apart(step.asked.microbatch, step.asked.loss)
-    run = staged(layout, parts, schedule, fill=fill)
+    gathering = Gathering.of(layout, step.asked.loss)
+    run = staged(layout, parts, schedule, gathering=gathering, fill=fill)
     arguments = (state.parameters, state.model_state, batch, state.key)
     compiled = jax.jit(partial(run, "gradient")).lower(*arguments).compile(QUICK)
     totals, _, means = compiled(*arguments)

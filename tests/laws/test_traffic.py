@@ -219,6 +219,19 @@ def test_accumulated_gradients_are_summed_over_data_once(mode, sums):
     assert found.ok
 
 
+def test_a_weight_with_a_derivative_of_its_own_is_summed_once_too():
+    """The head, whose cotangent is narrow: each device keeps its part of the sum over rows."""
+    found = inspected(
+        "transformer",
+        "data",
+        mesh="data=8",
+        mode="manual",
+        microbatches=2,
+        compute_dtype="bfloat16",
+    )
+    assert 0 <= bytes_in(found, "all-reduce") - pieces(found) <= 2 * scalars(found)
+
+
 def test_microbatches_that_draw_are_summed_as_they_come_by_xla_and_once_by_hand():
     """A share of the rows would draw other numbers than the whole microbatch does."""
     make = partial(inspected, "transformer", "data", mesh="data=8", microbatches=2, dropout=0.1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from jaxpar.core.errors import LayoutError
 from jaxpar.layout.stages import runs_in_stages, schedule_for
 from jaxpar.step.modes.record import Asked, Differentiated
-from jaxpar.step.pipeline import evaluate_in_stages, staged, take_apart
+from jaxpar.step.pipeline import Gathering, evaluate_in_stages, staged, take_apart
 from jaxpar.step.rewritten import rewritten_loss
 
 
@@ -32,9 +32,10 @@ def mode(asked: Asked) -> Differentiated:
     def evaluate(parameters, model_state, batch):
         del model_state
         tested = rewritten_loss(asked.microbatch.model, train=False)
-        run = evaluate_in_stages(layout, take_apart(asked.microbatch, tested), schedule)
+        tested_parts = take_apart(asked.microbatch, tested)
+        run = evaluate_in_stages(layout, tested_parts, schedule, Gathering.of(layout, tested))
         return run(parameters, batch)
 
-    return Differentiated(
-        staged(layout, parts, schedule, asked.factor), takes_all=True, evaluate=evaluate
-    )
+    gathering = Gathering.of(layout, asked.loss)
+    gradients = staged(layout, parts, schedule, asked.factor, gathering=gathering)
+    return Differentiated(gradients, takes_all=True, evaluate=evaluate)

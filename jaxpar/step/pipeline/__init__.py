@@ -5,7 +5,8 @@ forward pass, a backward pass, or nothing) and exchanges one activation or gradi
 neighbour by a permute. Inside a stage the collectives of other axes are placed by `jaxpar.spmd`.
 """
 
+from jaxpar.step.pipeline.gathered import Gathering
 from jaxpar.step.pipeline.gradient import evaluate_in_stages, staged
 from jaxpar.step.pipeline.parts import take_apart
 
-__all__ = ["evaluate_in_stages", "staged", "take_apart"]
+__all__ = ["Gathering", "evaluate_in_stages", "staged", "take_apart"]

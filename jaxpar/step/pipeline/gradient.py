@@ -24,6 +24,7 @@ from jaxpar.schedules.record import Schedule
 from jaxpar.spmd import Plan, trace
 from jaxpar.step.constraints import sharded_further
 from jaxpar.step.pipeline.buffers import vary
+from jaxpar.step.pipeline.gathered import Gathering
 from jaxpar.step.pipeline.parts import Parts
 from jaxpar.step.pipeline.piece import Piece, remembering
 from jaxpar.step.pipeline.timetable import timetable
@@ -38,6 +39,7 @@ class _Plans:
     """The parts of a loss, ready to run on shards."""
 
     parts: Parts
+    gathering: Gathering
     before: Plan
     aside: Plan
     layer: Plan
@@ -50,6 +52,7 @@ def staged(
     schedule: Schedule,
     factor: float = 1.0,
     *,
+    gathering: Gathering,
     fill: float = 0.0,
 ) -> Callable:
     """The gradient function of a loss whose layers run in stages.
@@ -59,6 +62,7 @@ def staged(
         parts: the loss of one microbatch, taken apart.
         schedule: who does what when, for as many microbatches as the batch is split into.
         factor: what the loss's total is multiplied by before it is differentiated.
+        gathering: when weights that are stored sharded are gathered.
         fill: what idle stages send, for tests: no result may depend on it.
 
     Returns:
@@ -79,7 +83,7 @@ def staged(
             fill=fill,
         )
         layers = {p: _unchunked(g, schedule, parameters[p]) for p, g in buffers.layers.items()}
-        totals = {**buffers.rest, **layers}
+        totals = {p: gathering.scattered(p, x) for p, x in {**buffers.rest, **layers}.items()}
         totals = {
             p: _summed(sharded_further(a, lands), totals[p], parameters[p])
             for p, a in layout.parameters.items()
@@ -90,17 +94,20 @@ def staged(
         specs = {path: getattr(a, lands) for path, a in layout.parameters.items()}
         run = partial(on_shards, lands)
         out_specs = (specs, REPLICATED)
-        totals, means = _on_mesh(layout, parts, schedule, run, out_specs, parameters, batch, key)
+        arguments = (parameters, batch, key)
+        totals, means = _on_mesh(layout, parts, schedule, gathering, run, out_specs, *arguments)
         return totals, model_state, means
 
     return differentiate
 
 
-def evaluate_in_stages(layout: Layout, parts: Parts, schedule: Schedule) -> Callable:
+def evaluate_in_stages(
+    layout: Layout, parts: Parts, schedule: Schedule, gathering: Gathering
+) -> Callable:
     """(parameters, batch) -> {name: Mean}, by the forward passes of a schedule alone.
 
     Args:
-        layout, schedule: as for `staged`.
+        layout, schedule, gathering: as for `staged`.
         parts: the loss of one microbatch in evaluation, taken apart.
     """
     schedule = schedule.forward_only()
@@ -111,12 +118,13 @@ def evaluate_in_stages(layout: Layout, parts: Parts, schedule: Schedule) -> Call
         return _gathered(walk(local, table), schedule)
 
     def evaluate(parameters, batch):
-        return _on_mesh(layout, parts, schedule, on_shards, REPLICATED, parameters, batch, None)
+        how = (layout, parts, schedule, gathering)
+        return _on_mesh(*how, on_shards, REPLICATED, parameters, batch, None)
 
     return evaluate
 
 
-def _on_mesh(layout, parts, schedule, on_shards, out_specs, parameters, batch, key):
+def _on_mesh(layout, parts, schedule, gathering, on_shards, out_specs, parameters, batch, key):
     """Split the batch into microbatches and run `on_shards` under shard_map."""
     count = schedule.microbatches
     # Microbatch m takes every count-th row: contiguous rows would move between devices.
@@ -125,7 +133,7 @@ def _on_mesh(layout, parts, schedule, on_shards, out_specs, parameters, batch, k
     )
     one = {n: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for n, x in microbatches.items()}
     abstract = {p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in parameters.items()}
-    plans = _plans(layout, parts, abstract, one, key)
+    plans = _plans(layout, parts, gathering, abstract, one, key)
     keys = () if key is None else (key,)
     return jax.shard_map(
         lambda parameters, batch, *key: on_shards(plans, parameters, batch, *(key or (None,))),
@@ -139,7 +147,7 @@ def _on_mesh(layout, parts, schedule, on_shards, out_specs, parameters, batch, k
     )(parameters, microbatches, *keys)
 
 
-def _plans(layout: Layout, parts: Parts, parameters, batch, key) -> _Plans:
+def _plans(layout: Layout, parts: Parts, gathering: Gathering, parameters, batch, key) -> _Plans:
     """Trace the parts of the loss at their global shapes; they ignore the stages."""
     if key is not None:
         key = jax.ShapeDtypeStruct(key.shape, key.dtype)
@@ -147,7 +155,7 @@ def _plans(layout: Layout, parts: Parts, parameters, batch, key) -> _Plans:
     layers = {p: layout.parameters[p] for p in parts.layer_paths}
     rest = {p: parameters[p] for p in arrays}
     weights = {p: jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for p, a in layers.items()}
-    stored = {p: a.stored for p, a in arrays.items()}
+    stored = {p: gathering.spec(p) for p in arrays}
     used = {p: a.used for p, a in arrays.items()}
     batches = dict(layout.batch)
     place = partial(sharded, layout)
@@ -184,7 +192,7 @@ def _plans(layout: Layout, parts: Parts, parameters, batch, key) -> _Plans:
     layer = traced(
         parts.layer,
         (weights, beside, parts.activation),
-        ({p: PartitionSpec(*a.stored[1:]) for p, a in layers.items()}, beside_specs, x),
+        ({p: PartitionSpec(*gathering.spec(p)[1:]) for p in layers}, beside_specs, x),
         ({p: PartitionSpec(*a.used[1:]) for p, a in layers.items()}, beside_specs, x),
         out=x,
     )
@@ -195,21 +203,23 @@ def _plans(layout: Layout, parts: Parts, parameters, batch, key) -> _Plans:
         (used, x, batches, REPLICATED),
         out=REPLICATED,
     )
-    return _Plans(parts, traced(parts.before, inputs, specs, uses, out=x), aside, layer, after)
+    before = traced(parts.before, inputs, specs, uses, out=x)
+    return _Plans(parts, gathering, before, aside, layer, after)
 
 
 def _local(layout, plans: _Plans, schedule: Schedule, parameters, microbatches, key) -> Local:
     """The loss on this device, for `walk`: its parts, its layers, its rows of each microbatch."""
-    parts = plans.parts
+    parts, wide = plans.parts, plans.gathering.wide
+    weights = plans.gathering.gathered(parameters)
 
     def key_of(m):
         if key is None or schedule.microbatches == 1:
             return key
         return jax.random.fold_in(key, m)
 
-    def before(*arguments):
+    def before(rest, *arguments):
         # What is nothing yet (a sum over layers) is the same everywhere until the first layer.
-        entering = plans.before(*arguments)
+        entering = plans.before(wide(rest), *arguments)
         specs = jax.tree.leaves(plans.before.out_specs, is_leaf=_is_spec)
         leaves, tree = jax.tree.flatten(entering)
         axes = ({AXIS, *(a for entry in spec for a in axes_of(entry))} for spec in specs)
@@ -217,14 +227,15 @@ def _local(layout, plans: _Plans, schedule: Schedule, parameters, microbatches, 
 
     return Local(
         before=before,
-        aside=plans.aside,
-        after=plans.after,
-        piece=Piece(remembering(plans.layer, parts.remat)),
-        rest={p: v for p, v in parameters.items() if p not in parts.layer_paths},
+        aside=lambda rest, *given: plans.aside(wide(rest), *given),
+        after=lambda rest, *given: plans.after(wide(rest), *given),
+        piece=Piece(remembering(lambda own, *x: plans.layer(wide(own), *x), parts.remat)),
+        rest={p: v for p, v in weights.items() if p not in parts.layer_paths},
         layers={
-            p: _chunked(parameters[p], schedule, layout.parameters[p].shape[0])
+            p: _chunked(weights[p], schedule, layout.parameters[p].shape[0])
             for p in parts.layer_paths
         },
+        dtypes={path: a.dtype for path, a in layout.parameters.items()},
         count=layout.parameters[parts.layer_paths[0]].shape[0],
         stacked_asides=parts.stacked_asides,
         pieces=schedule.pieces,

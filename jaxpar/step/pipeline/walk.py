@@ -6,6 +6,7 @@ sent and the `Buffers` that it leaves.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ class Local:
         piece: the layers of one chunk.
         rest: path -> this device's shard of a parameter outside the layers.
         layers: path -> (chunks, layers a chunk, ...), the layers that this stage holds.
+        dtypes: path -> the type in which the gradient of a weight is accumulated.
         stacked_asides: how many of `aside`'s arrays have a leading dim of all layers.
         count: how many layers there are in all; places beyond them in the last pieces do nothing.
         pieces: how many pieces all layers are in.
@@ -42,6 +44,7 @@ class Local:
     piece: Piece
     rest: Mapping[str, jax.Array]
     layers: Mapping[str, jax.Array]
+    dtypes: Mapping[str, Any]
     stacked_asides: int
     count: int
     pieces: int
@@ -115,8 +118,9 @@ def _empty(local: Local, table: Timetable, train: bool) -> Buffers:
     def empty(aval, *slots):
         return vary(jnp.zeros((*slots, *aval.shape), aval.dtype), varying_axes(aval) | {AXIS})
 
-    def nothing(tree):
-        return jax.tree.map(lambda a: vary(jnp.zeros_like(a), varying(a)), tree) if train else {}
+    def nothing(weights):
+        zeros = {p: jnp.zeros(x.shape, local.dtypes[p]) for p, x in weights.items() if train}
+        return {p: vary(x, varying(weights[p])) for p, x in zeros.items()}
 
     y, kept, means = avals
     slots = table.slots
