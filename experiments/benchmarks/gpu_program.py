@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import optax
 
 import jaxpar
-from jaxpar.core.catalogue import MODELS
-from jaxpar.hlo.collectives import axes_of, collectives
+from jaxpar.core.catalogue import HARDWARE, MODELS
+from jaxpar.hardware.presets import PRESETS
+from jaxpar.hlo.collectives import Collective, axes_of, collectives
+from jaxpar.hlo.exposed import Speeds, exposed
 from jaxpar.hlo.parse import parse
 from jaxpar.hlo.touched import touched
 from jaxpar.models.record import Model
@@ -42,6 +44,9 @@ LAYOUTS = (
     ("small", "fsdp", "data=8"),
     ("plain", "fsdp", "data=8"),
 )
+REACHED = {"products": 0.7, "memory": 0.8, "links": 0.75}
+"""Shares of published rates that are assumed, so that layouts and options can be compared."""
+
 SMALL = {"width": 2048, "layers": 8, "heads": 16, "kv_heads": 16, "ffn": 5504}
 """The sizes at which an unannotated decoder is compared with the catalogue's."""
 
@@ -108,13 +113,20 @@ def benchmark(rounds: int) -> Iterator[dict[str, Any]]:
         devices = jaxpar.MeshShape.parse(mesh).devices
         program = compiled(name, strategy, mesh, rows=2 * devices)
         quoted = {f"maxtext_{k}_gb": v for k, v in QUOTED.get((name, strategy), {}).items()}
-        yield {"model": name, "strategy": strategy, "mesh": mesh, **figures(program), **quoted}
+        about = {"model": name, "strategy": strategy, "mesh": mesh}
+        yield {**about, **figures(program), **quoted}
+        for preset in PRESETS:
+            other = compiled(name, strategy, mesh, rows=2 * devices, preset=preset)
+            yield {**about, "preset": preset, **figures(other)}
         for (kind, axes, dtype, way), size in sorted(payloads(program).items()):
             yield {"kind": kind, "axes": axes, "dtype": dtype, "way": way, "gb": size / GIGA}
 
 
-def compiled(name: str, strategy: str, mesh: str, *, rows: int, **changes: Any) -> Program:
+def compiled(
+    name: str, strategy: str, mesh: str, *, rows: int, preset: str = "", **changes: Any
+) -> Program:
     """A model's step on described H100s; "small" is Llama's shape at `SMALL`, "plain" Linen's."""
+    hardware = HARDWARE.load("h100")().with_options({"xla.preset": preset} if preset else {})
     recipe = {**RECIPE, **changes}
     if name == "plain":
         model = plain_model(rows, recipe["sequence"], **SMALL)
@@ -123,7 +135,7 @@ def compiled(name: str, strategy: str, mesh: str, *, rows: int, **changes: Any) 
         called = "llama2_7b" if name == "small" else name
         model = MODELS.load(called)().with_fields(**sizes, **recipe).with_batch_size(rows)
     layout = jaxpar.lay_out(model, strategy=strategy, mesh=mesh)
-    return jaxpar.compile_step(jaxpar.make_step(layout), hardware="h100", for_speed=False)
+    return jaxpar.compile_step(jaxpar.make_step(layout), hardware=hardware, for_speed=False)
 
 
 def figures(program: Program) -> dict[str, float]:
@@ -138,6 +150,36 @@ def figures(program: Program) -> dict[str, float]:
         "tflop": (work.device_flops + work.device_recomputed_flops) / 1e12,
         "touched_gb": float(seen.bytes) / GIGA,
         "copied_gb": float(seen.copied_bytes) / GIGA,
+        **exposure(program),
+    }
+
+
+def exposure(program: Program) -> dict[str, float]:
+    """Seconds of communication, and of what no work hides, at `REACHED` of published rates."""
+    hardware = program.hardware
+    rates, per_node = hardware.rates, hardware.devices_per_node
+    assert rates is not None and per_node is not None
+
+    def link(one: Collective) -> float:
+        # A group with m members in a node sends by m adapters.
+        groups = one.groups or one.pairs
+        inside = all(len({member // per_node for member in group}) == 1 for group in groups)
+        members = max(
+            Counter(m // per_node for m in group).most_common(1)[0][1] for group in groups
+        )
+        network = min(rates.network_bytes_per_second * members, rates.link_bytes_per_second)
+        return REACHED["links"] * (rates.link_bytes_per_second if inside else network)
+
+    names = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "f64": "float64"}
+    speeds = Speeds(
+        lambda dtype: REACHED["products"] * rates.flops_per_second[names.get(dtype, "bfloat16")],
+        REACHED["memory"] * rates.memory_bytes_per_second,
+        link,
+    )
+    found = exposed(parse(program.text), speeds)
+    return {
+        "communication_s": found.communication_seconds,
+        "exposed_s": found.exposed_seconds,
     }
 
 

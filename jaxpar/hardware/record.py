@@ -6,9 +6,13 @@ from typing import Any
 
 from jaxpar.core.catalogue import HARDWARE
 from jaxpar.core.errors import RequestError, expect, unknown
+from jaxpar.hardware.presets import preset_options
 
 XLA = "xla."
 """What the names of XLA's own options begin with among the fields of a case."""
+
+PRESET = XLA + "preset"
+"""The field that names a preset of them."""
 
 KINDS = ("simulated", "local", "described")
 
@@ -22,12 +26,14 @@ class Rates:
             without sparsity.
         link_bytes_per_second: to and from the other devices of its node, each way.
         network_bytes_per_second: its share of the node's network, each way.
+        memory_bytes_per_second: read from and written to its own memory.
         source: where the figures are published.
     """
 
     flops_per_second: Mapping[str, float]
     link_bytes_per_second: float
     network_bytes_per_second: float
+    memory_bytes_per_second: float
     source: str
 
 
@@ -65,12 +71,15 @@ class Hardware:
         """The same hardware, XLA told more, or otherwise than it is usually told.
 
         Args:
-            told: by `xla.NAME`, where NAME may leave out "xla_".
+            told: by `xla.NAME`, where NAME may leave out "xla_"; "preset" is several at once, see
+                `jaxpar.hardware.presets`, before what else is told.
 
         Raises:
-            RequestError: a value that is no number, word, true or false.
+            RequestError: a value that is no number, word, true or false; an unknown preset.
         """
-        options = dict(self.compiler_options)
+        options, told = dict(self.compiler_options), dict(told)
+        if PRESET in told:
+            options |= preset_options(told.pop(PRESET))
         for name, value in told.items():
             if not isinstance(value, bool | int | str):
                 raise RequestError(f"{name}={value}: give XLA a number, a word, true or false")

@@ -45,19 +45,19 @@ class Touched:
 def touched(module: Module) -> Touched:
     """The bytes that a program touches outside of products and collectives."""
     total, copied = Fraction(0), Fraction(0)
-    fused = _fused(module)
+    fused = inside_fusions(module)
     for name, runs in executions(module).items():
         if name in fused:
             continue
         computation = module.computations[name]
         for i in computation.instructions:
-            size = runs.times * _bytes(module, computation, i)
+            size = runs.times * touched_bytes(module, computation, i)
             total += size
             copied += size if _copies(module, i) else 0
     return Touched(total, copied)
 
 
-def _fused(module: Module) -> set[str]:
+def inside_fusions(module: Module) -> set[str]:
     """The computations that are the inside of a fusion, or of one instruction otherwise."""
     control = ("while", "call", "conditional", "async-start")
     return {
@@ -69,7 +69,7 @@ def _fused(module: Module) -> set[str]:
     }
 
 
-def _bytes(module: Module, computation: Computation, i: Instruction) -> int:
+def touched_bytes(module: Module, computation: Computation, i: Instruction) -> int:
     """The bytes that one run of an instruction touches."""
     if i.opcode in _NOTHING or i.opcode.endswith(("-done", "-update")):
         return 0

@@ -1,0 +1,51 @@
+"""Options of XLA's that are published for training on GPUs, by a name: `--set xla.preset=NAME`.
+
+Each was compared on described H100s by `bench gpu_program`: how much communication it hides, and
+what it costs in memory.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jaxpar.core.errors import unknown
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Some of XLA's options.
+
+    Attributes:
+        options: by XLA's names.
+        does: what they do to a program, a sentence.
+        source: where they are published.
+    """
+
+    options: Mapping[str, bool | int | str]
+    does: str
+    source: str
+
+
+PRESETS = {
+    "overlap": Preset(
+        options={
+            "xla_gpu_enable_pipelined_all_gather": True,
+            "xla_gpu_enable_pipelined_reduce_scatter": True,
+            "xla_gpu_enable_pipelined_all_reduce": True,
+            "xla_gpu_enable_while_loop_double_buffering": True,
+        },
+        does="collectives of one turn of a loop over layers run beside the work of another",
+        source="NVIDIA JAX-Toolbox, Tips for High-Performance LLMs with JAX and XLA, "
+        "docs.nvidia.com/jax-toolbox/performance-profiling/gpu-performance",
+    ),
+}
+
+
+def preset_options(name: object) -> Mapping[str, bool | int | str]:
+    """The options of a preset.
+
+    Raises:
+        RequestError: there is none of this name.
+    """
+    if not isinstance(name, str) or name not in PRESETS:
+        raise unknown("preset of XLA's options", str(name), PRESETS)
+    return PRESETS[name].options
