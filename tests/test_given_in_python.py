@@ -1,6 +1,7 @@
 """What a person gives in Python, of another kind than is wanted: a sentence, and no process ends.
 
-Strategies, meshes, hardware and examples are in `test_bad_inputs`.
+Strategies, meshes, hardware and examples are in `test_bad_inputs`, states and batches in
+`test_given_to_programs`.
 """
 
 from typing import Any, cast
@@ -82,18 +83,6 @@ def test_what_is_of_another_kind_is_refused(given, program):
     for call in calls:
         with pytest.raises(RequestError):
             call()
-
-
-def test_a_state_that_was_used_up_or_is_of_another_program_is_refused(program):
-    """XLA would end the process for the first."""
-    state = program.init()
-    program.update(state, program.place({"x": X}))
-    other = jax.tree.map(lambda x: jnp.ones((3,)) if x.shape else x, program.init())
-    for given, said in ((state, "used up by a step"), (other, "of another program")):
-        with pytest.raises(RequestError, match=said):
-            jaxpar.evaluate(program, given, OWN)
-        with pytest.raises(RequestError, match=said):
-            trained(program, state=given)
 
 
 DRAWN = {

@@ -123,6 +123,15 @@ def _described(shape: MeshShape, hardware: Hardware) -> list[Any]:
     return topology.devices
 
 
+def refuse_described(hardware: Hardware) -> None:
+    """Refuse to run anything on devices that are not here."""
+    if hardware.kind == "described":
+        raise RequestError(
+            f"hardware '{hardware.name}' is described, not present, so nothing can run on it: use "
+            "hardware cpu or local"
+        )
+
+
 def refuse_to_run(hardware: Hardware, called: str, arrays: Any, shardings: Any) -> None:
     """Refuse to run a program where there is nothing to run it, or not the memory.
 
@@ -135,11 +144,7 @@ def refuse_to_run(hardware: Hardware, called: str, arrays: Any, shardings: Any) 
         arrays: a tree of abstract arrays that are on the devices at once.
         shardings: the same tree of their shardings.
     """
-    if hardware.kind == "described":
-        raise RequestError(
-            f"hardware '{hardware.name}' is described, not present, so nothing can run on it: use "
-            "hardware cpu or local"
-        )
+    refuse_described(hardware)
     pairs = list(zip(jax.tree.leaves(arrays), jax.tree.leaves(shardings), strict=True))
     devices = pairs[0][1].num_devices
     needed_bytes = devices * sum(

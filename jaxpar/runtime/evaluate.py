@@ -13,7 +13,7 @@ from jaxpar.inference.traced import traced_loss
 from jaxpar.models.record import Mean
 from jaxpar.program.in_parts import InParts, in_parts
 from jaxpar.program.record import Program
-from jaxpar.runtime.reading import check_data, check_state, read_test
+from jaxpar.runtime.reading import check_data, read_test
 from jaxpar.step.record import State
 
 
@@ -27,7 +27,7 @@ def evaluate(program: Program, state: State, data: Dataset) -> dict[str, float]:
     expect("evaluate's program", program, Program, made)
     model = program.step.layout.model
     check_data(model, data)
-    check_state(program, state)
+    program.takes.check_state(state)
     weighs = "weight" in model.batch
     found: dict[str, Mean] = {}
     for rows in read_test(data, model, rows=program.local_rows if weighs else slice(None)):

@@ -26,7 +26,7 @@ from jaxpar.program.configuration import refuse_settings
 from jaxpar.program.record import Program
 from jaxpar.runtime.evaluate import evaluate, evaluation_notes, training_notes
 from jaxpar.runtime.outcome import Outcome, TrainingStopped
-from jaxpar.runtime.reading import check_data, check_state, read_batch
+from jaxpar.runtime.reading import check_data, read_batch
 from jaxpar.step.loss_scale import check_scale
 from jaxpar.step.own_tree import OwnTree
 from jaxpar.step.record import State
@@ -95,7 +95,7 @@ def train(
     expect("train's program", program, Program, "jaxpar.compile_step(step, hardware=...) makes one")
     expect("train's training", training, Training, "jaxpar.Training(steps=...) makes one")
     if state is not None:
-        check_state(program, state)
+        program.takes.check_state(state)
     refuse_settings()
     check_data(program.step.layout.model, data)
     expect("train's watch", watch, Callable, "give a function of a step and its metrics")

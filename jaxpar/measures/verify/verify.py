@@ -28,6 +28,7 @@ from jaxpar.measures.verify.simulation import SYNCHRONISATIONS, every_of, mistak
 from jaxpar.measures.verify.states import arrays_as_stored, arrays_as_written, on_devices, to_host
 from jaxpar.measures.verify.trial import Side, Trial
 from jaxpar.measures.verify.verdict import BOUNDS, ROUNDING, Verdict
+from jaxpar.program.configuration import deliberate, refuse_settings
 from jaxpar.program.record import compile_step
 from jaxpar.step.make_step import make_step
 from jaxpar.step.record import Step
@@ -79,6 +80,15 @@ def verify(
         )
     if averaging := layout.strategy.averaging:
         steps = max(steps, SYNCHRONISATIONS * every_of(averaging) + 1)
+    refuse_settings()
+    with deliberate():
+        return _in_widest(layout, hardware, make, steps, seed)
+
+
+def _in_widest(
+    layout: Layout, hardware: Hardware, make: Callable, steps: int, seed: int
+) -> Verdict:
+    """The verdict in float64 where the model can be computed in it, else as it is."""
     check_pure(layout.model)
     microbatches = make(layout).microbatches
     with jax.enable_x64(True):
