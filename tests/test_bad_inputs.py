@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from small import needs_gpu_compiler
 
 import jaxpar
 from jaxpar.case import Case
@@ -25,6 +26,7 @@ from jaxpar.core.errors import LONGEST_SENTENCE, RequestError, expect, sizes_tha
 from jaxpar.core.kinds import fitting
 from jaxpar.data import iterable, tokens
 from jaxpar.inference.example import read_example
+from jaxpar.program.compiled import compiled
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 ON_TWO = ["--strategy", "data", "--mesh", "data=2"]
@@ -328,6 +330,31 @@ def test_a_program_beyond_what_xla_counts_or_memory_holds_is_refused(capsys):
     assert "more bytes than 64 bits count" in refused(at, capsys)
     at = ["train", "mlp", *ON_TWO, "--set", "width=1000000", "--set", "hidden=2"]
     assert "this machine has" in refused(at, capsys)
+
+
+@needs_gpu_compiler
+def test_a_described_program_that_is_too_large_is_told_in_our_words_alone(capfd):
+    """That XLA cannot make it fit stands below the table, and what it refuses in a sentence."""
+    at = ["--strategy", "single", "--mesh", "data=1", "--hardware", "h100"]
+    assert execute(["inspect", "mlp", *at, "--set", "width=200000"], program="jaxpar") == 1
+    out, err = capfd.readouterr()
+    assert err == "" and "does not fit: " in out and "of the 84.94 GB of one h100; use more" in out
+    huge = ["inspect", "transformer", *at, "--batch", "1", "--set", "sequence=100000000"]
+    assert execute(huge, program="jaxpar") == 2
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1 and err.startswith("jaxpar: XLA cannot compile model 'transformer'")
+
+
+def test_whatever_xla_cannot_compile_is_a_sentence(monkeypatch):
+    """Its bindings raise errors of Python's own too, as of a size beyond 32 bits."""
+    lowered: Any = jax.jit(jnp.sin).lower(1.0)
+
+    def compile(options):
+        raise RuntimeError("Bad StatusOr access: Invalid dimension size -397934592")
+
+    monkeypatch.setattr(lowered, "compile", compile)
+    with pytest.raises(RequestError, match="cannot compile model 'm' .* dimension size -397934592"):
+        compiled(lowered, None, "m", "h100")
 
 
 def test_kinds_are_those_of_the_annotations():

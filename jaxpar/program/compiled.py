@@ -40,7 +40,7 @@ def compiled(lowered: Any, options: Mapping[str, Any] | None, model: str, hardwa
     """
     try:
         return lowered.compile(options)
-    except jax.errors.JaxRuntimeError as error:
+    except RuntimeError as error:  # JaxRuntimeError is one; XLA's own bindings raise another
         words = words_of(error)
         if "compile option" in words or "While setting option" in words:
             raise RequestError(
