@@ -8,6 +8,7 @@ import datetime
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -156,6 +157,29 @@ def test_a_factory_may_do_anything(name, capsys, monkeypatch):
         assert f"'{module}:f'" in err or "unknown factory" in err
         if module == "mine":
             assert re.search(sentence, err), err
+
+
+def test_the_traceback_of_own_code_is_shown_where_it_is_asked_for(capsys, monkeypatch):
+    """Whoever debugs a factory or a loss needs its lines; who mistypes an option does not."""
+    Path("mine.py").write_text(
+        "import jaxpar, numpy as np\nfrom flax import nnx\n"
+        "def deep(): raise KeyError('why')\n"
+        "def loss(net, batch): deep()\n"
+        "def f(): return jaxpar.model(lambda rngs: nnx.Linear(3, 3, rngs=rngs), loss, "
+        "{'x': np.ones((4, 3))})\n"
+        "def g(): deep()\n"
+    )
+    for factory, frames in (("g", ["g", "deep"]), ("f", ["loss", "deep"])):
+        monkeypatch.delitem(sys.modules, "mine", raising=False)
+        said = refused(["inspect", f"mine:{factory}", *ON_TWO], capsys)
+        assert said.endswith("mine.py:3): 'why'; --traceback shows where\n"), said
+        assert (
+            execute(["inspect", f"mine:{factory}", *ON_TWO, "--traceback"], program="jaxpar") == 2
+        )
+        *lines, last = capsys.readouterr().err.splitlines()
+        assert lines[0].startswith("Traceback") and said.startswith(last + ";")
+        assert re.findall(r'mine.py", line \d+, in (\w+)', "\n".join(lines)) == frames
+    assert "--traceback" not in refused(["inspect", "mlp", *ON_TWO, "--set", "width=x"], capsys)
 
 
 PLACES = {
@@ -428,3 +452,23 @@ def test_a_verification_of_wrong_things_is_refused(wrong):
         jaxpar.verify(laid_out(), **{"hardware": "cpu", **wrong})
     with pytest.raises(RequestError, match="verify's layout is of type int"):
         jaxpar.verify(cast(Any, 3), hardware="cpu")
+
+
+def test_an_error_of_own_data_in_the_middle_has_its_traceback_too(capsys, monkeypatch):
+    """What was trained is told; the error is the person's."""
+
+    def broken(step, *more):
+        if step:
+            raise ZeroDivisionError("mine")
+        return digits.draw(step, *more)
+
+    digits = jaxpar.DATA.load("digits")()
+    data = replace(digits, draw=broken)
+    monkeypatch.setattr("jaxpar.case.Resolved.load_data", lambda self: data)
+    line = ["train", "mlp", *ON_TWO, "--set", "width=16", "--set", "hidden=1", "--steps", "3"]
+    assert execute(line, program="jaxpar") == 1
+    out, err = capsys.readouterr()
+    said = "training stopped after step 1 of 3 (data 'digits', step 1: it raised ZeroDivisionError"
+    assert said in out and "--traceback shows where" in out and err == ""
+    assert execute([*line, "--traceback"], program="jaxpar") == 1
+    assert ", in broken" in capsys.readouterr().err

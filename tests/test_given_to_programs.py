@@ -1,5 +1,6 @@
 """What the functions of a program are given, and where they are called: a sentence, or it works."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from flax import nnx
 import jaxpar
 from jaxpar.core.errors import RequestError
 from jaxpar.data import iterable
+from jaxpar.program import out_of_memory
 
 X, Y = np.ones((8, 6), "float32"), np.arange(8, dtype="int32") % 3
 GOOD = {"x": X, "y": Y}
@@ -224,3 +226,41 @@ def test_nothing_is_made_where_nothing_is_compiled(program):
     """jax.disable_jit."""
     with jax.disable_jit(), pytest.raises(RequestError, match="jax_disable_jit"):
         program.init()
+
+
+@pytest.fixture
+def without_memory(program, monkeypatch):
+    """The program, where the second update finds no memory; what is noted then is forgotten."""
+    monkeypatch.setattr("jaxpar.program.out_of_memory.ran_out", threading.Event())
+    made, calls = program.made.update, []
+
+    def update(state, batch):
+        calls.append(1)
+        if len(calls) > 1:
+            raise jax.errors.JaxRuntimeError(
+                "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."
+            )
+        return made(state, batch)
+
+    ready = replace(program.update, compiled=update)
+    monkeypatch.setitem(vars(program), "update", ready)
+    return program
+
+
+def test_memory_that_runs_out_is_told_and_what_was_trained_is_kept(without_memory):
+    """A JAX error that is ours to explain: with what to do, and the state of the step before."""
+    with pytest.raises(jaxpar.TrainingStopped, match="after step 1 of 3.*ran out of mem") as caught:
+        jaxpar.train(without_memory, DATA, jaxpar.Training(steps=3))
+    said = str(caught.value.__cause__)
+    assert "'cpu' ran out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.)" in said
+    assert out_of_memory.ran_out.is_set() and caught.value.outcome.steps == 1
+    assert caught.value.outcome.first == caught.value.outcome.last != {}
+
+
+def test_other_errors_of_xla_pass(program):
+    """They are no one's request."""
+    with (
+        pytest.raises(jax.errors.JaxRuntimeError),
+        out_of_memory.memory_told("m", program.hardware),
+    ):
+        raise jax.errors.JaxRuntimeError("INTERNAL: broken")

@@ -2,6 +2,8 @@
 
 import math
 import os
+import resource
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -162,10 +164,13 @@ def refuse_to_run(hardware: Hardware, called: str, arrays: Any, shardings: Any) 
 
 
 def _memory_bytes() -> int:
-    """How much memory this machine has, or this process' container if that is less."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
+    """How much memory this machine has, or this process or its container if that is less."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most != resource.RLIM_INFINITY:
+        found.append(most)
+    with suppress(OSError):
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-    except OSError:
-        return machine
-    return min(machine, int(limit)) if limit.isdigit() else machine
+        if limit.isdigit():
+            found.append(int(limit))
+    return min(found)

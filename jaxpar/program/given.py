@@ -18,6 +18,7 @@ from jaxpar.core.errors import RequestError, expect
 from jaxpar.hardware.record import Hardware
 from jaxpar.models.record import Model
 from jaxpar.program.devices import refuse_described
+from jaxpar.program.out_of_memory import memory_told
 from jaxpar.step.record import State
 
 MADE = "jaxpar.train's outcome has one, and program.init() makes a fresh one"
@@ -164,7 +165,10 @@ class Ready:
         if _is_used_up(given[0] if given else None):
             self._check(given)
         try:
-            return self.compiled(*given)
+            with memory_told(self.takes.model.name, self.takes.hardware):
+                return self.compiled(*given)
+        except RequestError:
+            raise
         except (TypeError, ValueError, AttributeError) as error:
             self._check(given, error)
             raise

@@ -24,6 +24,7 @@ from jaxpar.program.configuration import deliberate, refuse_settings, uncached
 from jaxpar.program.devices import device_mesh, refuse_described, refuse_to_run
 from jaxpar.program.given import Ready, Takes, as_array
 from jaxpar.program.in_parts import check_parts
+from jaxpar.program.out_of_memory import memory_told
 from jaxpar.program.quick import FEW_PASSES, QUICK
 from jaxpar.program.warnings import compile_quietly, compile_with_warnings
 from jaxpar.step.make_step import make_step
@@ -54,16 +55,9 @@ class Program:
     @cached_property
     def takes(self) -> Takes:
         """What the functions of the program take."""
-        step = self.step
-        return Takes(
-            step.layout.model,
-            self.hardware,
-            step.state,
-            step.batch,
-            self.state_shardings,
-            self.batch_shardings,
-            step.is_wide,
-        )
+        step, shardings = self.step, (self.state_shardings, self.batch_shardings)
+        arrays = (step.state, step.batch)
+        return Takes(step.layout.model, self.hardware, *arrays, *shardings, step.is_wide)
 
     @cached_property
     def lowered(self) -> Any:
@@ -137,7 +131,7 @@ class Program:
         number = whole("seed", seed, most=MOST)
         refuse_settings()
         self.check_runs()
-        with deliberate():
+        with deliberate(), memory_told(self.step.layout.model.name, self.hardware):
             return self._create(np.uint32(number))
 
     def check_runs(self) -> None:

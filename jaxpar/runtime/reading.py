@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxpar.core.errors import RequestError, expect
+from jaxpar.core.errors import OwnCodeError, RequestError, expect
 from jaxpar.data.record import Batch, Dataset
 from jaxpar.inference.calling import told
 from jaxpar.models.record import Model
@@ -77,7 +77,7 @@ def _asked(data: Dataset, where: str, read: Callable[[], Any]) -> Any:
     except (RequestError, KeyboardInterrupt):
         raise
     except BaseException as error:  # whatever it is, exit() too
-        raise RequestError(f"data '{data.name}', {where}: it raised {told(error)}") from error
+        raise OwnCodeError(f"data '{data.name}', {where}: it raised {told(error)}") from error
 
 
 def _check_batch(

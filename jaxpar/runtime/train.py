@@ -9,6 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from jaxpar.layout.record import Layout
 from jaxpar.models.pieces import pieces_of
 from jaxpar.optimizers.record import Optimizer, Recipe, check_counts, make_optimizer
 from jaxpar.program.configuration import refuse_settings
+from jaxpar.program.out_of_memory import memory_told
 from jaxpar.program.record import Program
 from jaxpar.runtime.evaluate import evaluate, evaluation_notes, training_notes
 from jaxpar.runtime.outcome import Outcome, TrainingStopped
@@ -113,7 +115,8 @@ def train(
 
     run = _Run(program, data, training, start, tell)
     try:
-        with jax.transfer_guard("disallow"):
+        told = memory_told(program.step.layout.model.name, program.hardware)
+        with told, jax.transfer_guard("disallow"):
             run.steps()
             run.last_test()
         run.notes = training_notes(program)
@@ -122,9 +125,11 @@ def train(
     except Exception as error:  # of a person's data or `watch`, or of the disk
         if run.done == run.begun:
             raise
+        run.settle()
+        kind = "" if isinstance(error, RequestError) else f"{type(error).__name__}: "
         raise TrainingStopped(
             f"training stopped after step {run.done} of {training.steps} "
-            f"({type(error).__name__}: {words_of(error)}); in Python, this error's `outcome` has "
+            f"({kind}{words_of(error)}); in Python, this error's `outcome` has "
             "what was trained",
             run.outcome(),
         ) from error
@@ -171,6 +176,13 @@ class _Run:
         if self.data.walk is not None:
             self.test = evaluate(self.program, self.state, self.data)
             self.tell(self.training.steps, _as_test(self.test))
+
+    def settle(self) -> None:
+        """Read the metrics of the last step, which nobody has been told of, unless it failed."""
+        if self.waiting:
+            with suppress(RuntimeError):
+                self.last = _told(self.waiting)
+                self.first = self.first or self.last
 
     def outcome(self) -> Outcome:
         """What training came to by now."""

@@ -29,6 +29,7 @@ from jaxpar.measures.verify.states import arrays_as_stored, arrays_as_written, o
 from jaxpar.measures.verify.trial import Side, Trial
 from jaxpar.measures.verify.verdict import BOUNDS, ROUNDING, Verdict
 from jaxpar.program.configuration import deliberate, refuse_settings
+from jaxpar.program.out_of_memory import memory_told
 from jaxpar.program.record import compile_step
 from jaxpar.step.make_step import make_step
 from jaxpar.step.record import Step
@@ -81,7 +82,7 @@ def verify(
     if averaging := layout.strategy.averaging:
         steps = max(steps, SYNCHRONISATIONS * every_of(averaging) + 1)
     refuse_settings()
-    with deliberate():
+    with deliberate(), memory_told(layout.model.name, hardware):
         return _in_widest(layout, hardware, make, steps, seed)
 
 
