@@ -182,6 +182,24 @@ def test_the_traceback_of_own_code_is_shown_where_it_is_asked_for(capsys, monkey
     assert "--traceback" not in refused(["inspect", "mlp", *ON_TWO, "--set", "width=x"], capsys)
 
 
+def test_own_code_that_raises_after_the_door_is_told_too(capsys, monkeypatch):
+    """A loss is called again, for other rows or by `verify`; a bug of ours shows."""
+    Path("mine.py").write_text(
+        "import jaxpar, numpy as np\nfrom flax import nnx\n"
+        "def loss(net, batch):\n"
+        "    assert len(batch['x']) == 4, 'wants 4 rows'\n"
+        "    return net(batch['x']).mean()\n"
+        "def f(): return jaxpar.model(lambda rngs: nnx.Linear(3, 3, rngs=rngs), loss, "
+        "{'x': np.ones((4, 3))})\n"
+    )
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    said = refused(["inspect", "mine:f", *ON_TWO, "--batch", "8"], capsys)
+    assert said.endswith("mine.py:4): wants 4 rows; --traceback shows where\n"), said
+    monkeypatch.setattr("jaxpar.case.lay_out", None)
+    with pytest.raises(TypeError):
+        execute(["inspect", "mlp", *ON_TWO], program="jaxpar")
+
+
 PLACES = {
     "a file": (lambda: Path("p").write_text("mine"), "p"),
     "in a file": (lambda: Path("p").write_text("mine"), "p/q"),
@@ -354,6 +372,7 @@ def test_a_program_beyond_what_xla_counts_or_memory_holds_is_refused(capsys):
     assert "more bytes than 64 bits count" in refused(at, capsys)
     at = ["train", "mlp", *ON_TWO, "--set", "width=1000000", "--set", "hidden=2"]
     assert "this machine has" in refused(at, capsys)
+    assert "this machine has" in refused(["verify", *at[1:]], capsys)
 
 
 @needs_gpu_compiler

@@ -14,7 +14,7 @@ from absl import logging
 from jaxpar.cli import options as command_line
 from jaxpar.cli.environment import cache_folder, check_environment
 from jaxpar.cli.help import VERBS, show_help
-from jaxpar.cli.own_code import more_of
+from jaxpar.cli.own_code import more_of, sentence_of
 from jaxpar.cli.stopping import STOPPED, stoppable, word_of
 from jaxpar.cli.streams import READER_GONE, prepare_streams, written
 from jaxpar.core.errors import RequestError, unknown
@@ -67,6 +67,11 @@ def execute(argv: list[str], *, program: str) -> int:
             word = word_of(error)
             stopped(word)
             return STOPPED[word]
+        except (Exception, SystemExit) as error:  # a person's own, or a bug, which is shown whole
+            if not (sentence := sentence_of(error)):
+                raise
+            _tell(f"{program}: {sentence}")
+            return 2
 
 
 def _tell(line: str) -> None:

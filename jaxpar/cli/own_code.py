@@ -4,6 +4,22 @@ import traceback
 
 from jaxpar.cli.options import VALUES
 from jaxpar.core.errors import OwnCodeError
+from jaxpar.core.source_lines import passed_own_code
+
+
+def sentence_of(error: BaseException) -> str:
+    """The sentence about an error that a person's own code raised; "" for one of ours.
+
+    A loss is called again after the door, to evaluate it or to verify a layout, and may raise then.
+    """
+    from jaxpar.inference.calling import told
+
+    if not passed_own_code(error):
+        return ""
+    try:
+        raise OwnCodeError(f"your own code raised {told(error)}") from error
+    except OwnCodeError as own:
+        return f"{own}{more_of(own)}"
 
 
 def more_of(error: BaseException) -> str:

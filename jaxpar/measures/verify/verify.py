@@ -131,6 +131,7 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
     bounds = BOUNDS[dtype]
     step = make(layout)
     candidate = compile_step(step, hardware=hardware, for_speed=False)
+    candidate.check_runs()
     averaging = layout.strategy.averaging
     right: Any = simulation(layout, step, hardware) if averaging else _alone(layout, step, hardware)
     batch = probe_batch(layout.model, seed)
