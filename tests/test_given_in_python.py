@@ -42,6 +42,27 @@ def trained(program, data: Any = OWN, **more):
     return jaxpar.train(program, data, jaxpar.Training(steps=2), **more)
 
 
+JUNK: list[Any] = [
+    lambda: jaxpar.weighted_mean(cast(Any, "x"), jnp.ones(1)),
+    lambda: jaxpar.weighted_mean(cast(Any, None), jnp.ones(1)),
+    lambda: jaxpar.hooks.named(jnp.ones((2, 2)), cast(Any, "ab")),
+    lambda: jaxpar.hooks.named(jnp.ones((2, 2)), cast(Any, None)),
+    lambda: jaxpar.hooks.named(jnp.ones((2, 2)), cast(Any, ("a", 3))),
+    lambda: jaxpar.Hardware("mine", "described", memory_bytes=cast(Any, "80 GB")),
+    lambda: jaxpar.Hardware("mine", "described", devices_per_node=0),
+    lambda: jaxpar.Hardware("mine", "described", target=cast(Any, 3)),
+    lambda: jaxpar.Hardware("mine", "described", compiler_options=cast(Any, [3])),
+    lambda: jaxpar.Hardware("mine", "described", rates=cast(Any, 3)),
+]
+
+
+@pytest.mark.parametrize("call", JUNK)
+def test_what_a_record_or_a_hook_does_not_take_is_refused_at_once(call):
+    """Rather than met where it is used."""
+    with pytest.raises(RequestError):
+        call()
+
+
 @pytest.mark.parametrize("given", NONE_OF_THESE, ids=lambda given: type(given).__name__)
 def test_what_is_of_another_kind_is_refused(given, program):
     """One sentence each, of whatever function it is given to."""

@@ -6,9 +6,13 @@ from typing import Any
 
 from jaxpar.core.catalogue import HARDWARE
 from jaxpar.core.errors import RequestError, expect, unknown
+from jaxpar.core.kinds import whole
 
 XLA = "xla."
 """What the names of XLA's own options begin with among the fields of a case."""
+
+MOST_BYTES = 1 << 60
+"""More memory than any device has."""
 
 KINDS = ("simulated", "local", "described")
 
@@ -60,6 +64,12 @@ class Hardware:
         expect("the name of hardware", self.name, str, "give a word")
         if not isinstance(self.kind, str) or self.kind not in KINDS:
             raise unknown("kind of hardware", self.kind, KINDS)
+        for name in ("devices_per_node", "memory_bytes"):
+            if getattr(self, name) is not None:
+                whole(name, getattr(self, name), least=1, most=MOST_BYTES)
+        expect("the target of hardware", self.target, str | None, "give XLA's text of a GPU")
+        expect("XLA's options of hardware", self.compiler_options, Mapping, "give them by name")
+        expect("the rates of hardware", self.rates, Rates | None, "give a Rates, or None")
 
     def with_options(self, told: Mapping[str, Any]) -> "Hardware":
         """The same hardware, XLA told more, or otherwise than it is usually told.
