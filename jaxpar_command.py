@@ -34,13 +34,20 @@ def main(program: str = "jaxpar") -> int:
     try:
         import jax  # noqa: F401  (so that what it refuses is told apart from what we do)
     except ValueError as error:
-        said = " ".join(str(error).split())[:500]
-        with suppress(OSError):
-            os.write(2, f"{program}: JAX cannot be imported ({said}): unset it\n".encode())
-        return 2
+        return _refused(program, error, "unset it")
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a jaxlib of another version
+        return _refused(program, error, "pip install jaxpar brings it; python -S leaves it out")
     from jaxpar.cli.main import main as run
 
     return run(program)
+
+
+def _refused(program: str, error: Exception, repair: str) -> int:
+    """Tell why JAX cannot be imported; returns the exit status."""
+    said = " ".join(str(error).split())[:500]
+    with suppress(OSError):
+        os.write(2, f"{program}: JAX cannot be imported ({said}): {repair}\n".encode())
+    return 2
 
 
 if __name__ == "__main__":

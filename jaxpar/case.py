@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from jaxpar.core.catalogue import DATA, HARDWARE, MODES, OPTIMIZERS, STRATEGIES
-from jaxpar.core.errors import RequestError, expect, unknown, words_of
+from jaxpar.core.errors import OwnCodeError, RequestError, expect, unknown, words_of
 from jaxpar.core.kinds import fitting, kinds_of
 from jaxpar.core.mesh import MeshShape
 from jaxpar.data.record import Dataset
@@ -176,7 +176,7 @@ def _imported(name: str, module_name: str) -> Any:
         raise
     except BaseException as error:  # whatever a person's file raises while it is read, exit() too
         what = words_of(error) if isinstance(error, ImportError) else told(error)
-        raise RequestError(f"model '{name}': cannot import '{module_name}' ({what})") from error
+        raise OwnCodeError(f"model '{name}': cannot import '{module_name}' ({what})") from error
     finally:
         with suppress(ValueError):  # the file may have taken it away
             sys.path.remove(here)

@@ -8,6 +8,7 @@ import datetime
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from small import needs_gpu_compiler
 
 import jaxpar
 from jaxpar.case import Case
@@ -25,6 +27,7 @@ from jaxpar.core.errors import LONGEST_SENTENCE, RequestError, expect, sizes_tha
 from jaxpar.core.kinds import fitting
 from jaxpar.data import iterable, tokens
 from jaxpar.inference.example import read_example
+from jaxpar.program.compiled import compiled
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 ON_TWO = ["--strategy", "data", "--mesh", "data=2"]
@@ -154,6 +157,47 @@ def test_a_factory_may_do_anything(name, capsys, monkeypatch):
         assert f"'{module}:f'" in err or "unknown factory" in err
         if module == "mine":
             assert re.search(sentence, err), err
+
+
+def test_the_traceback_of_own_code_is_shown_where_it_is_asked_for(capsys, monkeypatch):
+    """Whoever debugs a factory or a loss needs its lines; who mistypes an option does not."""
+    Path("mine.py").write_text(
+        "import jaxpar, numpy as np\nfrom flax import nnx\n"
+        "def deep(): raise KeyError('why')\n"
+        "def loss(net, batch): deep()\n"
+        "def f(): return jaxpar.model(lambda rngs: nnx.Linear(3, 3, rngs=rngs), loss, "
+        "{'x': np.ones((4, 3))})\n"
+        "def g(): deep()\n"
+    )
+    for factory, frames in (("g", ["g", "deep"]), ("f", ["loss", "deep"])):
+        monkeypatch.delitem(sys.modules, "mine", raising=False)
+        said = refused(["inspect", f"mine:{factory}", *ON_TWO], capsys)
+        assert said.endswith("mine.py:3): 'why'; --traceback shows where\n"), said
+        assert (
+            execute(["inspect", f"mine:{factory}", *ON_TWO, "--traceback"], program="jaxpar") == 2
+        )
+        *lines, last = capsys.readouterr().err.splitlines()
+        assert lines[0].startswith("Traceback") and said.startswith(last + ";")
+        assert re.findall(r'mine.py", line \d+, in (\w+)', "\n".join(lines)) == frames
+    assert "--traceback" not in refused(["inspect", "mlp", *ON_TWO, "--set", "width=x"], capsys)
+
+
+def test_own_code_that_raises_after_the_door_is_told_too(capsys, monkeypatch):
+    """A loss is called again, for other rows or by `verify`; a bug of ours shows."""
+    Path("mine.py").write_text(
+        "import jaxpar, numpy as np\nfrom flax import nnx\n"
+        "def loss(net, batch):\n"
+        "    assert len(batch['x']) == 4, 'wants 4 rows'\n"
+        "    return net(batch['x']).mean()\n"
+        "def f(): return jaxpar.model(lambda rngs: nnx.Linear(3, 3, rngs=rngs), loss, "
+        "{'x': np.ones((4, 3))})\n"
+    )
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    said = refused(["inspect", "mine:f", *ON_TWO, "--batch", "8"], capsys)
+    assert said.endswith("mine.py:4): wants 4 rows; --traceback shows where\n"), said
+    monkeypatch.setattr("jaxpar.case.lay_out", None)
+    with pytest.raises(TypeError):
+        execute(["inspect", "mlp", *ON_TWO], program="jaxpar")
 
 
 PLACES = {
@@ -328,6 +372,32 @@ def test_a_program_beyond_what_xla_counts_or_memory_holds_is_refused(capsys):
     assert "more bytes than 64 bits count" in refused(at, capsys)
     at = ["train", "mlp", *ON_TWO, "--set", "width=1000000", "--set", "hidden=2"]
     assert "this machine has" in refused(at, capsys)
+    assert "this machine has" in refused(["verify", *at[1:]], capsys)
+
+
+@needs_gpu_compiler
+def test_a_described_program_that_is_too_large_is_told_in_our_words_alone(capfd):
+    """That XLA cannot make it fit stands below the table, and what it refuses in a sentence."""
+    at = ["--strategy", "single", "--mesh", "data=1", "--hardware", "h100"]
+    assert execute(["inspect", "mlp", *at, "--set", "width=200000"], program="jaxpar") == 1
+    out, err = capfd.readouterr()
+    assert err == "" and "does not fit: " in out and "of the 84.94 GB of one h100; use more" in out
+    huge = ["inspect", "transformer", *at, "--batch", "1", "--set", "sequence=100000000"]
+    assert execute(huge, program="jaxpar") == 2
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1 and err.startswith("jaxpar: XLA cannot compile model 'transformer'")
+
+
+def test_whatever_xla_cannot_compile_is_a_sentence(monkeypatch):
+    """Its bindings raise errors of Python's own too, as of a size beyond 32 bits."""
+    lowered: Any = jax.jit(jnp.sin).lower(1.0)
+
+    def compile(options):
+        raise RuntimeError("Bad StatusOr access: Invalid dimension size -397934592")
+
+    monkeypatch.setattr(lowered, "compile", compile)
+    with pytest.raises(RequestError, match="cannot compile model 'm' .* dimension size -397934592"):
+        compiled(lowered, None, "m", "h100")
 
 
 def test_kinds_are_those_of_the_annotations():
@@ -401,3 +471,23 @@ def test_a_verification_of_wrong_things_is_refused(wrong):
         jaxpar.verify(laid_out(), **{"hardware": "cpu", **wrong})
     with pytest.raises(RequestError, match="verify's layout is of type int"):
         jaxpar.verify(cast(Any, 3), hardware="cpu")
+
+
+def test_an_error_of_own_data_in_the_middle_has_its_traceback_too(capsys, monkeypatch):
+    """What was trained is told; the error is the person's."""
+
+    def broken(step, *more):
+        if step:
+            raise ZeroDivisionError("mine")
+        return digits.draw(step, *more)
+
+    digits = jaxpar.DATA.load("digits")()
+    data = replace(digits, draw=broken)
+    monkeypatch.setattr("jaxpar.case.Resolved.load_data", lambda self: data)
+    line = ["train", "mlp", *ON_TWO, "--set", "width=16", "--set", "hidden=1", "--steps", "3"]
+    assert execute(line, program="jaxpar") == 1
+    out, err = capsys.readouterr()
+    said = "training stopped after step 1 of 3 (data 'digits', step 1: it raised ZeroDivisionError"
+    assert said in out and "--traceback shows where" in out and err == ""
+    assert execute([*line, "--traceback"], program="jaxpar") == 1
+    assert ", in broken" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """What a person gives in Python, of another kind than is wanted: a sentence, and no process ends.
 
-Strategies, meshes, hardware and examples are in `test_bad_inputs`.
+Strategies, meshes, hardware and examples are in `test_bad_inputs`, states and batches in
+`test_given_to_programs`.
 """
 
 from typing import Any, cast
@@ -39,6 +40,27 @@ def program():
 
 def trained(program, data: Any = OWN, **more):
     return jaxpar.train(program, data, jaxpar.Training(steps=2), **more)
+
+
+JUNK: list[Any] = [
+    lambda: jaxpar.weighted_mean(cast(Any, "x"), jnp.ones(1)),
+    lambda: jaxpar.weighted_mean(cast(Any, None), jnp.ones(1)),
+    lambda: jaxpar.hooks.named(jnp.ones((2, 2)), cast(Any, "ab")),
+    lambda: jaxpar.hooks.named(jnp.ones((2, 2)), cast(Any, None)),
+    lambda: jaxpar.hooks.named(jnp.ones((2, 2)), cast(Any, ("a", 3))),
+    lambda: jaxpar.Hardware("mine", "described", memory_bytes=cast(Any, "80 GB")),
+    lambda: jaxpar.Hardware("mine", "described", devices_per_node=0),
+    lambda: jaxpar.Hardware("mine", "described", target=cast(Any, 3)),
+    lambda: jaxpar.Hardware("mine", "described", compiler_options=cast(Any, [3])),
+    lambda: jaxpar.Hardware("mine", "described", rates=cast(Any, 3)),
+]
+
+
+@pytest.mark.parametrize("call", JUNK)
+def test_what_a_record_or_a_hook_does_not_take_is_refused_at_once(call):
+    """Rather than met where it is used."""
+    with pytest.raises(RequestError):
+        call()
 
 
 @pytest.mark.parametrize("given", NONE_OF_THESE, ids=lambda given: type(given).__name__)
@@ -82,18 +104,6 @@ def test_what_is_of_another_kind_is_refused(given, program):
     for call in calls:
         with pytest.raises(RequestError):
             call()
-
-
-def test_a_state_that_was_used_up_or_is_of_another_program_is_refused(program):
-    """XLA would end the process for the first."""
-    state = program.init()
-    program.update(state, program.place({"x": X}))
-    other = jax.tree.map(lambda x: jnp.ones((3,)) if x.shape else x, program.init())
-    for given, said in ((state, "used up by a step"), (other, "of another program")):
-        with pytest.raises(RequestError, match=said):
-            jaxpar.evaluate(program, given, OWN)
-        with pytest.raises(RequestError, match=said):
-            trained(program, state=given)
 
 
 DRAWN = {

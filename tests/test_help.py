@@ -50,6 +50,12 @@ def test_help_is_no_wider_than_the_terminal(columns, capsys, monkeypatch):
     assert "".join(said.split()).count("allbutnamesjoinedbycommas") == 1
 
 
+def test_a_python_without_docstrings_has_its_fields_too(capsys, monkeypatch):
+    """python -OO leaves the docstrings out."""
+    monkeypatch.setattr("jaxpar.cli.help.field_lines", lambda documented: {})
+    assert "\n  hidden=3\n" in printed("train mlp --help", capsys)
+
+
 def test_every_field_has_its_line():
     """A docstring that forgets one would leave a hole in the help."""
     for name in MODELS.names():

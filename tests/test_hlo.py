@@ -227,3 +227,10 @@ def test_frames_are_read_innermost_first():
     inner = Frame("/home/me/model.py", 12, "block")
     assert one.frames == (inner, Frame("/home/me/train.py", 99, "main"))
     assert (one.op_name, one.borrowed) == ("jit(f)/block/dot_general", False)
+
+
+@pytest.mark.parametrize("text", [None, 3, b"HloModule m", ["HloModule m"]], ids=repr)
+def test_what_is_no_text_is_refused(text):
+    """Bytes too: what they are is not said."""
+    with pytest.raises(ValueError, match="is no HLO text: pass compiled.as_text"):
+        parse(text)

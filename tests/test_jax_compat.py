@@ -102,6 +102,25 @@ def test_a_setting_is_what_the_configuration_holds():
     assert jax_compat.setting("jax_enable_x64") is before
 
 
+def test_whether_jax_traces_is_known():
+    """Under jit, scan and eval_shape; not under grad and vmap, where what is computed is run."""
+    found = []
+
+    def ask(x):
+        found.append(jax_compat.is_being_traced())
+        return x
+
+    jax.jit(ask)(1.0)
+    jax.eval_shape(ask, 1.0)
+    jax.lax.scan(lambda c, x: (ask(c), x), 0.0, jnp.ones(2))
+    assert found[:2] == [True, True] and all(found)
+    found.clear()
+    for call in (ask, jax.grad(ask)):
+        call(1.0)
+    jax.vmap(ask)(jnp.ones(2))
+    assert found == [False] * 3
+
+
 def test_a_sharding_error_is_what_an_untyped_operation_raises():
     """Two arrays that explicit axes shard otherwise cannot be added."""
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))

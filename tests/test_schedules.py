@@ -160,6 +160,7 @@ def test_an_evaluation_is_the_forward_passes_alone():
         ),
         (lambda: SCHEDULES.load("gpipe")(4, 8, 2), "one chunk of layers a stage.*interleaved"),
         (lambda: SCHEDULES.load("gpipe")(4, 0), "microbatches=0: use 1 or more"),
+        (lambda: SCHEDULES.load("interleaved")(2, 2, 10**6), "4,000,000 forward passes, and there"),
     ],
 )
 def test_schedules_that_make_no_sense_are_refused(make, sentence):

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 import jaxpar
+from jaxpar.core.errors import RequestError
 from jaxpar.program import forward_stderr
 from jaxpar.program.standard_error import warnings_kept
 
@@ -206,6 +207,45 @@ def test_one_inside_another_has_its_own(capfd):
     assert inner == [warning("inside")]
     assert outer == [warning("before"), warning("after")]
     assert capfd.readouterr().err == "a\nb\nc\n"
+
+
+BESIDE = (
+    "E1126 09:37:20.253225   999999999 gpu_hlo_schedule.cc:968] The byte size of input/output "
+    "arguments (846646051108) exceeds the base limit (67954383257).\n"
+    "W1126 09:37:20.312839   999999999 hlo_rematerialization.cc:3231] Can't reduce memory use "
+    "below 788.50GiB (846644478244 bytes) by rematerialization\n",
+    "E1126 09:57:01.330249   999999999 status_macros.cc:58] INTERNAL: RET_CHECK failure (a.cc:1)\n"
+    "*** Begin stack trace ***\n\t\n\tXlaFunction\n*** End stack trace ***\n\n",
+)
+"""What XLA logs of a program that does not fit, and of one that it refuses."""
+
+
+@pytest.mark.parametrize("logged", BESIDE)
+def test_what_a_sentence_is_about_is_not_there_twice(logged, capfd):
+    """Neither where the program is told of, nor where it is refused; all else arrives."""
+    with warnings_kept() as lines:
+        say("first\n" + logged + "second\n\tindented\n\n")
+    assert "\n".join(lines) + "\n" == logged
+    assert capfd.readouterr().err == "first\nsecond\n\tindented\n\n"
+    with pytest.raises(RequestError), warnings_kept() as lines:
+        for part in ("more\n" + logged[:-5], logged[-5:]):
+            say(part)
+            time.sleep(0.05)
+        raise RequestError("XLA cannot compile it")
+    assert capfd.readouterr().err == "more\n"
+
+
+@pytest.mark.parametrize("logged", BESIDE)
+def test_what_the_log_says_arrives_where_no_sentence_does(logged, capfd):
+    """Of another file, of another error, of a message that only looks like it."""
+    other = logged.replace(".cc:", ".cpp:")
+    with warnings_kept() as lines:
+        say(other)
+    assert lines == [] and capfd.readouterr().err == other
+    with pytest.raises(ValueError), warnings_kept():
+        say(logged)
+        raise ValueError
+    assert capfd.readouterr().err == logged
 
 
 def test_after_an_error_all_that_was_written_is_there(capfd):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -118,6 +119,8 @@ def test_an_ascii_terminal_gets_every_line(monkeypatch):
         ("import os, signal; os.kill(os.getpid(), signal.SIGINT)", 130, "stopped; kept: nothing"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", 143, "terminated; kept:"),
         ("raise ValueError('JAX_X=y\\nis none')", 2, "cannot be imported (JAX_X=y is none): unset"),
+        ("raise ImportError('no jaxlib')", 2, "(no jaxlib): pip install jaxpar brings it"),
+        ("raise RuntimeError('jaxlib is too old')", 2, "(jaxlib is too old): pip install"),
     ],
 )
 def test_what_ends_the_import_of_jax_is_told(jax, status, said):
@@ -143,6 +146,15 @@ def test_a_record_is_printed_where_the_words_beside_it_cannot_be(monkeypatch, ca
     with suppress(OSError):
         full.close()
     assert json.loads(capfd.readouterr().out)["models"]
+
+
+def test_a_process_of_few_addresses_is_told_before_jax_ends_it(monkeypatch, capsys):
+    """ulimit -v; a list needs no devices, and is refused alike."""
+    most = environment.LEAST_ADDRESSES_BYTES
+    for limit, status in ((most - 1, 2), (most, 0), (resource.RLIM_INFINITY, 0)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, limit))
+        assert execute(["list"], program="jaxpar") == status
+        assert ("ulimit -v" in capsys.readouterr().err) is bool(status)
 
 
 @pytest.mark.parametrize("name", environment._FOLDERS)

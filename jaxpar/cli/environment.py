@@ -1,6 +1,7 @@
 """What a command finds around it: XLA's flags, and a place for compiled programs."""
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,9 @@ from pathlib import Path
 from jaxpar.cli.options import check_writable
 from jaxpar.core.errors import RequestError
 from jaxpar.core.jax_compat import READ_XLA_FLAGS
+
+LEAST_ADDRESSES_BYTES = 2_700_000_000
+"""That a small step needs: with 2.3e9 some end in an abort, with 2.7e9 none did (jax 0.10.2)."""
 
 _FOLDERS = ("JAX_DUMP_IR_TO", "JAX_COMPILATION_CACHE_DIR")
 """Variables that name a folder for JAX to write to."""
@@ -22,6 +26,13 @@ def check_environment() -> None:
     from jaxpar.program.configuration import refuse_settings
 
     refuse_settings()
+    most_bytes, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if resource.RLIM_INFINITY != most_bytes < LEAST_ADDRESSES_BYTES:
+        raise RequestError(
+            f"a process may have {most_bytes / 1e9:.1f} GB of addresses here, and JAX ends the "
+            f"process where it is given less than about {LEAST_ADDRESSES_BYTES / 1e9:.1f} GB: "
+            "raise the limit (ulimit -v)"
+        )
     for name in _FOLDERS:
         folder = os.environ.get(name)
         if folder and "://" not in folder:  # a bucket is not looked at

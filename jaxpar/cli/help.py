@@ -35,7 +35,7 @@ def show_help(program: str, options: Options) -> None:
     for title, defaults, told in groups:
         print(f"\n--set, {title}")
         for field, usual in defaults.items():
-            print(_folded(f"{field}={usual}", told[field], 26))
+            print(_folded(f"{field}={usual}", told.get(field, ""), 26))
     if "set" in reads and not groups:
         print(f"\n{program} {name} mlp --help: also the fields that --set changes of mlp")
 

@@ -14,6 +14,7 @@ from absl import logging
 from jaxpar.cli import options as command_line
 from jaxpar.cli.environment import cache_folder, check_environment
 from jaxpar.cli.help import VERBS, show_help
+from jaxpar.cli.own_code import more_of, sentence_of
 from jaxpar.cli.stopping import STOPPED, stoppable, word_of
 from jaxpar.cli.streams import READER_GONE, prepare_streams, written
 from jaxpar.core.errors import RequestError, unknown
@@ -22,13 +23,20 @@ from jaxpar.core.errors import RequestError, unknown
 def main(program: str = "jaxpar") -> int:
     """Run what was typed after the program's name; returns the exit status, unless it was stopped.
 
-    A process that is stopped ends here: XLA's threads may be at work still, and Python would wait
-    for them, or take down under them what they use.
+    A process that is stopped, or ran out of memory, ends here: XLA's threads may be at work still,
+    and Python would wait for them, or take down under them what they use.
     """
     status = execute(sys.argv[1:], program=program)
-    if status in STOPPED.values():
+    if status in STOPPED.values() or _ran_out():
         os._exit(status)
     return status
+
+
+def _ran_out() -> bool:
+    """Whether a program ran out of memory, if one ran."""
+    from jaxpar.program.out_of_memory import ran_out
+
+    return ran_out.is_set()
 
 
 def execute(argv: list[str], *, program: str) -> int:
@@ -51,7 +59,7 @@ def execute(argv: list[str], *, program: str) -> int:
             with written():
                 return _obey(argv, program, files)
         except RequestError as error:
-            _tell(f"{program}: {error}")
+            _tell(f"{program}: {error}{more_of(error)}")
             return 2
         except BrokenPipeError:
             return READER_GONE
@@ -59,6 +67,11 @@ def execute(argv: list[str], *, program: str) -> int:
             word = word_of(error)
             stopped(word)
             return STOPPED[word]
+        except (Exception, SystemExit) as error:  # a person's own, or a bug, which is shown whole
+            if not (sentence := sentence_of(error)):
+                raise
+            _tell(f"{program}: {sentence}")
+            return 2
 
 
 def _tell(line: str) -> None:

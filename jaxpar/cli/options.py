@@ -71,10 +71,13 @@ flags.DEFINE_string("out", None, "folder for files (default: runs/...)", flag_va
 flags.DEFINE_string("picture", None, "save what is shown as an SVG picture", flag_values=VALUES)
 flags.DEFINE_bool("json", False, "one JSON record on standard output", flag_values=VALUES)
 flags.DEFINE_bool("verify", False, "after training, verify the layout too", flag_values=VALUES)
+flags.DEFINE_bool(
+    "traceback", False, "show the whole traceback of an error in your own code", flag_values=VALUES
+)
 flags.DEFINE_bool("help", False, "show this and stop", short_name="h", flag_values=VALUES)
 
 
-SHARED = ("picture", "json", "help")
+SHARED = ("picture", "json", "traceback", "help")
 """Options that every verb reads."""
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxpar.core.errors import RequestError
+from jaxpar.core.errors import RequestError, expect
 from jaxpar.core.roles import UNNAMED
 
 NAMED, LAYERS, ATTEND, ORDERED = "named", "layers", "attend", "ordered"
@@ -43,6 +43,11 @@ def bind_named(x: Any, dims: tuple[str, ...], says: str) -> jax.Array:
         RequestError: as many names as dims were not given.
     """
     x = jnp.asarray(x)
+    expect(
+        "the names of an array's dims", dims, tuple | list, 'give a word each, ("batch", "width")'
+    )
+    for name in dims:
+        expect("the name of a dim", name, str, "give a word")
     if len(dims) != x.ndim:
         raise RequestError(
             f"an array of shape {x.shape} was given {len(dims)} names, {tuple(dims)}: name every "

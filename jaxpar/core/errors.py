@@ -35,6 +35,10 @@ class LayoutError(RequestError):
     """The arrays cannot be sharded as asked: a dim that does not divide, or an axis used twice."""
 
 
+class OwnCodeError(RequestError):
+    """A person's own code, such as a factory, raised an error, which is the cause of this one."""
+
+
 def one_line(text: str) -> str:
     """A text as one line that any terminal can show: nothing invisible, no word without end.
 

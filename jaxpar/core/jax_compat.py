@@ -19,6 +19,18 @@ def setting(name: str) -> Any:
     return getattr(jax.config, name)
 
 
+def is_being_traced() -> bool:
+    """Whether JAX traces the function that calls this, as jit, scan and eval_shape do.
+
+    What is computed there is written down and not run. JAX gives the name with a warning against
+    it, meant for code that would compute something else then.
+    """
+    from jax.extend import core
+
+    names: Any = core
+    return names.unsafe_am_i_under_a_jit_DO_NOT_USE()
+
+
 def open_jaxpr(inner: Any) -> tuple[Any, tuple[Any, ...]]:
     """The jaxpr and the constants of what an equation holds, closed or not.
 

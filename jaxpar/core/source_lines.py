@@ -59,6 +59,20 @@ def line_of_error(error: BaseException | None) -> str:
     return "{}:{}".format(*(written or own)[-1]) if own else ""
 
 
+def passed_own_code(error: BaseException) -> bool:
+    """Whether an error passed a person's own code, called by what works with models.
+
+    The command line and the data call libraries of their own, whose errors are ours.
+    """
+    room = ""
+    for frame, _ in walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        if not _room(file) and is_own(file):
+            return room not in ("", "cli", "data")
+        room = _room(file) or room
+    return False
+
+
 def own_file(files: Iterable[str]) -> int | None:
     """Which file of a stack, innermost first, is a person's; None if jaxpar, not a model, asked."""
     for index, file in enumerate(files):

@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxpar.core.catalogue import HARDWARE
 from jaxpar.core.errors import RequestError, expect, unknown
+from jaxpar.core.kinds import whole
 from jaxpar.hardware.presets import preset_options
 
 XLA = "xla."
@@ -13,6 +14,9 @@ XLA = "xla."
 
 PRESET = XLA + "preset"
 """The field that names a preset of them."""
+
+MOST_BYTES = 1 << 60
+"""More memory than any device has."""
 
 KINDS = ("simulated", "local", "described")
 
@@ -66,6 +70,12 @@ class Hardware:
         expect("the name of hardware", self.name, str, "give a word")
         if not isinstance(self.kind, str) or self.kind not in KINDS:
             raise unknown("kind of hardware", self.kind, KINDS)
+        for name in ("devices_per_node", "memory_bytes"):
+            if getattr(self, name) is not None:
+                whole(name, getattr(self, name), least=1, most=MOST_BYTES)
+        expect("the target of hardware", self.target, str | None, "give XLA's text of a GPU")
+        expect("XLA's options of hardware", self.compiler_options, Mapping, "give them by name")
+        expect("the rates of hardware", self.rates, Rates | None, "give a Rates, or None")
 
     def with_options(self, told: Mapping[str, Any]) -> "Hardware":
         """The same hardware, XLA told more, or otherwise than it is usually told.

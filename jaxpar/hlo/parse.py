@@ -94,6 +94,8 @@ def parse(text: str) -> Module:
     Raises:
         ValueError: for a text that is no compiled module, or that is damaged; it names the line.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"a {type(text).__name__} is no HLO text: pass compiled.as_text()")
     reader = _Reader()
     line, number = "", 0
     try:

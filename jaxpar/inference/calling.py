@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.extend.core import jaxpr_as_fun
 
-from jaxpar.core.errors import RequestError, words_of
+from jaxpar.core.errors import OwnCodeError, RequestError, words_of
 from jaxpar.core.source_lines import line_of, line_of_error
 from jaxpar.inference.traced import TracedLoss
 from jaxpar.jaxprs.equations import equations
@@ -22,7 +22,7 @@ _NO_MESH = re.compile(
 
 
 def trying(called: str, doing: str, function: Callable[[], Any]) -> Any:
-    """Call `function`; a RequestError passes, anything else is made one.
+    """Call `function`; a RequestError passes, anything else is made an OwnCodeError.
 
     Args:
         called: the model's name.
@@ -34,7 +34,7 @@ def trying(called: str, doing: str, function: Callable[[], Any]) -> Any:
     except (RequestError, KeyboardInterrupt):
         raise
     except BaseException as error:  # whatever it is, exit() too
-        raise RequestError(f"model '{called}': {doing} raised {told(error)}") from error
+        raise OwnCodeError(f"model '{called}': {doing} raised {told(error)}") from error
 
 
 def told(error: BaseException) -> str:

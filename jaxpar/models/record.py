@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxpar.core.catalogue import MODELS
-from jaxpar.core.errors import RequestError, expect, unknown
+from jaxpar.core.errors import RequestError, expect, unknown, words_of
 from jaxpar.core.kinds import MOST_COUNT, check_kinds, whole
 from jaxpar.core.roles import ROLES, check_role
 from jaxpar.models.pieces import Cut
@@ -73,14 +73,19 @@ def weighted_mean(values: jax.Array, weight: jax.Array) -> Mean:
         values: any shape; what is averaged.
         weight: same shape; 1 for what counts, 0 for padding.
     """
-    if jnp.shape(values) != jnp.shape(weight):
+    try:
+        values, weight = jnp.asarray(values), jnp.asarray(weight)
+    except (TypeError, ValueError) as error:
         raise RequestError(
-            f"weighted_mean's values have shape {jnp.shape(values)} and their weight "
-            f"{jnp.shape(weight)}: give each value its own weight, jnp.broadcast_to(...) if many "
+            f"weighted_mean takes two arrays of numbers ({words_of(error)})"
+        ) from error
+    if values.shape != weight.shape:
+        raise RequestError(
+            f"weighted_mean's values have shape {values.shape} and their weight "
+            f"{weight.shape}: give each value its own weight, jnp.broadcast_to(...) if many "
             "have one"
         )
-    values = jnp.asarray(values)
-    weight = jnp.asarray(weight).astype(values.dtype)
+    weight = weight.astype(values.dtype)
     return Mean(jnp.sum(values * weight), jnp.sum(weight))
 
 

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 
 from jaxpar.core.errors import RequestError, words_of
+from jaxpar.program.warnings import XlaWarning
+
+
+@dataclass(frozen=True)
+class Made:
+    """A compiled update, and what was learned while it was made.
+
+    Attributes:
+        update: what JAX made of it.
+        warnings: what XLA warned of, now or when it compiled the same program before.
+        compile_seconds: wall clock, lowering with it; short if JAX had kept the program.
+    """
+
+    update: Any
+    warnings: tuple[XlaWarning, ...]
+    compile_seconds: float
 
 
 def compiled(lowered: Any, options: Mapping[str, Any] | None, model: str, hardware: str) -> Any:
@@ -23,7 +40,7 @@ def compiled(lowered: Any, options: Mapping[str, Any] | None, model: str, hardwa
     """
     try:
         return lowered.compile(options)
-    except jax.errors.JaxRuntimeError as error:
+    except RuntimeError as error:  # JaxRuntimeError is one; XLA's own bindings raise another
         words = words_of(error)
         if "compile option" in words or "While setting option" in words:
             raise RequestError(

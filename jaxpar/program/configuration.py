@@ -8,13 +8,13 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import jax
 
 from jaxpar.core.errors import RequestError
-from jaxpar.core.jax_compat import setting
+from jaxpar.core.jax_compat import is_being_traced, setting
 from jaxpar.core.nvidia import has_nvidia_gpu
 
 _UNCHECKED = "JAX_SKIP_CUDA_CONSTRAINTS_CHECK"
@@ -63,8 +63,14 @@ _UNFIT = {
 def refuse_settings() -> None:
     """Refuse settings of JAX, such as a variable of the environment makes, that are not for us.
 
-    A mesh that jax.set_mesh has set is one of them: what is traced under it is typed by it.
+    A mesh that jax.set_mesh has set is one of them: what is traced under it is typed by it. So is a
+    function that JAX traces: what is computed in it is not run.
     """
+    if is_being_traced():
+        raise RequestError(
+            "this is called while JAX traces a function, as jax.jit does, and jaxpar "
+            "compiles and runs programs of its own: call it outside of that function"
+        )
     if not (mesh := jax.sharding.get_abstract_mesh()).empty:
         raise RequestError(
             f"jax.set_mesh has set mesh {dict(mesh.shape)}, and jaxpar puts arrays on one of its "
@@ -76,6 +82,14 @@ def refuse_settings() -> None:
                 f"JAX's setting {name} is {unfit}, and {why}: unset {name.upper()}, or use "
                 f"jax.config.update('{name}', ...)"
             )
+
+
+def deliberate() -> AbstractContextManager[None]:
+    """Within, arrays go between host and devices, whatever a person's transfer guard says.
+
+    A guard is for what is copied by accident.
+    """
+    return jax.transfer_guard("allow")
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 import math
 import os
+import resource
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,15 @@ def _described(shape: MeshShape, hardware: Hardware) -> list[Any]:
     return topology.devices
 
 
+def refuse_described(hardware: Hardware) -> None:
+    """Refuse to run anything on devices that are not here."""
+    if hardware.kind == "described":
+        raise RequestError(
+            f"hardware '{hardware.name}' is described, not present, so nothing can run on it: use "
+            "hardware cpu or local"
+        )
+
+
 def refuse_to_run(hardware: Hardware, called: str, arrays: Any, shardings: Any) -> None:
     """Refuse to run a program where there is nothing to run it, or not the memory.
 
@@ -135,11 +146,7 @@ def refuse_to_run(hardware: Hardware, called: str, arrays: Any, shardings: Any) 
         arrays: a tree of abstract arrays that are on the devices at once.
         shardings: the same tree of their shardings.
     """
-    if hardware.kind == "described":
-        raise RequestError(
-            f"hardware '{hardware.name}' is described, not present, so nothing can run on it: use "
-            "hardware cpu or local"
-        )
+    refuse_described(hardware)
     pairs = list(zip(jax.tree.leaves(arrays), jax.tree.leaves(shardings), strict=True))
     devices = pairs[0][1].num_devices
     needed_bytes = devices * sum(
@@ -157,10 +164,13 @@ def refuse_to_run(hardware: Hardware, called: str, arrays: Any, shardings: Any) 
 
 
 def _memory_bytes() -> int:
-    """How much memory this machine has, or this process' container if that is less."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
+    """How much memory this machine has, or this process or its container if that is less."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most != resource.RLIM_INFINITY:
+        found.append(most)
+    with suppress(OSError):
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-    except OSError:
-        return machine
-    return min(machine, int(limit)) if limit.isdigit() else machine
+        if limit.isdigit():
+            found.append(int(limit))
+    return min(found)

@@ -14,34 +14,21 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from jaxpar.core.errors import RequestError, expect
+from jaxpar.core.errors import expect
 from jaxpar.core.kinds import MOST, whole
 from jaxpar.hardware.record import Hardware
 from jaxpar.jaxprs.equations import refuse_overflow
 from jaxpar.program.assembler import without_machine_code
-from jaxpar.program.compiled import compiled
-from jaxpar.program.configuration import refuse_settings, uncached
-from jaxpar.program.devices import device_mesh, refuse_to_run
+from jaxpar.program.compiled import Made, compiled
+from jaxpar.program.configuration import deliberate, refuse_settings, uncached
+from jaxpar.program.devices import device_mesh, refuse_described, refuse_to_run
+from jaxpar.program.given import Ready, Takes, as_array
 from jaxpar.program.in_parts import check_parts
+from jaxpar.program.out_of_memory import memory_told
 from jaxpar.program.quick import FEW_PASSES, QUICK
-from jaxpar.program.warnings import XlaWarning, compile_quietly, compile_with_warnings
+from jaxpar.program.warnings import compile_quietly, compile_with_warnings
 from jaxpar.step.make_step import make_step
 from jaxpar.step.record import State, Step
-
-
-@dataclass(frozen=True)
-class Made:
-    """A compiled update, and what was learned while it was made.
-
-    Attributes:
-        update: what JAX made of it.
-        warnings: what XLA warned of, now or when it compiled the same program before.
-        compile_seconds: wall clock, lowering with it; short if JAX had kept the program.
-    """
-
-    update: Any
-    warnings: tuple[XlaWarning, ...]
-    compile_seconds: float
 
 
 @dataclass(frozen=True)
@@ -60,10 +47,17 @@ class Program:
     mesh: Mesh
     for_speed: bool = True
 
-    @property
-    def update(self) -> Any:
+    @cached_property
+    def update(self) -> Ready:
         """The compiled update: (State, batch) -> (State, metrics); the given State is used up."""
-        return self.made.update
+        return Ready(self.made.update, self.takes)
+
+    @cached_property
+    def takes(self) -> Takes:
+        """What the functions of the program take."""
+        step, shardings = self.step, (self.state_shardings, self.batch_shardings)
+        arrays = (step.state, step.batch)
+        return Takes(step.layout.model, self.hardware, *arrays, *shardings, step.is_wide)
 
     @cached_property
     def lowered(self) -> Any:
@@ -91,7 +85,7 @@ class Program:
         return Made(update=compiled, warnings=warnings, compile_seconds=seconds)
 
     @cached_property
-    def average(self) -> Any:
+    def average(self) -> Ready | None:
         """The compiled synchronisation of replicas: State -> State, the given one used up.
 
         None where none do.
@@ -104,7 +98,8 @@ class Program:
             out_shardings=self.state_shardings,
             donate_argnums=0,
         )
-        return self._compiled(self._lowered(average, self.step.state))
+        compiled = self._compiled(self._lowered(average, self.step.state))
+        return Ready(compiled, self.takes, reads_batch=False)
 
     @cached_property
     def text(self) -> str:
@@ -134,8 +129,10 @@ class Program:
                 memory cannot hold.
         """
         number = whole("seed", seed, most=MOST)
+        refuse_settings()
         self.check_runs()
-        return self._create(np.uint32(number))
+        with deliberate(), memory_told(self.step.layout.model.name, self.hardware):
+            return self._create(np.uint32(number))
 
     def check_runs(self) -> None:
         """Refuse to run where there is nothing to run it, or not the memory; see `init`."""
@@ -159,16 +156,16 @@ class Program:
         return self._quickly(jax.jit(create, out_shardings=self.state_shardings), seed)
 
     @cached_property
-    def evaluate(self) -> Any:
+    def evaluate(self) -> Ready:
         """Compiled evaluation: (State, batch) -> {name: Mean}."""
         shardings = (self.state_shardings, self.batch_shardings)
         evaluate = jax.jit(self.step.evaluate, in_shardings=shardings)
         lowered = self._lowered(evaluate, self.step.state, self.step.batch)
         # XLA's warnings about this are those about the update.
-        return compile_quietly(lambda: self._asked(lowered, None))
+        return Ready(compile_quietly(lambda: self._asked(lowered, None)), self.takes)
 
     @cached_property
-    def gradients(self) -> Any:
+    def gradients(self) -> Ready:
         """Compiled gradients: (State, batch) -> (gradients, model_state, metrics)."""
         specs = self.step.state_specs
         gradients = jax.jit(
@@ -180,17 +177,17 @@ class Program:
                 None,
             ),
         )
-        return self._quickly(gradients, self.step.state, self.step.batch)
+        return Ready(self._quickly(gradients, self.step.state, self.step.batch), self.takes)
 
     @cached_property
-    def probe(self) -> Any:
+    def probe(self) -> Ready:
         """The compiled update with its gradients: (State, batch) -> (State, metrics, gradients)."""
         probe = jax.jit(
             self.step.probe,
             in_shardings=(self.state_shardings, self.batch_shardings),
             out_shardings=(self.state_shardings, None, _on(self.mesh, self.step.probe_specs)),
         )
-        return self._quickly(probe, self.step.state, self.step.batch)
+        return Ready(self._quickly(probe, self.step.state, self.step.batch), self.takes)
 
     @cached_property
     def _resized(self) -> dict[int, "Program"]:
@@ -199,6 +196,7 @@ class Program:
 
     def with_rows(self, rows: int) -> "Program":
         """The program of the same layout for batches of so many rows, to evaluate them; kept."""
+        rows = whole("rows", rows, least=1)
         if rows not in self._resized:
             layout = self.step.layout.with_rows(rows)
             step = make_step(layout, optimizer=self.step.optimizer, mode=self.step.mode)
@@ -216,20 +214,19 @@ class Program:
             min(r.indices(shape[0])[0] for r in rows), max(r.indices(shape[0])[1] for r in rows)
         )
 
-    def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Put a batch on the devices; each process hands in only the rows it holds."""
+    def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """Put a batch on the devices; each process hands in only the rows it holds.
+
+        Raises:
+            RequestError: for a batch without the fields that the model reads, as it reads them.
+        """
+        refuse_described(self.hardware)
         expect("the batch", batch, Mapping, "give arrays by the names of the model's fields")
         placed = {}
         for name, sharding in self.batch_shardings.items():
             rows, *more = self.step.batch[name].shape
-            shape = (len(range(rows)[self.local_rows]), *more)
-            values = np.asarray(batch.get(name))
-            if values.shape != shape or values.dtype.kind in "OSUMm":
-                raise RequestError(
-                    f"model '{self.step.layout.model.name}' reads '{name}' as numbers of shape "
-                    f"{shape}, and the batch has {values.dtype} of shape {values.shape}: give it "
-                    "every field that the model reads"
-                )
+            values = as_array(batch.get(name))
+            self.takes.check_field(name, values, (len(range(rows)[self.local_rows]), *more))
             with jax.enable_x64(self.step.is_wide):
                 placed[name] = jax.make_array_from_process_local_data(
                     sharding, values, self.step.batch[name].shape

@@ -1,9 +1,9 @@
 """Standard error while XLA compiles: it arrives at once, but for warnings that are told otherwise.
 
 XLA writes to file descriptor 2 from C++, and so may any other thread. For the time of a compilation
-the descriptor is a pipe to a process that passes everything on as it comes, in order, except XLA's
-warnings of one kind (`forward_stderr.KEPT`), which the compilation gets. A process and no thread,
-so that what XLA writes before it aborts arrives too.
+the descriptor is a pipe to a process that passes everything on as it comes, in order, except some
+lines of XLA's log (`forward_stderr.KEPT`), which the compilation gets. A process and no thread, so
+that what XLA writes before it aborts arrives too.
 """
 
 import os
@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO
 
+from jaxpar.core.errors import RequestError
 from jaxpar.program import forward_stderr
 
 REAP_SECONDS = 0.5
@@ -27,11 +28,11 @@ _turn = threading.RLock()
 
 @contextmanager
 def warnings_kept() -> Iterator[list[str]]:
-    """Within, XLA's warnings of a full rematerialization do not appear on standard error.
+    """Within, what XLA logs and we tell otherwise does not appear on standard error.
 
-    Yields a list which has them, one a line, once the block has ended without an error. After an
-    error or an abort they appear like the rest. Nothing is kept where there is no standard error,
-    or no process can be started.
+    Yields a list which has it, one a line, once the block has ended without an error. After an
+    abort, or an error that is no RequestError, it appears like the rest. Nothing is kept where
+    there is no standard error, or no process can be started.
 
     In JAX 0.10 XLA warns from a thread of its own when it compiles for the CPU, so a warning about
     what another thread compiles meanwhile without this is taken for one of this thread's.
@@ -47,6 +48,9 @@ def warnings_kept() -> Iterator[list[str]]:
             yield lines
             # First, so that what is written directly overtakes next to nothing that is on its way.
             lines += forwarder.kept()
+        except RequestError:
+            forwarder.kept()  # which is what the sentence is about
+            raise
         finally:
             os.dup2(forwarder.stderr, 2)
 
@@ -60,7 +64,7 @@ class _Forwarder:
         answer: what it writes, to be read here.
         pipe: where to write what it reads.
         stderr: the standard error that it passes on to.
-        end: what ends its keeping of warnings.
+        end: what ends its keeping of lines.
     """
 
     process: subprocess.Popen[bytes]
@@ -70,7 +74,7 @@ class _Forwarder:
     end: bytes
 
     def kept(self) -> list[str]:
-        """The warnings, once all that was written before has been passed on."""
+        """Those lines, once all that was written before has been passed on."""
         with suppress(BrokenPipeError):  # somebody has ended the process
             os.write(self.pipe, self.end)
         return self.answer.read().decode(errors="replace").splitlines()

@@ -12,8 +12,9 @@ from jaxpar.data.record import Batch, Dataset
 from jaxpar.inference.traced import traced_loss
 from jaxpar.models.record import Mean
 from jaxpar.program.in_parts import InParts, in_parts
+from jaxpar.program.out_of_memory import memory_told
 from jaxpar.program.record import Program
-from jaxpar.runtime.reading import check_data, check_state, read_test
+from jaxpar.runtime.reading import check_data, read_test
 from jaxpar.step.record import State
 
 
@@ -27,12 +28,13 @@ def evaluate(program: Program, state: State, data: Dataset) -> dict[str, float]:
     expect("evaluate's program", program, Program, made)
     model = program.step.layout.model
     check_data(model, data)
-    check_state(program, state)
+    program.takes.check_state(state)
     weighs = "weight" in model.batch
     found: dict[str, Mean] = {}
     for rows in read_test(data, model, rows=program.local_rows if weighs else slice(None)):
         for runs, part, share in [(program, rows, 1.0)] if weighs else _whole(program, rows):
-            means = jax.device_get(runs.evaluate(state, runs.place(part)))
+            with memory_told(model.name, program.hardware):
+                means = jax.device_get(runs.evaluate(state, runs.place(part)))
             means = jax.tree.map(lambda x, share=share: share * np.float64(x), means)
             found = jax.tree.map(np.add, found, means) if found else means
     if not all(mean.weight for mean in found.values()) or not found:

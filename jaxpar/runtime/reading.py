@@ -7,15 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxpar.core.errors import RequestError, expect
+from jaxpar.core.errors import OwnCodeError, RequestError, expect
 from jaxpar.data.record import Batch, Dataset
 from jaxpar.inference.calling import told
 from jaxpar.models.record import Model
-from jaxpar.program.record import Program
-from jaxpar.step.record import State
 
 
 def check_data(model: Model, data: Dataset) -> None:
@@ -51,32 +48,6 @@ def check_data(model: Model, data: Dataset) -> None:
             )
 
 
-def check_state(program: Program, state: Any) -> None:
-    """Refuse what is no state of a program, or one whose arrays a step has taken over.
-
-    JAX may end the process for such an array.
-    """
-    made = "jaxpar.train's outcome has one, and program.init() makes a fresh one"
-    expect("the state", state, State, made)
-    called = program.step.layout.model.name
-    arrays, tree = jax.tree.flatten(state)
-    if any(isinstance(array, jax.Array) and array.is_deleted() for array in arrays):
-        raise RequestError(
-            f"model '{called}': this state was used up by a step, which returned the next one: go "
-            f"on from that; {made}"
-        )
-    wanted, usual = jax.tree.flatten(program.step.state)
-    alike = tree == usual and all(
-        jnp.shape(a) == w.shape and jnp.result_type(a) == w.dtype
-        for a, w in zip(arrays, wanted, strict=True)
-    )
-    if not alike:
-        raise RequestError(
-            f"model '{called}': this state is of another program, with other arrays or another "
-            f"optimizer: {made}"
-        )
-
-
 def read_batch(data: Dataset, step: int, model: Model, *, seed: int, rows: slice) -> Batch:
     """The rows of a training batch that this process reads, checked.
 
@@ -106,7 +77,7 @@ def _asked(data: Dataset, where: str, read: Callable[[], Any]) -> Any:
     except (RequestError, KeyboardInterrupt):
         raise
     except BaseException as error:  # whatever it is, exit() too
-        raise RequestError(f"data '{data.name}', {where}: it raised {told(error)}") from error
+        raise OwnCodeError(f"data '{data.name}', {where}: it raised {told(error)}") from error
 
 
 def _check_batch(

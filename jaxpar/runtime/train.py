@@ -9,6 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ from jaxpar.layout.record import Layout
 from jaxpar.models.pieces import pieces_of
 from jaxpar.optimizers.record import Optimizer, Recipe, check_counts, make_optimizer
 from jaxpar.program.configuration import refuse_settings
+from jaxpar.program.out_of_memory import memory_told
 from jaxpar.program.record import Program
 from jaxpar.runtime.evaluate import evaluate, evaluation_notes, training_notes
 from jaxpar.runtime.outcome import Outcome, TrainingStopped
-from jaxpar.runtime.reading import check_data, check_state, read_batch
+from jaxpar.runtime.reading import check_data, read_batch
 from jaxpar.step.loss_scale import check_scale
 from jaxpar.step.own_tree import OwnTree
 from jaxpar.step.record import State
@@ -95,7 +97,7 @@ def train(
     expect("train's program", program, Program, "jaxpar.compile_step(step, hardware=...) makes one")
     expect("train's training", training, Training, "jaxpar.Training(steps=...) makes one")
     if state is not None:
-        check_state(program, state)
+        program.takes.check_state(state)
     refuse_settings()
     check_data(program.step.layout.model, data)
     expect("train's watch", watch, Callable, "give a function of a step and its metrics")
@@ -113,7 +115,8 @@ def train(
 
     run = _Run(program, data, training, start, tell)
     try:
-        with jax.transfer_guard("disallow"):
+        told = memory_told(program.step.layout.model.name, program.hardware)
+        with told, jax.transfer_guard("disallow"):
             run.steps()
             run.last_test()
         run.notes = training_notes(program)
@@ -122,9 +125,11 @@ def train(
     except Exception as error:  # of a person's data or `watch`, or of the disk
         if run.done == run.begun:
             raise
+        run.settle()
+        kind = "" if isinstance(error, RequestError) else f"{type(error).__name__}: "
         raise TrainingStopped(
             f"training stopped after step {run.done} of {training.steps} "
-            f"({type(error).__name__}: {words_of(error)}); in Python, this error's `outcome` has "
+            f"({kind}{words_of(error)}); in Python, this error's `outcome` has "
             "what was trained",
             run.outcome(),
         ) from error
@@ -171,6 +176,13 @@ class _Run:
         if self.data.walk is not None:
             self.test = evaluate(self.program, self.state, self.data)
             self.tell(self.training.steps, _as_test(self.test))
+
+    def settle(self) -> None:
+        """Read the metrics of the last step, which nobody has been told of, unless it failed."""
+        if self.waiting:
+            with suppress(RuntimeError):
+                self.last = _told(self.waiting)
+                self.first = self.first or self.last
 
     def outcome(self) -> Outcome:
         """What training came to by now."""

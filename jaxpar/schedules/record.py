@@ -12,6 +12,9 @@ from functools import cached_property
 
 from jaxpar.core.errors import LayoutError, RequestError
 
+MOST_PASSES = 1 << 18
+"""Forward passes of a schedule, about a second's work: 64 stages of 4,096 microbatches."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -141,10 +144,17 @@ class Schedule:
 
 
 def check_counts(name: str, stages: int, microbatches: int, chunks: int) -> None:
-    """Refuse counts below one."""
-    for what, count in (("stages", stages), ("microbatches", microbatches), ("chunks", chunks)):
+    """Refuse counts below one, and so many passes that to put them in order would take minutes."""
+    counts = (("stages", stages), ("microbatches", microbatches), ("chunks", chunks))
+    for what, count in counts:
         if count < 1:
             raise RequestError(f"schedule '{name}': {what}={count}: use 1 or more")
+    if (passes := stages * microbatches * chunks) > MOST_PASSES:
+        each = ", ".join(f"{what}={count}" for what, count in counts)
+        raise LayoutError(
+            f"schedule '{name}' of {each} has {passes:,} forward passes, and there can be "
+            f"{MOST_PASSES:,}: use fewer"
+        )
 
 
 def one_chunk(name: str, chunks: int) -> None:

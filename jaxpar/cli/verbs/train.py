@@ -8,6 +8,7 @@ from jaxpar.case import Case, Resolved
 from jaxpar.cli import repository
 from jaxpar.cli.files import unused
 from jaxpar.cli.options import Options, make_folder
+from jaxpar.cli.own_code import more_of
 from jaxpar.cli.screen import Screen
 from jaxpar.cli.show.inspection import show_collectives, show_findings
 from jaxpar.cli.show.layout import compiling, show_dims, show_layout
@@ -74,10 +75,10 @@ def verb(options: Options, screen: Screen) -> int:
     outcome, stopped = _trained(asked, program, data, metrics_file, screen)
     show_outcome(screen, outcome)
     record = _record(asked, data, inspection, outcome) | {"metrics": str(metrics_file)}
-    ok = math.isfinite((outcome.test or outcome.last)["loss"])
+    ok = math.isfinite((outcome.test or outcome.last).get("loss", math.nan))
     if stopped:
         record["stopped"] = str(stopped)
-        screen.say(str(stopped), style="red")
+        screen.say(f"{stopped}{more_of(stopped)}", style="red")
     elif not ok:
         screen.say("the loss is no number: lower --set learning_rate, or clip", style="red")
     if options.verify:
@@ -108,6 +109,7 @@ def _trained(
 def _record(asked: Resolved, data: Dataset, inspection: Inspection, outcome: Outcome) -> dict:
     """What was trained and what it came to, JSON-ready."""
     found = inspection.record()
+    first = bits(outcome.first["loss"], data) if outcome.first else {}
     return {
         "model": asked.layout.model.name,
         "data": data.name,
@@ -118,7 +120,7 @@ def _record(asked: Resolved, data: Dataset, inspection: Inspection, outcome: Out
         "mode": asked.case.mode,
         **outcome.record(),
         "seconds_in_steps": seconds_in_steps(outcome),
-        **{f"first_{name}": value for name, value in bits(outcome.first["loss"], data).items()},
+        **{f"first_{name}": value for name, value in first.items()},
         **{name: value for name, value in outcome.test.items() if name.startswith("bits")},
         "collectives": found["collectives"],
         "lint": found["lint"],

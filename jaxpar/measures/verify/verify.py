@@ -28,6 +28,8 @@ from jaxpar.measures.verify.simulation import SYNCHRONISATIONS, every_of, mistak
 from jaxpar.measures.verify.states import arrays_as_stored, arrays_as_written, on_devices, to_host
 from jaxpar.measures.verify.trial import Side, Trial
 from jaxpar.measures.verify.verdict import BOUNDS, ROUNDING, Verdict
+from jaxpar.program.configuration import deliberate, refuse_settings
+from jaxpar.program.out_of_memory import memory_told
 from jaxpar.program.record import compile_step
 from jaxpar.step.make_step import make_step
 from jaxpar.step.record import Step
@@ -79,6 +81,15 @@ def verify(
         )
     if averaging := layout.strategy.averaging:
         steps = max(steps, SYNCHRONISATIONS * every_of(averaging) + 1)
+    refuse_settings()
+    with deliberate(), memory_told(layout.model.name, hardware):
+        return _in_widest(layout, hardware, make, steps, seed)
+
+
+def _in_widest(
+    layout: Layout, hardware: Hardware, make: Callable, steps: int, seed: int
+) -> Verdict:
+    """The verdict in float64 where the model can be computed in it, else as it is."""
     check_pure(layout.model)
     microbatches = make(layout).microbatches
     with jax.enable_x64(True):
@@ -120,6 +131,7 @@ def _verify(layout, hardware, make, steps, seed, dtype) -> Verdict:
     bounds = BOUNDS[dtype]
     step = make(layout)
     candidate = compile_step(step, hardware=hardware, for_speed=False)
+    candidate.check_runs()
     averaging = layout.strategy.averaging
     right: Any = simulation(layout, step, hardware) if averaging else _alone(layout, step, hardware)
     batch = probe_batch(layout.model, seed)
