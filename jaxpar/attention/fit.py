@@ -71,7 +71,8 @@ def refuse_unfit(exchange: Exchange, model: Model, calls: Sequence[Call]) -> Non
         calls: what its loss asks of its attention.
 
     Raises:
-        LayoutError: one sentence with all that is wrong.
+        LayoutError: a sentence with the lengths that do not fit; if all do, with the heads and
+            kinds of attention that do not.
     """
     refuse_faults({f"batch {name}": why for name, why in _lengths(exchange, model).items()})
     what = f"attention of model '{model.name}'"

@@ -110,7 +110,7 @@ attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _alike(*operands: jax.Array) -> list[jax.Array]:
-    """The operands, all in the type of what may differ along the axes that any differs along."""
+    """The operands, each cast to varying along every mesh axis along which any of them varies."""
     axes = frozenset().union(*(varying(x) for x in operands))
     return [as_varying(x, axes) for x in operands]
 

@@ -27,10 +27,11 @@ def positions(ways: int, length: int) -> jax.Array:
 
 
 def deal(split: Split, x: jax.Array, dim: int, spec: PartitionSpec) -> jax.Array:
-    """`x` with dim `dim` in zigzag order: two permutes, each of half of what a device holds.
+    """`x`, sharded as `spec`, its dim `dim` in zigzag order instead of contiguous.
 
-    The even chunks go where no two meet, and so do the odd ones; a device of even number gets its
-    early chunk among the even ones, another among the odd.
+    Of 2 n chunks device i has chunks 2 i and 2 i + 1, and gets i and 2 n - 1 - i: one permute sends
+    all even chunks, another all odd ones, so that each device receives one of each. A device of
+    even number gets its early chunk among the even ones, another among the odd.
     """
     ways, axes = split.ways, split.sequence
 

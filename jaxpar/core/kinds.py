@@ -97,10 +97,11 @@ def kinds_of(documented: Callable[..., Any]) -> dict[str, Any]:
 
 
 def check_kinds(record: Any, where: str = "") -> None:
-    """Refuse a record with a field of another kind than it is annotated to be.
+    """Check the fields of a record against their annotated types and the numbers that fit them.
 
     Args:
-        record: a dataclass; a field that another kind of number fits is replaced by that number.
+        record: a dataclass, frozen or not; a number of another type that means the same (1 for 1.0)
+            is replaced by one of the annotated type.
         where: what to put before a field's name in the sentence, such as "mlp: ".
     """
     kinds = kinds_of(type(record))

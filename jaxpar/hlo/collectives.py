@@ -87,7 +87,10 @@ def collectives(module: Module) -> tuple[Collective, ...]:
 def _collective(
     module: Module, computation: Computation, i: Instruction, runs: Times, starts: bool
 ) -> Collective:
-    """The record of one collective instruction that runs `runs` times."""
+    """The record of one collective instruction that runs `runs` times.
+
+    `starts` says whether it is the start of an asynchronous pair.
+    """
     kind = i.opcode.removesuffix("-start").replace("send", "collective-permute")
     groups, pairs = (), ()
     if kind != "collective-permute":

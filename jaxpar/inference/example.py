@@ -113,6 +113,7 @@ def _is_number(dtype: Any) -> bool:
 
 
 def _keys(keys: tuple[Any, ...]) -> tuple[Any, ...]:
-    """JAX's keys of a leaf as what stands in them; `batch` for the whole tree."""
+    """The names and indices in a JAX key path (`DictKey('x')` gives 'x'); ('batch',) for an empty
+    one."""
     parts = tuple(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k))) for k in keys)
     return parts if any(map(str, parts)) else ("batch",)

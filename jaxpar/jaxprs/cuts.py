@@ -87,7 +87,7 @@ def find_cuts(
 
 
 def summed_dims(eqn) -> tuple[int, int] | None:
-    """The dim of each operand that a product of two arrays sums over; None if it is not one."""
+    """(left dim, right dim) that a `dot_general` contracts, if it contracts one pair; else None."""
     if eqn.primitive.name != "dot_general":
         return None
     (left, right), _ = eqn.params["dimension_numbers"]

@@ -68,7 +68,7 @@ def either(facts: Sequence[Facts]) -> Facts:
 
 
 def made_by(eqn: Any, facts: Sequence[Facts]) -> list[Facts]:
-    """The facts of each result of an equation, from its operands' and not from what it holds."""
+    """The facts of each result, from those of the operands; jaxprs in the equation are not read."""
     rule = rule_of(eqn)
     if eqn.primitive.name == "iota":
         return [Facts(count=eqn.params["shape"][eqn.params["dimension"]])]

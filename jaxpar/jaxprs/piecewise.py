@@ -131,7 +131,7 @@ class _InPieces(Interpreter):
     """Evaluates with some values as `Pieces`; beside each jaxpr are its `Cuts`."""
 
     def cond(self, eqn, operands, here):
-        """A conditional's results, from whole operands."""
+        """The results of a conditional or a while loop, its operands' pieces joined before."""
         return as_it_is(eqn, [whole(x) for x in operands])
 
     while_loop = cond
@@ -253,7 +253,8 @@ def _piece_by_piece(eqn, operands) -> list | None:
     lead, leading = operands[first], fac.operands[first][operands[first].dim]
 
     def beside(dims):
-        """(dim, where it is cut) of an array that has the dim too."""
+        """(dim, where it is cut) of the dim of an array that carries the factor in which `lead` is
+        cut; None if none does, or not at all of the cuts."""
         for dim, ids in enumerate(dims):
             if points := carried(frozenset(lead.points), leading, ids, fac):
                 return (dim, sorted(points)) if len(points) == len(lead.points) else None

@@ -95,7 +95,7 @@ class _Work:
         self.indivisible: list[str] = []
 
     def arrays(self, variables: Mapping[str, Any]) -> Mapping[str, Array]:
-        """Every one of a group of variables, sharded in each of its four placements."""
+        """Path -> the `Array`, with its four PartitionSpecs, of each of a group of variables."""
         return MappingProxyType({p: self._array(p, v, variables) for p, v in variables.items()})
 
     def _array(self, path: str, variable: Any, variables: Mapping[str, Any]) -> Array:

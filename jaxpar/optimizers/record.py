@@ -107,7 +107,7 @@ def _made(recipe: Recipe, tree: Any, leaves: tuple, skips: bool, options: tuple)
 
 
 def decayed_and_scaled(rule: Optimizer, recipe: Recipe, dims: Dims) -> Optimizer:
-    """A rule of rate 1, with the recipe's weight decay beside it and the recipe's rate on both.
+    """A rule for a learning rate of 1, with weight decay of matrices, times the recipe's rate.
 
     Args:
         rule: whose update is what is added to a parameter.

@@ -105,7 +105,8 @@ def compile_with_warnings(
 
 
 def compile_quietly(compile_it: Callable[[], Any]) -> Any:
-    """Compile what is made beside an update, of which XLA would only warn of the same again."""
+    """Compile a program beside the update, such as an evaluation, and drop XLA's warnings: they
+    repeat the update's."""
     with warnings_kept():
         return compile_it()
 

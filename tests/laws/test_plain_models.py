@@ -14,7 +14,7 @@ from small import small_model
 import jaxpar
 from jaxpar.case import load_strategy
 from jaxpar.jaxprs import unify
-from jaxpar.jaxprs.rules.record import Ids
+from jaxpar.jaxprs.rules.record import FactorCounter
 
 pytestmark = pytest.mark.usefixtures("ranks_promoted", "drawn_once")
 
@@ -229,9 +229,9 @@ def test_without_the_walk_through_reshapes_the_twin_would_be_told_apart(monkeypa
     def blind(eqn):
         if eqn.primitive.name != "reshape":
             return real(eqn)
-        ids = Ids()
-        whole = [[ids.whole_dims(v.aval.shape) for v in vs] for vs in (eqn.invars, eqn.outvars)]
-        return ids.seal(*whole)
+        counter = FactorCounter()
+        whole = [[counter.whole_dims(v.aval.shape) for v in vs] for vs in (eqn.invars, eqn.outvars)]
+        return counter.seal(*whole)
 
     monkeypatch.setattr(unify, "factors", blind)
     layout = laid_out(twin(), "tensor", "model=4")

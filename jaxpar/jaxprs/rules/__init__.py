@@ -9,7 +9,7 @@ the table gets a fresh factor for every dim, all of them whole: never wrong, at 
 from __future__ import annotations
 
 from jaxpar.jaxprs.rules import contract, control, elementwise, index, reshape
-from jaxpar.jaxprs.rules.record import Dims, Factors, Ids, Rule
+from jaxpar.jaxprs.rules.record import Dims, FactorCounter, Factors, Rule
 
 __all__ = [
     "TABLE",
@@ -66,13 +66,13 @@ def factors(eqn) -> Factors:
     >>> f.operands, f.results, f.reduced
     ((((0,), (1,)), ((1,), (2,))), (((0,), (2,)),), ((1, 'sum'),))
     """
-    ids = Ids()
+    counter = FactorCounter()
     ins = [tuple(var.aval.shape) for var in eqn.invars]
     outs = [tuple(var.aval.shape) for var in eqn.outvars]
     relate = rule_of(eqn).relate or _unrelated
-    operands, results = relate(ids, ins, outs, eqn.params)
-    return ids.seal(operands, results)
+    operands, results = relate(counter, ins, outs, eqn.params)
+    return counter.seal(operands, results)
 
 
-def _unrelated(ids: Ids, ins, outs, params):
-    return [ids.whole_dims(s) for s in ins], [ids.whole_dims(s) for s in outs]
+def _unrelated(counter: FactorCounter, ins, outs, params):
+    return [counter.whole_dims(s) for s in ins], [counter.whole_dims(s) for s in outs]

@@ -12,38 +12,38 @@ from jaxpar.jaxprs.rules.record import Rule
 from jaxpar.jaxprs.rules.reshape import passing
 
 
-def _dot_general(ids, ins, outs, params):
+def _dot_general(counter, ins, outs, params):
     (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = params["dimension_numbers"]
-    lhs = ids.dims(ins[0])
+    lhs = counter.dims(ins[0])
     rhs: list = [None] * len(ins[1])
     for left, right in zip((*lhs_contract, *lhs_batch), (*rhs_contract, *rhs_batch), strict=True):
         rhs[right] = lhs[left]
-    rhs = [f or (ids.new(size),) for f, size in zip(rhs, ins[1], strict=True)]
+    rhs = [f or (counter.factor(size),) for f, size in zip(rhs, ins[1], strict=True)]
     for d in lhs_contract:
-        ids.reduced[lhs[d][0]] = "sum"
+        counter.reduced[lhs[d][0]] = "sum"
     result = [lhs[d] for d in lhs_batch]
     result += [f for d, f in enumerate(lhs) if d not in (*lhs_contract, *lhs_batch)]
     result += [f for d, f in enumerate(rhs) if d not in (*rhs_contract, *rhs_batch)]
     return [lhs, rhs], [result]
 
 
-def _ragged_dot_general(ids, ins, outs, params):
+def _ragged_dot_general(counter, ins, outs, params):
     """Products in which the rows of one dim fall into groups; the sizes of the groups come third.
 
     Which group a row is of depends on how many come before it: that dim and the groups are whole.
     """
     numbers = params["ragged_dot_dimension_numbers"]
     about = numbers.dot_dimension_numbers
-    (lhs, rhs), (result,) = _dot_general(ids, ins[:2], outs, {"dimension_numbers": about})
+    (lhs, rhs), (result,) = _dot_general(counter, ins[:2], outs, {"dimension_numbers": about})
     (ragged,), groups = numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions
-    ids.whole.update(lhs[ragged])
-    ids.reduced.pop(lhs[ragged][0], None)
+    counter.whole.update(lhs[ragged])
+    counter.reduced.pop(lhs[ragged][0], None)
     for d in groups:
-        ids.whole.update(rhs[d])
+        counter.whole.update(rhs[d])
         result.remove(rhs[d])
     if len(result) < len(outs[0]):  # the rows are summed over, group by group
-        result.insert(0, (ids.new(outs[0][0], whole=True),))
-    sizes = ids.whole_dims(ins[2])
+        result.insert(0, (counter.factor(outs[0][0], whole=True),))
+    sizes = counter.whole_dims(ins[2])
     if len(sizes) > 1:
         # There may be other sizes for each place in the batch, and in the dims before the rows.
         (contract, _), (batch, _) = about
@@ -57,50 +57,50 @@ def _ragged_dot_general(ids, ins, outs, params):
 def _matrices(core):
     """Decompositions and solutions: the first operand's dims before the last `core` are a batch."""
 
-    def rule(ids, ins, outs, params):
+    def rule(counter, ins, outs, params):
         batch = tuple(ins[0][: len(ins[0]) - core])
-        lead = ids.dims(batch)
+        lead = counter.dims(batch)
 
         def dims(shape):
             if tuple(shape[: len(lead)]) != batch:
-                return ids.whole_dims(shape)
-            return [*lead, *ids.whole_dims(shape[len(lead) :])]
+                return counter.whole_dims(shape)
+            return [*lead, *counter.whole_dims(shape[len(lead) :])]
 
         return [dims(shape) for shape in ins], [dims(shape) for shape in outs]
 
     return rule
 
 
-def _fft(ids, ins, outs, params):
+def _fft(counter, ins, outs, params):
     first = len(ins[0]) - len(params["fft_lengths"])
-    operand, result = passing(ids, ins[0], outs[0], lambda d: d < first)
+    operand, result = passing(counter, ins[0], outs[0], lambda d: d < first)
     return [operand], [result]
 
 
-def _conv_general_dilated(ids, ins, outs, params):
+def _conv_general_dilated(counter, ins, outs, params):
     numbers = params["dimension_numbers"]
     (b, c, *space), (o, i, *kernel) = numbers.lhs_spec, numbers.rhs_spec
-    lhs, rhs = ids.dims(ins[0]), ids.dims(ins[1])
+    lhs, rhs = counter.dims(ins[0]), counter.dims(ins[1])
     result: list = [None] * len(outs[0])
     result_b, result_o, *result_space = numbers.out_spec
     for d, at in zip(space, result_space, strict=True):
-        result[at] = (ids.new(outs[0][at], whole=True),)
-        ids.whole.update(lhs[d])
+        result[at] = (counter.factor(outs[0][at], whole=True),)
+        counter.whole.update(lhs[d])
     for d in kernel:
-        ids.whole.update(rhs[d])
+        counter.whole.update(rhs[d])
     # Groups are the outer factor of what they divide, and of what comes out; a device that has some
     # of the groups needs their kernels alone. A depthwise convolution has a group for each channel.
-    summed = ids.new(ins[1][i])
-    ids.reduced[summed] = "sum"
+    summed = counter.factor(ins[1][i])
+    counter.reduced[summed] = "sum"
     lhs[c], rhs[i] = (summed,), (summed,)
     groups = max(params["feature_group_count"], params["batch_group_count"])
     if groups > 1:
-        group = ids.new(groups)
-        rhs[o] = (group, ids.new(ins[1][o] // groups))
+        group = counter.factor(groups)
+        rhs[o] = (group, counter.factor(ins[1][o] // groups))
         if params["feature_group_count"] > 1:
             lhs[c] = (group, summed)
         else:
-            lhs[b] = (group, ids.new(ins[0][b] // groups))
+            lhs[b] = (group, counter.factor(ins[0][b] // groups))
     result[result_b], result[result_o] = lhs[b][-1:], rhs[o]
     return [lhs, rhs], [result]
 
@@ -115,45 +115,45 @@ def _conv_on_shard(params, eqn, operands, result):
 
 
 def _reduce(kind):
-    def rule(ids, ins, outs, params):
+    def rule(counter, ins, outs, params):
         axes = {d % len(ins[0]) for d in params["axes"]}
-        operand = ids.dims(ins[0])
+        operand = counter.dims(ins[0])
         for d in axes:
             if kind is None:
-                ids.whole.update(operand[d])
+                counter.whole.update(operand[d])
             else:
-                ids.reduced[operand[d][0]] = kind
+                counter.reduced[operand[d][0]] = kind
         return [operand], [[f for d, f in enumerate(operand) if d not in axes] for _ in outs]
 
     return rule
 
 
-def _general_reduce(ids, ins, outs, params):
+def _general_reduce(counter, ins, outs, params):
     # Operands first, then as many scalars to start from; the computation may be anything.
     axes = params["dimensions"]
     count = len(ins) // 2
-    operand = ids.dims(ins[0])
+    operand = counter.dims(ins[0])
     for d in axes:
-        ids.whole.update(operand[d])
+        counter.whole.update(operand[d])
     result = [f for d, f in enumerate(operand) if d not in axes]
     return [operand] * count + [[]] * count, [result] * len(outs)
 
 
 def _along(key):
-    def rule(ids, ins, outs, params):
-        dims = ids.dims(ins[0])
-        ids.whole.update(dims[params[key]])
+    def rule(counter, ins, outs, params):
+        dims = counter.dims(ins[0])
+        counter.whole.update(dims[params[key]])
         return [dims] * len(ins), [dims] * len(outs)
 
     return rule
 
 
 def _top_k(key):
-    def rule(ids, ins, outs, params):
-        dims = ids.dims(ins[0])
+    def rule(counter, ins, outs, params):
+        dims = counter.dims(ins[0])
         at = params.get(key, -1) % len(dims)
-        ids.whole.update(dims[at])
-        own = (ids.new(outs[0][at], whole=True),)
+        counter.whole.update(dims[at])
+        own = (counter.factor(outs[0][at], whole=True),)
         return [dims], [[*dims[:at], own, *dims[at + 1 :]] for _ in outs]
 
     return rule
@@ -166,21 +166,21 @@ def _is_still(params, d):
     return set(sizes) == {1} and not any(params["padding"][d])
 
 
-def _window(ids, ins, outs, params):
+def _window(counter, ins, outs, params):
     # The arrays slid over have the result's rank; a general reduce_window also takes scalars.
-    operand, result = passing(ids, ins[0], outs[0], lambda d: _is_still(params, d))
+    operand, result = passing(counter, ins[0], outs[0], lambda d: _is_still(params, d))
     return [operand if len(shape) == len(operand) else [] for shape in ins], [result for _ in outs]
 
 
-def _select_and_scatter_add(ids, ins, outs, params):
+def _select_and_scatter_add(counter, ins, outs, params):
     # The gradient of a window of maxima: one element of a window gets what came for it.
-    source, operand = passing(ids, ins[0], ins[1], lambda d: _is_still(params, d))
+    source, operand = passing(counter, ins[0], ins[1], lambda d: _is_still(params, d))
     return [source, operand], [operand]
 
 
-def _select_and_gather_add(ids, ins, outs, params):
+def _select_and_gather_add(counter, ins, outs, params):
     # And its derivative: a window gives the tangent of its greatest element.
-    operand, result = passing(ids, ins[1], outs[0], lambda d: _is_still(params, d))
+    operand, result = passing(counter, ins[1], outs[0], lambda d: _is_still(params, d))
     return [operand, operand], [result]
 
 
@@ -201,16 +201,19 @@ def _conv_flops(eqn) -> int:
     return 2 * prod(eqn.outvars[0].aval.shape) * _sizes(eqn.invars[1], summed)
 
 
-def _fused_attention(ids, ins, outs, params):
+def _fused_attention(counter, ins, outs, params):
     """Queries (batch, positions, heads, group, width), keys and values (batch, positions, heads,
     width), and log-sums (batch, heads, group, positions): rows and heads are each on their own."""
-    q = ids.dims(ins[0])
+    q = counter.dims(ins[0])
     batch, length, heads, group, width = q
-    ids.whole.update((*length, *width))
-    keys = (ids.new(ins[1][1], whole=True),)
-    k, v = [batch, keys, heads, width], [batch, keys, heads, (ids.new(ins[2][3], whole=True),)]
+    counter.whole.update((*length, *width))
+    keys = (counter.factor(ins[1][1], whole=True),)
+    k, v = (
+        [batch, keys, heads, width],
+        [batch, keys, heads, (counter.factor(ins[2][3], whole=True),)],
+    )
     # Keys are all heads of a group's, and so are the devices that have some of it.
-    ids.whole.update(group)
+    counter.whole.update(group)
     y, log = [*q[:4], v[3]], [batch, heads, group, length]
     if len(ins) == 3:
         return [q, k, v], [y, log]

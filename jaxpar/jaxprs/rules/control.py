@@ -10,13 +10,13 @@ from jaxpar.jaxprs.rules.elementwise import same_shape
 from jaxpar.jaxprs.rules.record import Rule
 
 
-def _attend(ids, ins, outs, params):
+def _attend(counter, ins, outs, params):
     """Attention (batch, positions, heads, group, width): positions and widths are needed whole."""
-    q = ids.dims(ins[0])
+    q = counter.dims(ins[0])
     batch, length, heads, _, width = q
-    ids.whole.update((*length, *width))
-    k, v = ([batch, (ids.new(s[1], whole=True),), heads, width] for s in ins[1:])
-    v[3] = (ids.new(ins[2][3], whole=True),)
+    counter.whole.update((*length, *width))
+    k, v = ([batch, (counter.factor(s[1], whole=True),), heads, width] for s in ins[1:])
+    v[3] = (counter.factor(ins[2][3], whole=True),)
     return [q, k, v], [[*q[:4], v[3]]]
 
 

@@ -26,30 +26,33 @@ _PLACED = "reshard sharding_constraint".split()
 """These only say how an array is sharded."""
 
 
-def same_shape(ids, ins, outs, params):
+def same_shape(counter, ins, outs, params):
     """Equal positions of operands and result are one dim; of size 1 beside another, none."""
-    full = ids.dims(outs[0])
+    full = counter.dims(outs[0])
 
     def operand(shape):
         # A scalar beside an array (a literal, a predicate, a clamp's bound) has no dim to relate,
         # and JAX 0.10 stretches dims of size 1 within the primitive.
         if len(shape) != len(full):
             return []
-        return [full[d] if size == outs[0][d] else (ids.new(size),) for d, size in enumerate(shape)]
+        return [
+            full[d] if size == outs[0][d] else (counter.factor(size),)
+            for d, size in enumerate(shape)
+        ]
 
     return [operand(shape) for shape in ins], [full for _ in outs]
 
 
-def _side_by_side(ids, ins, outs, params):
+def _side_by_side(counter, ins, outs, params):
     # Operand i becomes result i; the pairs have nothing to do with one another.
-    dims = [ids.dims(shape) for shape in ins]
+    dims = [counter.dims(shape) for shape in ins]
     return dims, dims[: len(outs)]
 
 
-def _bitcast(ids, ins, outs, params):
+def _bitcast(counter, ins, outs, params):
     # Between widths a trailing dim of bytes comes or goes; the dims before it pair up.
-    shared = ids.dims(ins[0][: min(len(ins[0]), len(outs[0]))])
-    extra = [ids.whole_dims(shape[len(shared) :]) for shape in (ins[0], outs[0])]
+    shared = counter.dims(ins[0][: min(len(ins[0]), len(outs[0]))])
+    extra = [counter.whole_dims(shape[len(shared) :]) for shape in (ins[0], outs[0])]
     return [shared + extra[0]], [shared + extra[1]]
 
 

@@ -9,10 +9,10 @@ from jaxpar.jaxprs.rules.record import Rule
 from jaxpar.jaxprs.rules.reshape import passing
 
 
-def _gather(ids, ins, outs, params):
+def _gather(counter, ins, outs, params):
     numbers = params["dimension_numbers"]
-    operand, indices = ids.dims(ins[0]), ids.dims(ins[1])
-    ids.whole.update(indices[-1])  # the coordinates themselves
+    operand, indices = counter.dims(ins[0]), counter.dims(ins[1])
+    counter.whole.update(indices[-1])  # the coordinates themselves
     for d, at in zip(
         numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True
     ):
@@ -24,13 +24,13 @@ def _gather(ids, ins, outs, params):
         if d in numbers.operand_batching_dims:
             continue
         if d in numbers.collapsed_slice_dims:
-            ids.whole.update(operand[d])
+            counter.whole.update(operand[d])
             continue
         at = next(window)
         # A slice as long as its dim starts at 0, or is outside, whatever the index says.
         if params["slice_sizes"][d] != size:
-            ids.whole.update(operand[d])
-            result[at] = (ids.new(outs[0][at], whole=True),)
+            counter.whole.update(operand[d])
+            result[at] = (counter.factor(outs[0][at], whole=True),)
         else:
             result[at] = operand[d]
     for at, factor in zip(batch, indices[:-1], strict=True):
@@ -38,10 +38,10 @@ def _gather(ids, ins, outs, params):
     return [operand, indices], [result]
 
 
-def _scatter(ids, ins, outs, params):
+def _scatter(counter, ins, outs, params):
     numbers = params["dimension_numbers"]
-    operand, indices = ids.dims(ins[0]), ids.dims(ins[1])
-    ids.whole.update(indices[-1])
+    operand, indices = counter.dims(ins[0]), counter.dims(ins[1])
+    counter.whole.update(indices[-1])
     updates: list = [None] * len(ins[2])
     for d, at in zip(
         numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True
@@ -54,35 +54,35 @@ def _scatter(ids, ins, outs, params):
     for at, factor in enumerate(indices[:-1]):
         # Two updates may fall on one place, and a piece of them would miss the other's.
         if at not in numbers.scatter_indices_batching_dims:
-            ids.whole.update(factor)
+            counter.whole.update(factor)
     for d, size in enumerate(ins[0]):
         if d in numbers.operand_batching_dims:
             continue
         if d in numbers.inserted_window_dims:
-            ids.whole.update(operand[d])
+            counter.whole.update(operand[d])
             continue
         at = next(window)
         if ins[2][at] != size:
-            ids.whole.update(operand[d])
-            updates[at] = (ids.new(ins[2][at], whole=True),)
+            counter.whole.update(operand[d])
+            updates[at] = (counter.factor(ins[2][at], whole=True),)
         else:
             updates[at] = operand[d]
     return [operand, indices, updates], [operand]
 
 
-def _dynamic_slice(ids, ins, outs, params):
+def _dynamic_slice(counter, ins, outs, params):
     # A dim taken whole starts at 0 whatever the index says, since indices are clamped.
-    operand, result = passing(ids, ins[0], outs[0], lambda d: True)
+    operand, result = passing(counter, ins[0], outs[0], lambda d: True)
     return [operand, *([] for _ in ins[1:])], [result]
 
 
-def _dynamic_update_slice(ids, ins, outs, params):
-    operand, update = passing(ids, ins[0], ins[1], lambda d: True)
+def _dynamic_update_slice(counter, ins, outs, params):
+    operand, update = passing(counter, ins[0], ins[1], lambda d: True)
     return [operand, update, *([] for _ in ins[2:])], [operand]
 
 
-def _iota(ids, ins, outs, params):
-    return [[] for _ in ins], [ids.dims(outs[0])]
+def _iota(counter, ins, outs, params):
+    return [[] for _ in ins], [counter.dims(outs[0])]
 
 
 def _rows_on_shard(params, eqn, operands, result):

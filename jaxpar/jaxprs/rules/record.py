@@ -1,6 +1,6 @@
 """The record of one primitive's rule, of one equation's factors, and the counter of factors.
 
-`Rule` and `Factors` are frozen; `Ids` lives only while one rule runs.
+`Rule` and `Factors` are frozen; `FactorCounter` lives only while one rule runs.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Rule:
 
     Attributes:
         kind: one of `KINDS`.
-        relate: (ids, operand shapes, result shapes, parameters) -> (factors of the operands' dims,
-            of the results' dims); None where nothing is related.
+        relate: (a `FactorCounter`, operand shapes, result shapes, parameters) -> (factors of the
+            operands' dims, of the results' dims); None where nothing is related.
         on_shard: (parameters, equation, local operand shapes, local result shape) -> the parameters
             for one device's shard; None where they are the same.
         sharding: the parameter by which it is told how its result is sharded, or None.
@@ -97,7 +97,7 @@ class Factors:
     whole: frozenset[int]
 
 
-class Ids:
+class FactorCounter:
     """Hands out factors to a rule, remembering size, reduction and wholeness of each."""
 
     def __init__(self):
@@ -106,7 +106,7 @@ class Ids:
         self.reduced: dict[int, str] = {}
         self.whole: set[int] = set()
 
-    def new(self, size: int, *, whole: bool = False) -> int:
+    def factor(self, size: int, *, whole: bool = False) -> int:
         """Make a factor of this size."""
         self.sizes.append(int(size))
         factor = len(self.sizes) - 1
@@ -116,11 +116,11 @@ class Ids:
 
     def dims(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
         """Make one fresh factor per dim of `shape`."""
-        return [(self.new(size),) for size in shape]
+        return [(self.factor(size),) for size in shape]
 
     def whole_dims(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
         """Make one fresh factor per dim of `shape`, none of which may be split."""
-        return [(self.new(size, whole=True),) for size in shape]
+        return [(self.factor(size, whole=True),) for size in shape]
 
     def seal(self, operands, results) -> Factors:
         """Freeze what the rule said."""

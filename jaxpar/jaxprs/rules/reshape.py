@@ -10,22 +10,22 @@ from math import gcd, prod
 from jaxpar.jaxprs.rules.record import Rule
 
 
-def _broadcast_in_dim(ids, ins, outs, params):
-    result = ids.dims(outs[0])
+def _broadcast_in_dim(counter, ins, outs, params):
+    result = counter.dims(outs[0])
     operand = []
     for size, at in zip(ins[0], params["broadcast_dimensions"], strict=True):
         # A dim of size 1 stretched to n is not the dim of size n.
-        operand.append(result[at] if size == outs[0][at] else (ids.new(size),))
+        operand.append(result[at] if size == outs[0][at] else (counter.factor(size),))
     return [operand, *([] for _ in ins[1:])], [result]
 
 
-def _reshape(ids, ins, outs, params):
+def _reshape(counter, ins, outs, params):
     """Merge and split dims: [B, S, D] to [B*S, D] gives the first result dim the factors (B, S)."""
     if 0 in ins[0]:
-        return [ids.whole_dims(ins[0])], [ids.whole_dims(outs[0])]
+        return [counter.whole_dims(ins[0])], [counter.whole_dims(outs[0])]
     order = params.get("dimensions") or range(len(ins[0]))  # the dims as they are read
-    operand = _Written(ids, [ins[0][d] for d in order])
-    result = _Written(ids, outs[0])
+    operand = _Written(counter, [ins[0][d] for d in order])
+    result = _Written(counter, outs[0])
     for left, right in _runs(operand.sizes, result.sizes):
         # From both ends, as long as there is a common factor. Of 6 into 4, 2 is common and what is
         # left, 3 into 2, is one tangle up to where the products meet again.
@@ -54,11 +54,11 @@ def _runs(before, after):
 class _Written:
     """A shape as it is being written in factors, from the outermost and the innermost inwards."""
 
-    def __init__(self, ids, sizes):
+    def __init__(self, counter, sizes):
         """Start with nothing written; of a dim of size 1, all."""
-        self.ids, self.sizes = ids, sizes
+        self.ids, self.sizes = counter, sizes
         self.left = list(sizes)
-        self.outer = [[ids.new(1)] if size == 1 else [] for size in sizes]
+        self.outer = [[counter.factor(1)] if size == 1 else [] for size in sizes]
         self.inner: list[list[int]] = [[] for _ in sizes]
 
     def share(self, other, mine, theirs, end):
@@ -67,7 +67,7 @@ class _Written:
             a, b = mine[end], theirs[end]
             if (size := gcd(self.left[a], other.left[b])) == 1:
                 return
-            factor = self.ids.new(size)
+            factor = self.ids.factor(size)
             self._write(factor, mine, end)
             other._write(factor, theirs, end)
 
@@ -81,7 +81,7 @@ class _Written:
     def tangle(self, dims):
         """Write what is left of these dims as factors of their own, which must be whole."""
         for d in dims:
-            self.outer[d].append(self.ids.new(self.left[d], whole=True))
+            self.outer[d].append(self.ids.factor(self.left[d], whole=True))
 
     def dims(self):
         """The factors of each dim, major to minor."""
@@ -90,88 +90,90 @@ class _Written:
         ]
 
 
-def _squeeze(ids, ins, outs, params):
-    operand = ids.dims(ins[0])
+def _squeeze(counter, ins, outs, params):
+    operand = counter.dims(ins[0])
     gone = {d % len(ins[0]) for d in params["dimensions"]}
     return [operand], [[f for d, f in enumerate(operand) if d not in gone]]
 
 
-def _transpose(ids, ins, outs, params):
-    operand = ids.dims(ins[0])
+def _transpose(counter, ins, outs, params):
+    operand = counter.dims(ins[0])
     return [operand], [[operand[d] for d in params["permutation"]]]
 
 
-def _rev(ids, ins, outs, params):
-    dims = ids.dims(ins[0])
+def _rev(counter, ins, outs, params):
+    dims = counter.dims(ins[0])
     for d in params["dimensions"]:
-        ids.whole.update(dims[d])
+        counter.whole.update(dims[d])
     return [dims], [dims]
 
 
-def passing(ids, shape, result_shape, passes):
+def passing(counter, shape, result_shape, passes):
     """Pair the dims of two arrays of equal rank where `passes(d)`; keep the others apart, whole."""
     operand, result = [], []
     for d, (size, result_size) in enumerate(zip(shape, result_shape, strict=True)):
         if size == result_size and passes(d):
-            operand.append((ids.new(size),))
+            operand.append((counter.factor(size),))
             result.append(operand[-1])
         else:
-            operand.append((ids.new(size, whole=True),))
-            result.append((ids.new(result_size, whole=True),))
+            operand.append((counter.factor(size, whole=True),))
+            result.append((counter.factor(result_size, whole=True),))
     return operand, result
 
 
-def _slice(ids, ins, outs, params):
+def _slice(counter, ins, outs, params):
     strides = params["strides"] or (1,) * len(ins[0])
-    operand, result = passing(ids, ins[0], outs[0], lambda d: strides[d] == 1)
+    operand, result = passing(counter, ins[0], outs[0], lambda d: strides[d] == 1)
     return [operand], [result]
 
 
-def _pad(ids, ins, outs, params):
+def _pad(counter, ins, outs, params):
     config = params["padding_config"]
-    operand, result = passing(ids, ins[0], outs[0], lambda d: tuple(config[d]) == (0, 0, 0))
+    operand, result = passing(counter, ins[0], outs[0], lambda d: tuple(config[d]) == (0, 0, 0))
     return [operand, []], [result]
 
 
-def _concatenate(ids, ins, outs, params):
+def _concatenate(counter, ins, outs, params):
     at = params["dimension"]
-    shared = ids.dims(outs[0])
-    ids.whole.update(shared[at])
+    shared = counter.dims(outs[0])
+    counter.whole.update(shared[at])
     operands = []
     for shape in ins:
-        own = [(ids.new(shape[at], whole=True),)]
+        own = [(counter.factor(shape[at], whole=True),)]
         operands.append(shared[:at] + own + shared[at + 1 :])
     return operands, [shared]
 
 
-def _tile(ids, ins, outs, params):
-    operand = ids.dims(ins[0])
+def _tile(counter, ins, outs, params):
+    operand = counter.dims(ins[0])
     reps = params["reps"]
-    own = [() if n == 1 else (ids.new(n),) for n in reps]
+    own = [() if n == 1 else (counter.factor(n),) for n in reps]
     # A dim laid out n times over is n times itself, n outermost.
     return [operand], [[(*times, *dim) for times, dim in zip(own, operand, strict=True)]]
 
 
-def _stack(ids, ins, outs, params):
-    shared = ids.dims(ins[0])
+def _stack(counter, ins, outs, params):
+    shared = counter.dims(ins[0])
     at = params["axis"]
-    return [shared for _ in ins], [[*shared[:at], (ids.new(len(ins), whole=True),), *shared[at:]]]
+    return [shared for _ in ins], [
+        [*shared[:at], (counter.factor(len(ins), whole=True),), *shared[at:]]
+    ]
 
 
-def _unstack(ids, ins, outs, params):
-    operand = ids.dims(ins[0])
+def _unstack(counter, ins, outs, params):
+    operand = counter.dims(ins[0])
     at = params["axis"]
-    ids.whole.update(operand[at])
+    counter.whole.update(operand[at])
     return [operand], [[f for d, f in enumerate(operand) if d != at] for _ in outs]
 
 
-def _split(ids, ins, outs, params):
+def _split(counter, ins, outs, params):
     at = params["axis"]
-    shared = ids.dims(ins[0])
-    ids.whole.update(shared[at])
+    shared = counter.dims(ins[0])
+    counter.whole.update(shared[at])
     results = []
     for shape in outs:
-        own = [(ids.new(shape[at], whole=True),)]
+        own = [(counter.factor(shape[at], whole=True),)]
         results.append(shared[:at] + own + shared[at + 1 :])
     return [shared], results
 
