@@ -8,7 +8,13 @@ import re
 
 from jaxpar.core.scopes import WEIGHT, weight_in
 from jaxpar.hlo.collectives import Collective
-from jaxpar.strategies.record import ALL_GATHER, ALL_REDUCE, GATHER_ACTIVATIONS, GATHER_WEIGHTS
+from jaxpar.strategies.record import (
+    ALL_GATHER,
+    ALL_REDUCE,
+    ALL_TO_ALL,
+    GATHER_ACTIVATIONS,
+    GATHER_WEIGHTS,
+)
 
 WEIGHTS, ACTIVATIONS, OPTIMIZER, UNKNOWN = "weights", "activations", "optimizer", ""
 
@@ -32,9 +38,11 @@ def purpose_of(one: Collective) -> str:
     of that kind. Of one that lost its name nothing is known. Only gathers are of weights or of
     activations: what is summed over devices is a gradient as often as not.
     """
+    names = one.op_name.split(":")
+    if one.kind == ALL_TO_ALL and all(WEIGHT.search(name) for name in names):
+        return WEIGHTS  # rows of a table, which travel instead of the table
     if one.kind != ALL_GATHER:
         return OPTIMIZER if _is_optimizers(one) else UNKNOWN
-    names = one.op_name.split(":")
     if all(WEIGHT.search(name) for name in names):
         return WEIGHTS
     if one.borrowed or not one.op_name:
@@ -58,12 +66,14 @@ def _is_optimizers(one: Collective) -> bool:
 
 
 def kinds_of(kind: str, purpose: str) -> frozenset[str]:
-    """The kinds, as strategies name them, that a collective may be of; none for an optimizer's.
+    """The kinds, as strategies name them, that a collective may be of.
+
+    None for an optimizer's, nor for an exchange of a table's rows, which a step asks for by itself.
 
     >>> sorted(kinds_of("all-gather", "weights")), sorted(kinds_of("all-reduce", ""))
     (['all-gather of weights'], ['all-reduce'])
     """
-    if purpose == OPTIMIZER:
+    if purpose == OPTIMIZER or (kind, purpose) == (ALL_TO_ALL, WEIGHTS):
         return frozenset()
     if kind != ALL_GATHER:
         return frozenset({kind})

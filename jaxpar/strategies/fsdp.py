@@ -2,7 +2,8 @@
 
 ZeRO-3 (Rajbhandari et al. 2020). Collectives per step: every sharded weight all-gathered over
 `data` once forward and, for stacked layers, once more backward (weights outside the stack are
-kept), and its gradient reduce-scattered (on CPU devices XLA spells that all-reduce and slice).
+kept), and its gradient reduce-scattered (on CPU devices XLA spells that all-reduce and slice). Of a
+large table that is only looked up in, rows are exchanged instead (`jaxpar.step.lookups`).
 Arrays of fewer than 16,384 elements (64 KiB in float32) stay replicated: a gather that small costs
 its latency, not its bytes; the layout lists them.
 """

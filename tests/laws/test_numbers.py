@@ -116,6 +116,12 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(microbatches, mode):
     prove(small_layout("mlp", "hybrid", BOTH), mode=mode, microbatches=microbatches)
 
 
+def test_rows_that_travel_instead_of_their_table_compute_the_same():
+    """A vocabulary of which a device's rows are fewer bytes, under accumulation and replicas."""
+    layout = small_layout("transformer", "replica+fsdp", "replica=2,data=4", vocabulary=1024)
+    prove(layout, microbatches=2)
+
+
 @pytest.mark.parametrize(
     ("mode", "strategy", "mesh"),
     [

@@ -81,6 +81,31 @@ def test_zero1_scatters_gradients_and_gathers_weights(hardware, strategy, mode):
     )
 
 
+@pytest.mark.parametrize(("hardware", "vocabulary"), on_both([1024, 32]))
+def test_rows_of_a_large_table_travel_instead_of_the_table(hardware, vocabulary):
+    """Auto mode: each device looks all rows up in its columns, and an all-to-all hands them out,
+    forward and backward; a table smaller than a device's rows is gathered."""
+    found = inspected(
+        "transformer", "fsdp", hardware=hardware, mesh="data=8", vocabulary=vocabulary
+    )
+    config, layout = found.layout.model.config, found.layout
+    rows = layout.model.batch_size // 8 * config.sequence * config.width * FLOAT
+    travels = vocabulary * config.width * FLOAT > rows
+    assert bytes_in_kind(found, "all-to-all") == (2 * rows if travels else 0)
+    assert found.ok
+    if hardware == "h100":  # where layers are gathered twice and the rest once
+        outside = {"embedding"} if travels else set()
+        sizes = {p: a.size * (2 if "blocks" in p else 1) for p, a in layout.parameters.items()}
+        expected = sum(
+            size
+            for path, size in sizes.items()
+            if path not in outside
+            and layout.parameters[path].stored != layout.parameters[path].used
+        )
+        ids = layout.model.batch_size * config.sequence if travels else 0
+        assert bytes_in_kind(found, "all-gather") == (expected + ids) * FLOAT
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_zero1_sums_gradients_of_microbatches_once(mode):
     """They add up on each device and are scattered at the end; explicit mode all-reduces each."""

@@ -21,6 +21,7 @@ from jaxpar.core import hooks
 from jaxpar.core.annotations import ENTERING, USED
 from jaxpar.core.hooks import ARRIVED
 from jaxpar.core.jax_compat import open_jaxpr, scan_parts
+from jaxpar.core.mesh import entry_of
 from jaxpar.core.scopes import weight_scope
 from jaxpar.jaxprs.interpreter import held_by
 from jaxpar.jaxprs.policy import keep_all_but_cheap
@@ -30,6 +31,7 @@ from jaxpar.layout.stages import runs_in_stages
 from jaxpar.models.record import role_of
 from jaxpar.step.constraints import constrained, landing_as
 from jaxpar.step.filled import Filled, Scored, differentiated, filled_loss, scored
+from jaxpar.step.lookups import is_lookup, rows_travel
 from jaxpar.step.mapped import is_mapped, on_shards
 from jaxpar.step.modes import pipeline
 from jaxpar.step.modes.record import Asked, Differentiated
@@ -86,14 +88,14 @@ def _constrained_loss(layout, traced, where, parameters, model_state, batch, key
     """The loss with weights gathered for use, and what it names constrained."""
     variables = dict(zip(traced.closed.jaxpr.invars, traced.arguments, strict=True))
     looped, dtypes = _looped_over(traced.closed.jaxpr, variables), narrowed(traced)
-    again = read_again(traced)
+    again, travel = read_again(traced), rows_travel(layout, traced)
     used = {
         path: parameters[path]
-        if path in again or (path in looped and _is_stack(layout, array))
+        if path in again or path in travel or (path in looped and _is_stack(layout, array))
         else _for_use(layout, array, parameters[path], dtypes)
         for path, array in layout.parameters.items()
     }
-    constrainer = _Constrainer(layout, where, used, dtypes, again)
+    constrainer = _Constrainer(layout, where, used, dtypes, again, travel)
     return scored(layout, traced, constrainer, used, model_state, batch, key)
 
 
@@ -161,9 +163,11 @@ class _Constrainer(Filled):
         weights: Mapping[str, jax.Array],
         dtypes: Mapping[str, np.dtype],
         again: frozenset[str],
+        travel: Mapping[str, PartitionSpec],
     ):
         super().__init__(layout.attention)
-        self.layout, self.where, self.dtypes, self.again = layout, where, dtypes, again
+        self.layout, self.where, self.dtypes = layout, where, dtypes
+        self.again, self.travel = again, travel
         self.weights = {id(value): path for path, value in weights.items()}
         self.specs: dict[int, PartitionSpec] = {}
         self.held: list[Any] = []
@@ -193,12 +197,27 @@ class _Constrainer(Filled):
         if is_mapped(eqn):
             specs = [self.spec_of(x) for x in operands]
             return on_shards(self.layout, eqn, operands, specs)
+        if is_lookup(eqn) and self.weights.get(id(operands[0]), "") in self.travel:
+            return [self.looked_up(eqn, *operands)]
         whole = self.whole_for(eqn)
         results = list(map(whole, super().leaf(eqn, list(map(whole, operands)), here)))
         if is_cast(eqn) and id(operands[0]) in self.weights:
             self.held += results
             self.weights[id(results[0])] = self.weights[id(operands[0])]
         return results
+
+    def looked_up(self, eqn, table, indices) -> jax.Array:
+        """Rows of a table, each device its columns of them, to be exchanged for its own rows."""
+        path = self.weights[id(table)]
+        with weight_scope(path):
+            spec = self.travel[path]
+            table = constrained(self.layout, table, self.layout.parameters[path].stored)
+            own = PartitionSpec(entry_of(self.layout.row_axes))
+            # Pinned before they are gathered, or the gather is of what they were computed from.
+            indices = constrained(self.layout, indices, own)
+            indices = constrained(self.layout, indices, PartitionSpec(spec[0]))
+            rows = constrained(self.layout, eqn.primitive.bind(table, indices, **eqn.params), spec)
+            return constrained(self.layout, rows, own)
 
     def whole_for(self, eqn) -> Callable[[jax.Array], jax.Array]:
         """What is to be done to an equation's operands and results before XLA partitions it."""
