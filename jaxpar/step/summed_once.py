@@ -7,7 +7,7 @@ microbatches accumulated, and the shares are summed at the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ def summed_by_us(asked: Asked) -> tuple[str, ...]:
     """The axes over which gradients are better summed once, at the end; () where they cannot be.
 
     Those of the rows along which neither weights nor their gradients are sharded, with several
-    microbatches, or where weights are sharded along another axis of the rows. The loss has to be
+    microbatches, or where gradients are scattered over another axis of the rows. The loss has to be
     one of parts of a batch: microbatches are held to that, and so are models that say what their
     means weigh. It may neither draw random numbers, which would be other ones in each share, nor
     change its state. A ring of devices in attention is mapped already, and is not mapped again.
@@ -39,13 +39,19 @@ def summed_by_us(asked: Asked) -> tuple[str, ...]:
     if len(rows) != 1:
         return ()
     rows = {axis for axis in axes_of(rows.pop()) if layout.mesh.size(axis) > 1}
-    specs = (s for a in layout.parameters.values() for s in (a.stored, a.gradient))
-    sharded = rows & {axis for spec in specs for entry in spec for axis in axes_of(entry)}
+    arrays = layout.parameters.values()
+    sharded = rows & _axes(spec for a in arrays for spec in (a.stored, a.gradient))
+    scattered = sharded - _axes(a.used for a in arrays)
     axes = tuple(axis for axis in layout.mesh.axes if axis in rows - sharded)
-    too_often = asked.microbatches > 1 or (sharded and not layout.model.units)
+    too_often = asked.microbatches > 1 or (scattered and not layout.model.units)
     if not axes or not too_often or asked.loss.draws or asked.loss.changes_state:
         return ()
     return axes
+
+
+def _axes(specs: Iterable[PartitionSpec]) -> set[str]:
+    """All mesh axes of some PartitionSpecs."""
+    return {axis for spec in specs for entry in spec for axis in axes_of(entry)}
 
 
 def summed_once(
