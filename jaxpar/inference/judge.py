@@ -20,6 +20,9 @@ from jaxpar.jaxprs.record import Trace, Use
 SMALL = 0.25
 """Share of the textbook's sums that a split may add, such as a softmax's statistics."""
 
+_COMPANIONS = ("heads", "experts", "inner")
+"""Roles of split classes, in the order in which a width beside several is called by one."""
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -192,7 +195,17 @@ def _split(accounts, never, trace, resolve) -> tuple[dict[int, str], dict[int, t
         for node, found in accounts.items()
         if node not in never and (found.looked_up or found.is_used_up) and found.weights
     ]
-    offered.sort(key=lambda n: (-accounts[n].bargain, min(accounts[n].weights), n))
+    first = _order(trace, resolve)
+    # Equal bargains are told apart by the loss alone, and not by how its weights are called.
+    offered.sort(
+        key=lambda n: (
+            -accounts[n].bargain,
+            not accounts[n].paired,
+            -accounts[n].flops,
+            -accounts[n].size,
+            first[n],
+        )
+    )
     for node in offered:
         found = accounts[node]
         if found.obstacle:
@@ -224,6 +237,13 @@ def _split(accounts, never, trace, resolve) -> tuple[dict[int, str], dict[int, t
     return roles, kept
 
 
+def _order(trace: Trace, resolve) -> dict[int, int]:
+    """Class -> its place in the order in which the loss first uses each."""
+    arrays = (o.dims for use in trace.uses for o in (*use.operands, use.result))
+    nodes = dict.fromkeys(n for dims in arrays for dim in dims for n in resolve(dim))
+    return {node: place for place, node in enumerate(nodes)}
+
+
 def _tell_widths_apart(accounts, roles, trace, resolve) -> None:
     """A width that activations have only beside a split one, such as a head's, is no residual."""
     taken = {n: role for n, role in roles.items() if role in ("inner", "heads", "experts")}
@@ -246,6 +266,7 @@ def _tell_widths_apart(accounts, roles, trace, resolve) -> None:
         if node not in accounts or node in taken or not others:
             continue
         if node not in split or others & taken.keys():
-            accounts[node].companion = split[min(others)]
+            found = {split[other] for other in others}
+            accounts[node].companion = next(r for r in _COMPANIONS if r in found)
             if roles[node] == "residual":
                 roles[node] = "feature"
