@@ -122,7 +122,8 @@ def model(
     fields = {path: leaf for path, leaf in arguments.items() if path.startswith(FIELD)}
     never: set[str] = set()
     written = replace(bare, loss=plain.of_dtypes({path: a.dtype for path, a in arguments.items()}))
-    cuts = worth_cutting(closed, arguments, traced.weights, fields)
+    results = [*[""] * traced.tree.num_leaves, *traced.state]
+    cuts = worth_cutting(closed, arguments, traced.weights, fields, results)
     while cuts:
         in_pieces = plain.of_pieces(cuts)
         build = partial(remade, module, in_pieces)
@@ -135,7 +136,7 @@ def model(
             dims = {piece: dims[path] for path in dims for piece in pieces_of(path, cuts)}
             break
         never |= cuts.keys() - alike.keys()
-        cuts = worth_cutting(closed, arguments, traced.weights, fields, never)
+        cuts = worth_cutting(closed, arguments, traced.weights, fields, results, never)
     notes = notes_aside(*aside)
     if given is _mean_square:
         notes.append(

@@ -30,16 +30,20 @@ def worth_cutting(
     arguments: Mapping[str, Any],
     weights: Collection[str],
     fields: Mapping[str, Any],
+    results: Sequence[str] = (),
     never: Collection[str] = (),
 ) -> dict[str, Cut]:
     """Path -> cut, of every weight of which pieces can be sharded and that could not be in one.
+
+    State that the loss makes of what is cut, such as a running average, is cut alike.
 
     Args:
         closed: the loss's ClosedJaxpr.
         arguments: path -> abstract array, in the order of its arguments.
         weights: paths of what is learned or frozen.
         fields: path -> abstract array of the batch.
-        never: weights that cannot be cut.
+        results: the path of each result of the loss that is state; "" of one that is none.
+        never: what cannot be cut.
     """
     asked = find_cuts(closed.jaxpr, products=True)
     offered = {}
@@ -67,7 +71,22 @@ def worth_cutting(
         # A cut that is good for nothing, such as of a table's rows, may spoil the trial of others.
         better = tried({path: cut for cuts in alike for path, cut in tried(cuts).items()})
         found = max(found, better, key=len)
-    return found
+    return _followed(closed, arguments, results, found, never)
+
+
+def _followed(closed, arguments, results, cuts, never) -> dict[str, Cut]:
+    """The cuts, and those of the state that the loss then makes in pieces."""
+    while cuts:
+        _, made = in_pieces(closed, _values(arguments, cuts)[0])
+        more = {
+            path: Cut(value.dim, value.sizes)
+            for path, value in zip(results, made, strict=False)
+            if path and path not in cuts and path not in never and isinstance(value, Pieces)
+        }
+        if not more:
+            break
+        cuts = {**cuts, **more}
+    return cuts
 
 
 def _cut_alike(cuts: Mapping[str, Cut]) -> list[dict[str, Cut]]:
@@ -107,6 +126,12 @@ def _splittable(closed, arguments, weights, fields, offered) -> dict[str, Cut]:
 
 def held(closed: Any, arguments: Mapping[str, Any], cuts: Mapping[str, Cut]):
     """A loss as a function of pieces: its ClosedJaxpr, and its abstract arguments by path."""
+    values, flat = _values(arguments, cuts)
+    return in_pieces(closed, values)[0], flat
+
+
+def _values(arguments: Mapping[str, Any], cuts: Mapping[str, Cut]):
+    """Abstract arguments with these in pieces: one for each, and every array by its path."""
     flat, values = {}, []
     for path, array in arguments.items():
         if path not in cuts:
@@ -116,7 +141,7 @@ def held(closed: Any, arguments: Mapping[str, Any], cuts: Mapping[str, Cut]):
         parts = cuts[path].of(array)
         values.append(Pieces(parts, cuts[path].dim))
         flat |= dict(zip(pieces_of(path, cuts), parts, strict=True))
-    return in_pieces(closed, values), flat
+    return values, flat
 
 
 def cut_in(module: nnx.Module, trainable: Any, cuts: Mapping[str, Cut]) -> None:
@@ -134,16 +159,22 @@ def cut_in(module: nnx.Module, trainable: Any, cuts: Mapping[str, Cut]) -> None:
 
 @contextmanager
 def whole(module: nnx.Module, cuts: Mapping[str, Cut]) -> Iterator[None]:
-    """While it lasts, the module has whole variables where it holds pieces."""
+    """While it lasts, the module has whole variables where it holds pieces; what of them is then
+    changed is so in the pieces afterwards."""
     keys = take_apart(module).keys if cuts else {}
     pairs = []
     for path, cut in cuts.items():
         node = _at(module, keys[pieces_of(path, cuts)[0]][:-1])
         pieces = [piece.get_value() for piece in node]
         pairs.append((node, node[0].replace(jnp.concatenate(pieces, cut.dim))))
+    before = [one.get_value() for _, one in pairs]
     _exchange(module, pairs)
     try:
         yield
+        for (node, one), value, cut in zip(pairs, before, cuts.values(), strict=True):
+            if (after := one.get_value()) is not value:
+                for piece, part in zip(node, cut.of(after), strict=True):
+                    piece.set_value(part)
     finally:
         _exchange(module, [(one, node) for node, one in pairs])
 
