@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from jaxpar.inference.account import Account
+from jaxpar.inference.reasons import lines_of_weights, located, twice
 from jaxpar.jaxprs.record import Trace, Use
 
 SMALL = 0.25
@@ -26,23 +28,35 @@ _COMPANIONS = ("heads", "experts", "inner")
 
 @dataclass(frozen=True)
 class Judgement:
-    """Accounts and roles by class, and why a class that looked shardable stays replicated."""
+    """Accounts and roles by class, and why a class that looked shardable stays replicated.
+
+    A reason is a primitive and what JAX knows of its line, or a sentence and where, in words.
+    `read_at` is the line that first reads each weight, by path.
+    """
 
     accounts: Mapping[int, Account]
     roles: Mapping[int, str]
     kept: Mapping[int, tuple[str, Any]]
+    read_at: Mapping[str, str]
 
 
-def judge(trace: Trace, weights: Mapping[str, Any], fields: Mapping[str, Any]) -> Judgement:
+def judge(
+    trace: Trace,
+    weights: Mapping[str, Any],
+    fields: Mapping[str, Any],
+    why: Mapping[tuple[str, int], tuple[str, Any]] = MappingProxyType({}),
+) -> Judgement:
     """Give every class of dims a role.
 
     Args:
         trace: from `relate`.
         weights: path -> abstract array of everything learned or frozen.
         fields: name -> abstract array of the batch; the first dim of each is the batch.
+        why: (path, dim) -> a better reason for a class that looks shardable and stays replicated.
     """
     resolve = trace.classes.resolve
     accounts: dict[int, Account] = {}
+    read_at = lines_of_weights(trace)
 
     def account(node: int) -> Account:
         return accounts.setdefault(node, Account(trace.classes.size(node)))
@@ -53,7 +67,7 @@ def judge(trace: Trace, weights: Mapping[str, Any], fields: Mapping[str, Any]) -
                 found = account(node)
                 if path in weights:
                     if (path, at) in found.weights or any(p == path for p, _ in found.weights):
-                        found.obstacle = ("twice in one array", f"'{path}'")
+                        found.obstacle = twice(path, read_at)
                     found.weights.append((path, at))
                     if place:
                         found.obstacle = found.obstacle or (
@@ -83,7 +97,14 @@ def judge(trace: Trace, weights: Mapping[str, Any], fields: Mapping[str, Any]) -
         else:
             roles[node] = "feature"
     _tell_widths_apart(accounts, roles, trace, resolve)
-    return Judgement(accounts, roles, kept)
+    for node, (what, where) in kept.items():
+        paths = [path for path, _ in accounts[node].weights]
+        kept[node] = what, located(where, paths, read_at)
+    for (path, at), reason in why.items():
+        for node in resolve(trace.arguments[path][at]) if path in trace.arguments else ():
+            if node in kept:
+                kept[node] = reason
+    return Judgement(accounts, roles, kept, read_at)
 
 
 def _firsts(trace: Trace, fields: Mapping[str, Any], resolve) -> set[int]:

@@ -30,12 +30,14 @@ class Scope:
 
 @dataclass(frozen=True)
 class Operand:
-    """One operand of a use: its dims, its bytes, and what it was made from."""
+    """One operand of a use: its dims, its bytes, what it was made from, and its path if it is a
+    whole weight."""
 
     dims: tuple[Dim, ...]
     bytes: int
     is_weight: bool
     is_learned: bool
+    path: str | None = None
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,8 @@ class Walk:
             mine = written(dims)
             if len(mine) == len(atom.aval.shape):
                 self.join(mine, self.dims(scope, atom))
-            reads.append(Operand(tuple(mine), _bytes(atom.aval), *self.fact(atom).kind))
+            fact = self.fact(atom)
+            reads.append(Operand(tuple(mine), _bytes(atom.aval), *fact.kind, fact.path))
         for var, dims in zip(eqn.outvars, fac.results, strict=True):
             scope.dims[var] = written(dims)
         # What is not computed, or has no element, needs nothing and costs nothing.

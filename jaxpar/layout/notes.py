@@ -82,9 +82,40 @@ def _whole_dims(model, strategy, mesh, parameters) -> list[str]:
         for axes, dims in indivisible.items()
     ]
     sharding = {axis for axes in strategy.compute.values() for axis in axes if mesh.size(axis) > 1}
-    if sharding & {a for role in ("inner", "heads") for a in strategy.compute.get(role, ())}:
+    pairs = {a for role in ("inner", "heads") for a in strategy.compute.get(role, ())} & sharding
+    if pairs:
         notes += why_whole(model)
+        unfit = {dim.split("'")[1] for dims in indivisible.values() for dim in dims}
+        notes += _whole_weights(model, parameters, pairs, unfit)
     return notes
+
+
+def _whole_weights(model, parameters, pairs: set[str], unfit: set[str]) -> list[str]:
+    """Which matrices of such a model stay replicated without a dim that a reason was given for.
+
+    Args:
+        model, parameters: what was laid out.
+        pairs: the mesh axes that pairs of matrices are sharded over.
+        unfit: dims that do not divide by their devices.
+    """
+    told = {n.name for n in model.named if n.whole_because} | unfit
+    found = [
+        path
+        for path, a in parameters.items()
+        if len(a.shape) > 1
+        and path in model.read_at
+        and not pairs & {axis for entry in a.used for axis in axes_of(entry)}
+        and not told & {part for dim in a.dims for part in (dim, *dim.split("*"))}
+    ]
+    if not found:
+        return []
+    lines = list(dict.fromkeys(line for path in found if (line := model.read_at[path])))
+    stay, its = ("stays", "its") if len(found) == 1 else ("stay", "their")
+    return [
+        f"{_some(found)} {stay} replicated: one matrix makes and another uses up none of {its} "
+        "dims, but for those that meet a sharded dim in an array"
+        + (f" ({_some(lines, 3, '; ')})" if lines else "")
+    ]
 
 
 def why_whole(model: Model) -> list[str]:

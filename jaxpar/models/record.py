@@ -164,6 +164,7 @@ class Model:
         dims: path of a variable -> a name for each of its dims, where Flax's metadata has none.
         units: dim -> into how many shards it can be split at most; such a dim is replicated, and
             the layout says so, where a mesh asks for a number that does not divide that.
+        read_at: path of a weight -> the line of such a model that first reads it.
         named: what was found out about a model that nobody annotated, a record a class of dims.
         example: field name -> values of an example batch, or None where only shapes are known.
         notes: what a person should know of how the model was read, a sentence each.
@@ -190,6 +191,7 @@ class Model:
     dims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     units: Mapping[str, int] = field(default_factory=dict)
     named: tuple[Any, ...] = ()
+    read_at: Mapping[str, str] = field(default_factory=dict)
     example: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
     annotate: Callable[..., Any] | None = None
@@ -206,7 +208,7 @@ class Model:
                 f"model '{self.name}': its loss takes no 'key': declare loss(module, batch, *, "
                 "key=None), and leave key unused if there is no dropout"
             )
-        for table in ("batch", "roles", "dims", "units", "cuts"):
+        for table in ("batch", "roles", "dims", "units", "read_at", "cuts"):
             object.__setattr__(self, table, MappingProxyType(dict(getattr(self, table))))
 
     @property
