@@ -1,5 +1,7 @@
 """Every matrix that stays replicated under tensor has a reason, with a line of the model."""
 
+from typing import Any
+
 import flax.linen as linen
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ class Recurrent(nnx.Module):
     """A recurrent layer between two that make and use up a width."""
 
     def __init__(self, rngs, cell):
-        self.rnn = nnx.RNN(cell(WIDTH, HIDDEN, rngs=rngs))
+        self.rnn: Any = nnx.RNN(cell(WIDTH, HIDDEN, rngs=rngs))
         self.up, self.down = nnx.Linear(HIDDEN, 64, rngs=rngs), nnx.Linear(64, WIDTH, rngs=rngs)
 
     def __call__(self, x):

@@ -213,7 +213,7 @@ def _named(bare, plain, example, parts, traced, dims, roles, why, notes) -> Mode
         if dim not in names.roles:
             raise unknown(f"dim in roles of model '{bare.name}'", dim, list(names.roles))
     of_fields = {path[len(FIELD) :]: names.of[path] for path in fields}
-    below = {path[len(FIELD) :]: size for path, size in trace.below.items() if path in fields}
+    below = {path[len(FIELD) :]: sizes for path, sizes in trace.below.items() if path in fields}
     residual = frozenset(n for n, role in names.roles.items() if role == "residual")
     named = replace(
         bare,

@@ -77,7 +77,8 @@ class Trace:
         uses: what was done, in order.
         unknown: primitives without a rule, whose dims were left unrelated, and where they stand.
         stacked, turned: the dims along which a loop takes weights, or activations, apart.
-        below: integer field of the batch -> how many ids there are.
+        below: field of ids of the batch -> how many there are in the smallest and the largest of
+            what they pick from.
     """
 
     classes: Classes
@@ -87,4 +88,4 @@ class Trace:
     unknown: Mapping[str, Any]
     stacked: tuple[Dim, ...]
     turned: tuple[Dim, ...]
-    below: Mapping[str, int]
+    below: Mapping[str, tuple[int, int]]

@@ -88,14 +88,20 @@ def weighted_mean(values: jax.Array, weight: jax.Array) -> Mean:
 class Field:
     """One array of the example batch: its shape, dtype and the name of each dim, batch first.
 
-    `below` bounds integer ids (a vocabulary or a number of classes), so that probe batches are
-    legal.
+    `below` bounds ids (a vocabulary or a number of classes), so that probe batches are legal. Where
+    parts of the field pick from tables of several sizes it is the smallest; `most` is the largest.
     """
 
     shape: tuple[int, ...]
     dtype: str
     dims: tuple[str, ...]
     below: int | None = None
+    most: int | None = None
+
+    @property
+    def bound(self) -> int | None:
+        """What no id of it reaches, or None."""
+        return self.most or self.below
 
     def __post_init__(self):
         counted = isinstance(self.shape, tuple) and all(isinstance(n, int) for n in self.shape)
