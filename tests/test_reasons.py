@@ -86,3 +86,22 @@ def test_whatever_stays_replicated_has_a_reason_and_a_line(name):
         return
     for path, notes in told_of(layout).items():
         assert any(f"/plain/{name.partition(':')[0]}.py:" in note for note in notes), path
+
+
+class Extra(nnx.Module):
+    """A pair of matrices, and one that the loss never reads."""
+
+    def __init__(self, rngs):
+        self.up, self.down = nnx.Linear(WIDTH, 64, rngs=rngs), nnx.Linear(64, 8, rngs=rngs)
+        self.spare = nnx.Linear(WIDTH, 64, rngs=rngs)
+
+    def __call__(self, x):
+        return self.down(nnx.relu(self.up(x)))
+
+
+def test_a_matrix_that_no_product_reads_is_told_to_be_one():
+    x = jax.ShapeDtypeStruct((4, WIDTH), "float32")
+    model = jaxpar.model(Extra, lambda net, b: jnp.mean(net(b["x"]) ** 2), {"x": x})
+    told = told_of(jaxpar.lay_out(model, strategy="tensor", mesh="model=2"))
+    (note,) = told.pop("spare/kernel")
+    assert "no product or lookup of the loss reads all of it" in note and not told
