@@ -34,6 +34,55 @@ def test_a_model_of_the_catalogue_is_what_it_is_on_one_device(model, strategy, m
     assert verdict.ok, verdict.decisive
 
 
+def transformed(h):
+    return jnp.fft.fft(h, axis=0).real / 4
+
+
+def turned(h):
+    """A recurrence along the first dim."""
+    return jax.lax.scan(lambda carry, row: (0.5 * carry + row,) * 2, jnp.zeros_like(h[0]), h)[1]
+
+
+def smoothed(h):
+    return jax.vmap(lambda row: jnp.convolve(row, jnp.ones(3) / 3, mode="same"), 1, 1)(h)
+
+
+def looped(h):
+    """Of which JAX differentiates nothing, since it does not know how often it turns."""
+    many = jax.lax.while_loop(
+        lambda c: c[0] < 2, lambda c: (c[0] + 1, transformed(c[1])), (0, jax.lax.stop_gradient(h))
+    )
+    return h + many[1]
+
+
+ALONG_ROWS = {
+    "a Fourier transform": transformed,
+    "one in a while loop": looped,
+    "a recurrence": turned,
+    "the rest": lambda h: smoothed(jnp.cumsum(jnp.sort(h, axis=0), axis=0)),
+}
+CASES = {name: (along, "data", "data=4") for name, along in ALONG_ROWS.items()}
+CASES["a recurrence along a width"] = (lambda h: turned(h.T).T, "tensor", "model=4")
+
+
+@pytest.mark.parametrize(("along", "strategy", "mesh"), CASES.values(), ids=CASES)
+def test_what_goes_along_a_sharded_dim_is_right(along, strategy, mesh):
+    """Gathered where the operation is not done a shard at a time; XLA ends no process."""
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.up, self.down = nnx.Linear(8, 16, rngs=rngs), nnx.Linear(16, 8, rngs=rngs)
+
+        def __call__(self, x):
+            return self.down(along(nnx.relu(self.up(x))))
+
+    x = jax.ShapeDtypeStruct((8, 8), "float32")
+    model = jaxpar.model(Net, lambda net, b: jnp.mean((net(b["x"]) - b["x"]) ** 2), {"x": x})
+    layout = jaxpar.lay_out(model, strategy=strategy, mesh=mesh)
+    verdict = jaxpar.verify(layout, hardware=CPU, make=EXPLICIT, steps=1)
+    assert verdict.ok, verdict.decisive
+
+
 def program_of(loss, batch):
     class Net(nnx.Module):
         def __init__(self, rngs):

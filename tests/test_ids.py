@@ -49,12 +49,12 @@ KEPT = {
     "repeated": lambda x: jnp.repeat(x, 2, axis=1),
     "largest": lambda x: jnp.max(x, axis=1),
     "clipped": lambda x: jnp.clip(x, 0, 5),
-    "modulo": lambda x: x % 5,
     "under jit": lambda x: jax.jit(lambda x: x[:, ::-1])(x),
     "under checkpoint": lambda x: jax.checkpoint(lambda x: x[:, ::-1])(x),
     "of a constraint": lambda x: lax.optimization_barrier((jnp.ones(3), x))[1],
 }
 COMPUTED = {
+    "modulo": lambda x: x % 5,
     "offset": lambda x: x + jnp.arange(6) * 7,
     "hashed": lambda x: (x * 2654435 ^ (x >> 3)) % 5,
     "divided": lambda x: x // 3,
@@ -97,6 +97,7 @@ def test_ids_computed_from_ids_are_ids_of_another_range(function):
 def test_an_offset_tells_nothing_of_the_range_of_a_field():
     assert not facts_of(COMPUTED["offset"]).fields
     assert not facts_of(lambda x: 2 * x).fields
+    assert not facts_of(COMPUTED["modulo"]).fields
 
 
 @pytest.mark.parametrize("function", NONE.values(), ids=NONE)
@@ -158,3 +159,87 @@ def test_what_nothing_asks_for_is_no_obstacle():
 
     model = jaxpar.model(Net, lambda m, b: m(b["x"]).mean(), {"x": np.ones((4, 8), "float32")})
     assert ("ffn", "inner", 16) in {(d.name, d.role, d.size) for d in model.named}
+
+
+class Recommender(nnx.Module):
+    """A table for each column of ids, and dense features."""
+
+    def __init__(self, rngs, whole):
+        self.whole = whole
+        self.tables = nnx.List([nnx.Embed(n, 8, rngs=rngs) for n in (96, 32)])
+        self.up, self.down = nnx.Linear(3 + 16, 64, rngs=rngs), nnx.Linear(64, 1, rngs=rngs)
+
+    def __call__(self, dense, sparse):
+        ids = self.whole(sparse)
+        found = [table(ids[:, k]) for k, table in enumerate(self.tables)]
+        return self.down(nnx.relu(self.up(jnp.concatenate([dense, *found], axis=-1))))
+
+
+FLOATS = {
+    "cast": lambda x: x.astype("int32"),
+    "rounded": lambda x: jnp.round(x).astype("int32"),
+    "made integers one by one": lambda x: jnp.stack([x[:, k].astype("int32") for k in (0, 1)], 1),
+}
+
+
+def recommender(whole, columns):
+    """Of ids beside dense features, or behind them in one array of floats; by shapes alone."""
+
+    def loss(net, batch):
+        dense, sparse = (batch["x"][:, :3], batch["x"][:, 3:]) if columns else batch["x"]
+        return jnp.mean((net(dense, sparse)[:, 0] - batch["y"]) ** 2)
+
+    def float_of(*shape):
+        return jax.ShapeDtypeStruct(shape, "float32")
+
+    x = float_of(16, 5) if columns else (float_of(16, 3), float_of(16, 2))
+    return jaxpar.model(lambda rngs: Recommender(rngs, whole), loss, {"x": x, "y": float_of(16)})
+
+
+@pytest.mark.parametrize("columns", [False, True], ids=["apart", "in one array"])
+@pytest.mark.parametrize("whole", FLOATS.values(), ids=FLOATS)
+def test_floats_that_are_made_integers_as_they_came_are_ids(whole, columns):
+    """Their tables are vocabularies; what else is in one array of floats has no bound of ids."""
+    model = recommender(whole, columns)
+    for k in range(2):
+        assert model.roles[model.dims[f"tables/{k}/embedding"][0]] == "vocabulary"
+    bounds = {name: (f.below, f.most) for name, f in model.batch.items() if f.below}
+    assert bounds == ({} if columns else {"x/1": (32, 96)})
+
+
+@pytest.mark.parametrize("mode", ["auto", "manual"])
+def test_a_table_of_float_ids_is_sharded_and_right(mode):
+    layout = jaxpar.lay_out(recommender(FLOATS["cast"], False), strategy="tensor", mesh="model=4")
+    assert layout.parameters["tables/0/embedding"].stored[0] == "model"
+    verdict = jaxpar.verify(
+        layout,
+        hardware=jaxpar.HARDWARE.load("cpu")(),
+        make=lambda layout: jaxpar.make_step(layout, mode=mode),
+        steps=1,
+    )
+    assert verdict.ok, verdict.decisive
+
+
+def test_buckets_of_floats_are_no_ids():
+    model = recommender(lambda x: jnp.floor(8 * x).astype("int32"), False)
+    assert model.roles[model.dims["tables/0/embedding"][0]] != "vocabulary"
+
+
+def test_a_part_of_a_field_may_hold_what_its_own_table_has():
+    """The smallest table bounds a probe, and refuses no row."""
+    x = np.zeros((64, 2), "float32")
+    data = {"x/0": np.zeros((64, 3), "float32"), "x/1": x, "y": np.zeros(64, "float32")}
+    layout = jaxpar.lay_out(recommender(FLOATS["cast"], False), strategy="data", mesh="data=2")
+    step = jaxpar.make_step(layout)
+
+    def train():
+        batches = [{name: value[:16] for name, value in data.items()}]
+        dataset = jaxpar.data.iterable.dataset(lambda: batches)
+        program = jaxpar.compile_step(step, hardware="cpu", for_speed=False)
+        jaxpar.train(program, dataset, jaxpar.Training(steps=1))
+
+    x[0, 0] = 95
+    train()
+    x[0, 0] = 96
+    with pytest.raises(jaxpar.RequestError, match="holds 96.0.*goes up to 95"):
+        train()

@@ -31,20 +31,20 @@ class Example:
     arrays: Mapping[str, np.ndarray] | None
 
     def fields(
-        self, dims: Mapping[str, tuple[str, ...]], below: Mapping[str, int]
+        self, dims: Mapping[str, tuple[str, ...]], below: Mapping[str, tuple[int, int]]
     ) -> dict[str, Field]:
         """The batch as a Model's fields.
 
         Args:
             dims: path -> a name for each dim.
-            below: path -> bound of its integers.
+            below: path -> bound of its integers, and of those that some part of it may hold.
         """
         return {
             path: Field(
                 leaf.shape,
                 leaf.dtype.name,
                 dims.get(path, ("batch", *(f"dim_{d}" for d in range(1, len(leaf.shape))))),
-                below.get(path),
+                *below.get(path, ()),
             )
             for path, leaf in self.leaves.items()
         }

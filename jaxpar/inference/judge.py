@@ -12,34 +12,51 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from jaxpar.inference.account import Account
+from jaxpar.inference.reasons import lines_of_weights, located, twice
 from jaxpar.jaxprs.record import Trace, Use
 
 SMALL = 0.25
 """Share of the textbook's sums that a split may add, such as a softmax's statistics."""
 
+_COMPANIONS = ("heads", "experts", "inner")
+"""Roles of split classes, in the order in which a width beside several is called by one."""
+
 
 @dataclass(frozen=True)
 class Judgement:
-    """Accounts and roles by class, and why a class that looked shardable stays replicated."""
+    """Accounts and roles by class, and why a class that looked shardable stays replicated.
+
+    A reason is a primitive and what JAX knows of its line, or a sentence and where, in words.
+    `read_at` is the line that first reads each weight, by path.
+    """
 
     accounts: Mapping[int, Account]
     roles: Mapping[int, str]
     kept: Mapping[int, tuple[str, Any]]
+    read_at: Mapping[str, str]
 
 
-def judge(trace: Trace, weights: Mapping[str, Any], fields: Mapping[str, Any]) -> Judgement:
+def judge(
+    trace: Trace,
+    weights: Mapping[str, Any],
+    fields: Mapping[str, Any],
+    why: Mapping[tuple[str, int], tuple[str, Any]] = MappingProxyType({}),
+) -> Judgement:
     """Give every class of dims a role.
 
     Args:
         trace: from `relate`.
         weights: path -> abstract array of everything learned or frozen.
         fields: name -> abstract array of the batch; the first dim of each is the batch.
+        why: (path, dim) -> a better reason for a class that looks shardable and stays replicated.
     """
     resolve = trace.classes.resolve
     accounts: dict[int, Account] = {}
+    read_at = lines_of_weights(trace)
 
     def account(node: int) -> Account:
         return accounts.setdefault(node, Account(trace.classes.size(node)))
@@ -50,7 +67,7 @@ def judge(trace: Trace, weights: Mapping[str, Any], fields: Mapping[str, Any]) -
                 found = account(node)
                 if path in weights:
                     if (path, at) in found.weights or any(p == path for p, _ in found.weights):
-                        found.obstacle = ("twice in one array", f"'{path}'")
+                        found.obstacle = twice(path, read_at)
                     found.weights.append((path, at))
                     if place:
                         found.obstacle = found.obstacle or (
@@ -80,7 +97,14 @@ def judge(trace: Trace, weights: Mapping[str, Any], fields: Mapping[str, Any]) -
         else:
             roles[node] = "feature"
     _tell_widths_apart(accounts, roles, trace, resolve)
-    return Judgement(accounts, roles, kept)
+    for node, (what, where) in kept.items():
+        paths = [path for path, _ in accounts[node].weights]
+        kept[node] = what, located(where, paths, read_at)
+    for (path, at), reason in why.items():
+        for node in resolve(trace.arguments[path][at]) if path in trace.arguments else ():
+            if node in kept:
+                kept[node] = reason
+    return Judgement(accounts, roles, kept, read_at)
 
 
 def _firsts(trace: Trace, fields: Mapping[str, Any], resolve) -> set[int]:
@@ -192,7 +216,17 @@ def _split(accounts, never, trace, resolve) -> tuple[dict[int, str], dict[int, t
         for node, found in accounts.items()
         if node not in never and (found.looked_up or found.is_used_up) and found.weights
     ]
-    offered.sort(key=lambda n: (-accounts[n].bargain, min(accounts[n].weights), n))
+    first = _order(trace, resolve)
+    # Equal bargains are told apart by the loss alone, and not by how its weights are called.
+    offered.sort(
+        key=lambda n: (
+            -accounts[n].bargain,
+            not accounts[n].paired,
+            -accounts[n].flops,
+            -accounts[n].size,
+            first[n],
+        )
+    )
     for node in offered:
         found = accounts[node]
         if found.obstacle:
@@ -224,6 +258,13 @@ def _split(accounts, never, trace, resolve) -> tuple[dict[int, str], dict[int, t
     return roles, kept
 
 
+def _order(trace: Trace, resolve) -> dict[int, int]:
+    """Class -> its place in the order in which the loss first uses each."""
+    arrays = (o.dims for use in trace.uses for o in (*use.operands, use.result))
+    nodes = dict.fromkeys(n for dims in arrays for dim in dims for n in resolve(dim))
+    return {node: place for place, node in enumerate(nodes)}
+
+
 def _tell_widths_apart(accounts, roles, trace, resolve) -> None:
     """A width that activations have only beside a split one, such as a head's, is no residual."""
     taken = {n: role for n, role in roles.items() if role in ("inner", "heads", "experts")}
@@ -246,6 +287,7 @@ def _tell_widths_apart(accounts, roles, trace, resolve) -> None:
         if node not in accounts or node in taken or not others:
             continue
         if node not in split or others & taken.keys():
-            accounts[node].companion = split[min(others)]
+            found = {split[other] for other in others}
+            accounts[node].companion = next(r for r in _COMPANIONS if r in found)
             if roles[node] == "residual":
                 roles[node] = "feature"

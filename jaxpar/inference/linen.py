@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from flax import linen, nnx
 from flax.nnx.bridge.variables import linen_vars_to_nnx_attrs, nnx_attrs_to_linen_vars
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 
 class FromLinen(nnx.bridge.ToNNX):
@@ -35,11 +36,14 @@ class FromLinen(nnx.bridge.ToNNX):
             made, variables = self.to_nnx__module.init_with_output(
                 keys, *args, method=method, **kwargs
             )
+            variables = _apart(variables)
         else:
-            own = nnx_attrs_to_linen_vars(self._variables())
+            own = _together(nnx_attrs_to_linen_vars(self._variables()))
             mutable = self.changing() if mutable is None else mutable
             made = self.to_nnx__module.apply(own, *args, mutable=mutable, **call)
-            made, variables = made if mutable is not False else (made, {})
+            made, changed = made if mutable is not False else (made, {})
+            apart = _apart({**own, **changed})
+            variables = {collection: apart[collection] for collection in changed}
         for name, value in linen_vars_to_nnx_attrs(variables).items():
             setattr(self, name, nnx.data(_merged(vars(self).get(name), value)))
         return made
@@ -99,6 +103,37 @@ class _OwnName:
 for _name in dir(FromLinen):
     if not _name.startswith("_"):
         setattr(FromLinen, _name, _OwnName(_name, getattr_static(FromLinen, _name)))
+
+
+def _apart(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Variables by collection; one that is called as another collection's has its own beside it.
+
+    NNX has one tree for all, and a running average is often called as the weight is.
+
+    >>> _apart({"ema": {"kernel": 1}, "params": {"kernel": 2}})
+    {'params': {'kernel': 2}, 'ema': {'kernel (ema)': 1}}
+    """
+    taken: set[tuple[str, ...]] = set()
+    found = {}
+    for collection in sorted(variables, key=lambda name: (name != "params", name)):
+        flat = flatten_dict(variables[collection])
+        ours = {path: (*path[:-1], f"{path[-1]} ({collection})") for path in taken & flat.keys()}
+        found[collection] = unflatten_dict({ours.get(path, path): x for path, x in flat.items()})
+        taken |= flat.keys()
+    return found
+
+
+def _together(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """What `_apart` was given."""
+
+    def together(path, collection):
+        *folders, name = path
+        return (*folders, name.removesuffix(f" ({collection})") if isinstance(name, str) else name)
+
+    return {
+        collection: unflatten_dict({together(p, collection): x for p, x in flatten_dict(t).items()})
+        for collection, t in variables.items()
+    }
 
 
 def _merged(old: Any, new: Any) -> Any:

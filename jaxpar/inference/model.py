@@ -122,7 +122,8 @@ def model(
     fields = {path: leaf for path, leaf in arguments.items() if path.startswith(FIELD)}
     never: set[str] = set()
     written = replace(bare, loss=plain.of_dtypes({path: a.dtype for path, a in arguments.items()}))
-    cuts = worth_cutting(closed, arguments, traced.weights, fields)
+    results = [*[""] * traced.tree.num_leaves, *traced.state]
+    cuts, why = worth_cutting(closed, arguments, traced.weights, fields, results)
     while cuts:
         in_pieces = plain.of_pieces(cuts)
         build = partial(remade, module, in_pieces)
@@ -135,13 +136,13 @@ def model(
             dims = {piece: dims[path] for path in dims for piece in pieces_of(path, cuts)}
             break
         never |= cuts.keys() - alike.keys()
-        cuts = worth_cutting(closed, arguments, traced.weights, fields, never)
+        cuts, why = worth_cutting(closed, arguments, traced.weights, fields, results, never)
     notes = notes_aside(*aside)
     if given is _mean_square:
         notes.append(
             "the model came without a loss: the mean square of what it returns stands for one"
         )
-    return _named(bare, plain, example, parts, traced, dims, roles or {}, notes)
+    return _named(bare, plain, example, parts, traced, dims, roles or {}, why, notes)
 
 
 def in_parts(traced: TracedLoss, cuts: Mapping[str, Cut]) -> TracedLoss:
@@ -193,13 +194,14 @@ def _checked(called: str, dims: Mapping[str, Any], arguments: Mapping[str, Any])
     return dims
 
 
-def _named(bare, plain, example, parts, traced, dims, roles, notes) -> Model:
-    """The model with names, roles, units and notes from its trace."""
+def _named(bare, plain, example, parts, traced, dims, roles, why, notes) -> Model:
+    """The model with names, roles, units and notes from its trace; `why` tells of its matrices
+    what no trace of them whole does."""
     arguments = {path: a for path, a in traced.arguments.items() if path != KEY}
     fields = {path: leaf for path, leaf in arguments.items() if path.startswith(FIELD)}
     weights = {path: arguments[path] for path in traced.weights}
-    trace = relate(traced.closed, traced.arguments, traced.weights)
-    judgement = judge(trace, weights, fields)
+    trace = relate(piecewise(traced.closed), traced.arguments, traced.weights)
+    judgement = judge(trace, weights, fields, why)
     metadata = {
         path: names
         for path, leaf in (*parts.parameters.items(), *parts.state.items())
@@ -211,7 +213,7 @@ def _named(bare, plain, example, parts, traced, dims, roles, notes) -> Model:
         if dim not in names.roles:
             raise unknown(f"dim in roles of model '{bare.name}'", dim, list(names.roles))
     of_fields = {path[len(FIELD) :]: names.of[path] for path in fields}
-    below = {path[len(FIELD) :]: size for path, size in trace.below.items() if path in fields}
+    below = {path[len(FIELD) :]: sizes for path, sizes in trace.below.items() if path in fields}
     residual = frozenset(n for n, role in names.roles.items() if role == "residual")
     named = replace(
         bare,
@@ -221,6 +223,7 @@ def _named(bare, plain, example, parts, traced, dims, roles, notes) -> Model:
         dims={path: dims for path, dims in names.of.items() if path not in fields},
         units=names.units,
         named=names.dims,
+        read_at=judgement.read_at,
         notes=(*notes, *_notes(trace, plain.cuts)),
         annotate=Annotation(names.of, residual),
     )

@@ -20,7 +20,10 @@ from jaxpar.jaxprs.cuts import MOST, find_cuts
 from jaxpar.jaxprs.piecewise import Pieces, in_pieces
 from jaxpar.jaxprs.unify import relate
 from jaxpar.models.modules import take_apart, value_of
-from jaxpar.models.pieces import Cut, pieces_of
+from jaxpar.models.pieces import Cut, owners, pieces_of
+
+Reasons = dict[tuple[str, int], tuple[str, str]]
+"""(path of a weight, dim) -> why it is not sharded, a sentence and where."""
 
 _SPLIT = frozenset({"inner", "heads", "experts", "vocabulary"})
 
@@ -30,17 +33,23 @@ def worth_cutting(
     arguments: Mapping[str, Any],
     weights: Collection[str],
     fields: Mapping[str, Any],
+    results: Sequence[str] = (),
     never: Collection[str] = (),
-) -> dict[str, Cut]:
+) -> tuple[dict[str, Cut], Reasons]:
     """Path -> cut, of every weight of which pieces can be sharded and that could not be in one.
+
+    Beside it is why dims of others would not be, in pieces either. State that the loss makes of
+    what is cut, such as a running average, is cut alike.
 
     Args:
         closed: the loss's ClosedJaxpr.
         arguments: path -> abstract array, in the order of its arguments.
         weights: paths of what is learned or frozen.
         fields: path -> abstract array of the batch.
-        never: weights that cannot be cut.
+        results: the path of each result of the loss that is state; "" of one that is none.
+        never: what cannot be cut.
     """
+    why: Reasons = {}
     asked = find_cuts(closed.jaxpr, products=True)
     offered = {}
     for var, (path, array) in zip(closed.jaxpr.invars, arguments.items(), strict=True):
@@ -55,7 +64,7 @@ def worth_cutting(
     def tried(cuts: dict[str, Cut]) -> dict[str, Cut]:
         while cuts:
             # What is left whole may be what another's pieces needed.
-            kept = _splittable(closed, arguments, weights, fields, cuts)
+            kept = _splittable(closed, arguments, weights, fields, cuts, why)
             if kept == cuts:
                 break
             cuts = kept
@@ -67,7 +76,22 @@ def worth_cutting(
         # A cut that is good for nothing, such as of a table's rows, may spoil the trial of others.
         better = tried({path: cut for cuts in alike for path, cut in tried(cuts).items()})
         found = max(found, better, key=len)
-    return found
+    return _followed(closed, arguments, results, found, never), why
+
+
+def _followed(closed, arguments, results, cuts, never) -> dict[str, Cut]:
+    """The cuts, and those of the state that the loss then makes in pieces."""
+    while cuts:
+        _, made = in_pieces(closed, _values(arguments, cuts)[0])
+        more = {
+            path: Cut(value.dim, value.sizes)
+            for path, value in zip(results, made, strict=False)
+            if path and path not in cuts and path not in never and isinstance(value, Pieces)
+        }
+        if not more:
+            break
+        cuts = {**cuts, **more}
+    return cuts
 
 
 def _cut_alike(cuts: Mapping[str, Cut]) -> list[dict[str, Cut]]:
@@ -78,8 +102,8 @@ def _cut_alike(cuts: Mapping[str, Cut]) -> list[dict[str, Cut]]:
     return list(alike.values())
 
 
-def _splittable(closed, arguments, weights, fields, offered) -> dict[str, Cut]:
-    """Those cuts of which a piece could be split, if all of them were made.
+def _splittable(closed, arguments, weights, fields, offered, why: Reasons) -> dict[str, Cut]:
+    """Those cuts of which a piece could be split, if all of them were made; `why` is added to.
 
     The others stay whole beside it, as what all heads share does; those that lie side by side stay
     in one.
@@ -87,12 +111,19 @@ def _splittable(closed, arguments, weights, fields, offered) -> dict[str, Cut]:
     closed, pieces = held(closed, arguments, offered)
     learned = {piece: pieces[piece] for path in weights for piece in pieces_of(path, offered)}
     trace = relate(closed, pieces, list(learned))
-    roles = judge(trace, learned, fields).roles
+    judgement = judge(trace, learned, fields)
+    roles = judgement.roles
 
     def gained(path: str, cut: Cut) -> Cut:
-        along = [trace.arguments[piece][cut.dim] for piece in pieces_of(path, offered)]
-        firsts = [trace.classes.resolve(dim)[:1] for dim in along]
+        pieces = pieces_of(path, offered)
+        firsts = [trace.classes.resolve(trace.arguments[piece][cut.dim])[:1] for piece in pieces]
         split = [bool(nodes) and roles.get(nodes[0]) in _SPLIT for nodes in firsts]
+        for nodes in firsts:
+            what, where = judgement.kept.get(nodes[0] if nodes else -1, ("", None))
+            if isinstance(where, str):  # a sentence, which is not of this cut
+                for one, weight in owners(offered).items():
+                    where = where.replace(f"'{one}'", f"'{weight}'")
+                why.setdefault((path, cut.dim), (what, where))
         sizes: list[int] = []
         for k, size in enumerate(cut.sizes):
             if k and not split[k] and not split[k - 1]:
@@ -107,6 +138,12 @@ def _splittable(closed, arguments, weights, fields, offered) -> dict[str, Cut]:
 
 def held(closed: Any, arguments: Mapping[str, Any], cuts: Mapping[str, Cut]):
     """A loss as a function of pieces: its ClosedJaxpr, and its abstract arguments by path."""
+    values, flat = _values(arguments, cuts)
+    return in_pieces(closed, values)[0], flat
+
+
+def _values(arguments: Mapping[str, Any], cuts: Mapping[str, Cut]):
+    """Abstract arguments with these in pieces: one for each, and every array by its path."""
     flat, values = {}, []
     for path, array in arguments.items():
         if path not in cuts:
@@ -116,7 +153,7 @@ def held(closed: Any, arguments: Mapping[str, Any], cuts: Mapping[str, Cut]):
         parts = cuts[path].of(array)
         values.append(Pieces(parts, cuts[path].dim))
         flat |= dict(zip(pieces_of(path, cuts), parts, strict=True))
-    return in_pieces(closed, values), flat
+    return values, flat
 
 
 def cut_in(module: nnx.Module, trainable: Any, cuts: Mapping[str, Cut]) -> None:
@@ -134,16 +171,22 @@ def cut_in(module: nnx.Module, trainable: Any, cuts: Mapping[str, Cut]) -> None:
 
 @contextmanager
 def whole(module: nnx.Module, cuts: Mapping[str, Cut]) -> Iterator[None]:
-    """While it lasts, the module has whole variables where it holds pieces."""
+    """While it lasts, the module has whole variables where it holds pieces; what of them is then
+    changed is so in the pieces afterwards."""
     keys = take_apart(module).keys if cuts else {}
     pairs = []
     for path, cut in cuts.items():
         node = _at(module, keys[pieces_of(path, cuts)[0]][:-1])
         pieces = [piece.get_value() for piece in node]
         pairs.append((node, node[0].replace(jnp.concatenate(pieces, cut.dim))))
+    before = [one.get_value() for _, one in pairs]
     _exchange(module, pairs)
     try:
         yield
+        for (node, one), value, cut in zip(pairs, before, cuts.values(), strict=True):
+            if (after := one.get_value()) is not value:
+                for piece, part in zip(node, cut.of(after), strict=True):
+                    piece.set_value(part)
     finally:
         _exchange(module, [(one, node) for node, one in pairs])
 

@@ -2,7 +2,8 @@
 
 Ids are the whole numbers that a batch brings or that are drawn: tokens, users, labels. They stay
 ids when they are shifted, masked, sorted, picked by others, carried round a loop or given an
-offset; numbers that a loss counts by itself (positions, buckets, an argmax) are none.
+offset; numbers that a loss counts by itself (positions, buckets, an argmax) are none. A batch may
+bring them as floats, which are made integers as they came.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Facts:
         other: something of the batch, or something drawn, went into it.
         ids: whether its integers are ids, or others computed from ids.
         fields: the fields of the batch whose integers it holds as they came.
+        floats: the fields of the batch whose floats it holds as they came, but for rounding.
         bits: whether it is 0 or 1 everywhere.
         count: how many numbers it counts, if it is 0, 1, 2, ... along one of its dims.
         path: of the weight that it is, cast perhaps, but neither cut nor reshaped; or None.
@@ -38,6 +40,7 @@ class Facts:
     other: bool = False
     ids: bool = False
     fields: frozenset[str] = frozenset()
+    floats: frozenset[str] = frozenset()
     bits: bool = False
     count: int | None = None
     path: str | None = None
@@ -61,6 +64,7 @@ def either(facts: Sequence[Facts]) -> Facts:
         other=any(f.other for f in facts),
         ids=any(f.ids for f in facts),
         fields=frozenset().union(*(f.fields for f in facts)),
+        floats=frozenset().union(*(f.floats for f in facts)),
         bits=all(f.bits for f in facts),
         count=first.count if all(f.count == first.count for f in others) else None,
         path=first.path if all(f.path == first.path for f in others) else None,
@@ -73,17 +77,24 @@ def made_by(eqn: Any, facts: Sequence[Facts]) -> list[Facts]:
     if eqn.primitive.name == "iota":
         return [Facts(count=eqn.params["shape"][eqn.params["dimension"]])]
     if is_cast(eqn):
-        bits = facts[0].bits or _is_boolean(eqn.invars[0])
-        return [replace(facts[0], bits=bits)]
+        made = replace(facts[0], bits=facts[0].bits or _is_boolean(eqn.invars[0]))
+        if made.floats and is_integer(eqn.outvars[0].aval):
+            return [replace(made, ids=True, fields=made.floats, floats=frozenset())]
+        return [made]
     mixed = Facts(any(f.weight for f in facts), any(f.other for f in facts))
     if rule.kind == "random":
         return [replace(mixed, ids=is_integer(v.aval)) for v in eqn.outvars]
     if rule.ids == "sides":
         pairs = zip(eqn.outvars, facts, strict=False)
-        return [replace(mixed, ids=f.ids, fields=f.fields, bits=f.bits) for _, f in pairs]
+        return [
+            replace(mixed, ids=f.ids, fields=f.fields, floats=f.floats, bits=f.bits)
+            for _, f in pairs
+        ]
+    held = facts[slice(*rule.holds)]
+    if rule.ids == "kept" or eqn.primitive.name in _ROUNDED:
+        mixed = replace(mixed, floats=frozenset().union(*(f.floats for f in held)))
     if not rule.ids:
         return [mixed] * len(eqn.outvars)
-    held = facts[slice(*rule.holds)]
     ids = [f for f in held if f.ids]
     found = replace(mixed, ids=bool(ids))
     others = [f for f in held if not f.ids]
@@ -96,6 +107,10 @@ def made_by(eqn: Any, facts: Sequence[Facts]) -> list[Facts]:
             count=counts.pop() if len(counts) == 1 and not ids else None,
         )
     return [found] * len(eqn.outvars)
+
+
+_ROUNDED = frozenset("round floor ceil".split())
+"""What is done to floats that hold integers before they are made integers."""
 
 
 def in_every_turn(held: Any, before, carry, after=()) -> list[Facts]:

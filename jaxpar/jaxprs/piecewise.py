@@ -9,8 +9,8 @@ the same places, they are left apart: the same numbers, from products that can b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial, reduce
+from dataclasses import dataclass, field
+from functools import reduce
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -24,13 +24,13 @@ from jaxpar.jaxprs.interpreter import Interpreter, as_it_is, bound
 from jaxpar.jaxprs.rules import factors, rule_of
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["parts"], meta_fields=["dim"])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Pieces:
     """An array as the parts that it is the concatenation of, along `dim`."""
 
     parts: tuple[Any, ...]
-    dim: int
+    dim: int = field(metadata={"static": True})
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -83,17 +83,18 @@ def piecewise(closed: ClosedJaxpr) -> ClosedJaxpr:
     return jax.make_jaxpr(function)(*closed.in_avals)
 
 
-def in_pieces(closed: ClosedJaxpr, arguments: Sequence[Any]) -> ClosedJaxpr:
+def in_pieces(closed: ClosedJaxpr, arguments: Sequence[Any]) -> tuple[ClosedJaxpr, list[Any]]:
     """The same function of other arguments: abstract arrays, or `Pieces` of them.
 
-    What it hands on in pieces, such as a frozen weight, are results of their own.
+    What it hands on in pieces, such as a frozen weight, are results of their own: beside the
+    function is what it makes for each result, an abstract array or `Pieces`.
     """
     cuts = find_cuts(closed.jaxpr, products=True)
 
     def function(*args):
         return _InPieces().run(closed.jaxpr, closed.consts, args, cuts)
 
-    return jax.make_jaxpr(function)(*arguments)
+    return jax.make_jaxpr(function, return_shape=True)(*arguments)
 
 
 def evaluated_in_pieces(closed: ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
@@ -216,9 +217,9 @@ def _cut(eqn, value) -> list | None:
     name, p = eqn.primitive.name, eqn.params
     if not isinstance(value, Pieces) or name not in ("split", "unstack", "slice"):
         return None
-    if name in ("split", "unstack"):
-        if p["axis"] != value.dim:
-            return None
+    if name != "slice" and p["axis"] != value.dim:
+        return None
+    if name != "slice":
         sizes = p["sizes"] if name == "split" else [1] * len(eqn.outvars)
         runs = [value.between(*run) for run in pairwise((0, *accumulate(map(int, sizes))))]
         return runs if name == "split" else [lax.squeeze(whole(x), (value.dim,)) for x in runs]

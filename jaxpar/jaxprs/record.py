@@ -30,12 +30,14 @@ class Scope:
 
 @dataclass(frozen=True)
 class Operand:
-    """One operand of a use: its dims, its bytes, and what it was made from."""
+    """One operand of a use: its dims, its bytes, what it was made from, and its path if it is a
+    whole weight."""
 
     dims: tuple[Dim, ...]
     bytes: int
     is_weight: bool
     is_learned: bool
+    path: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class Trace:
         uses: what was done, in order.
         unknown: primitives without a rule, whose dims were left unrelated, and where they stand.
         stacked, turned: the dims along which a loop takes weights, or activations, apart.
-        below: integer field of the batch -> how many ids there are.
+        below: field of ids of the batch -> how many there are in the smallest and the largest of
+            what they pick from.
     """
 
     classes: Classes
@@ -85,4 +88,4 @@ class Trace:
     unknown: Mapping[str, Any]
     stacked: tuple[Dim, ...]
     turned: tuple[Dim, ...]
-    below: Mapping[str, int]
+    below: Mapping[str, tuple[int, int]]

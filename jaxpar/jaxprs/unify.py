@@ -44,6 +44,7 @@ def relate(closed: Any, arguments: Mapping[str, Any], weights: Sequence[str]) ->
             other=path not in weights and (path.startswith(FIELD) or not _is_float(var.aval)),
             ids=ids,
             fields=frozenset({path} if ids else ()),
+            floats=frozenset({path} if path.startswith(FIELD) and _is_float(var.aval) else ()),
             path=path if path in weights else None,
         )
     walk.body(closed.jaxpr, closed.consts, scope, times=1, outer=None)
@@ -59,7 +60,7 @@ def relate(closed: Any, arguments: Mapping[str, Any], weights: Sequence[str]) ->
         unknown=dict(walk.unknown),
         stacked=tuple(walk.stacked),
         turned=tuple(walk.turned),
-        below=dict(walk.below),
+        below={path: n for path, n in walk.below.items() if path not in walk.computed},
     )
 
 
@@ -74,7 +75,9 @@ class Walk:
         self.unknown: dict[str, Any] = {}
         self.stacked: list[Dim] = []
         self.turned: list[Dim] = []
-        self.below: dict[str, int] = {}
+        self.below: dict[str, tuple[int, int]] = {}
+        self.computed: frozenset[str] = frozenset()
+        """Fields of floats that something is computed from, so that not all of them are ids."""
 
     def dims(self, scope: Scope, atom: Any) -> list[Dim]:
         """The dims of what an equation reads."""
@@ -100,7 +103,10 @@ class Walk:
                 rule(self, eqn, index, scope, times, where)
             else:
                 self.plain(eqn, scope, times if is_needed else 0, where)
-            made = made_by(eqn, [self.fact(a) for a in eqn.invars])
+            facts = [self.fact(a) for a in eqn.invars]
+            made = made_by(eqn, facts)
+            if rule is None:
+                self.computed |= _floats(facts) - _floats(made) - _fields(made)
             for var, fact in zip(eqn.outvars, made, strict=True):
                 self.facts.setdefault(var, fact)
                 if self.facts[var].is_weight:
@@ -141,7 +147,8 @@ class Walk:
             mine = written(dims)
             if len(mine) == len(atom.aval.shape):
                 self.join(mine, self.dims(scope, atom))
-            reads.append(Operand(tuple(mine), _bytes(atom.aval), *self.fact(atom).kind))
+            fact = self.fact(atom)
+            reads.append(Operand(tuple(mine), _bytes(atom.aval), *fact.kind, fact.path))
         for var, dims in zip(eqn.outvars, fac.results, strict=True):
             scope.dims[var] = written(dims)
         # What is not computed, or has no element, needs nothing and costs nothing.
@@ -208,8 +215,20 @@ class Walk:
                     self._below(one.fields, other.count)
 
     def _below(self, fields: frozenset[str], size: int) -> None:
-        """Lower the bound on the integers in these fields of the batch to `size`."""
-        self.below |= {field: min(size, self.below.get(field, size)) for field in fields}
+        """Note that integers in these fields of the batch pick one of `size`."""
+        for field in fields:
+            least, most = self.below.get(field, (size, size))
+            self.below[field] = min(size, least), max(size, most)
+
+
+def _floats(facts: Sequence[Facts]) -> frozenset[str]:
+    """The fields whose floats are in any of these arrays, as they came."""
+    return frozenset().union(*(fact.floats for fact in facts))
+
+
+def _fields(facts: Sequence[Facts]) -> frozenset[str]:
+    """The fields whose integers are in any of these arrays, as they came."""
+    return frozenset().union(*(fact.fields for fact in facts))
 
 
 def _is_float(aval) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from flax import nnx
 
 from jaxpar.core.errors import LayoutError
-from jaxpar.core.roles import UNNAMED
+from jaxpar.core.roles import ONE, UNNAMED
 from jaxpar.models.modules import Parts, names_in_metadata, value_of
 from jaxpar.models.record import Model, role_of
 
@@ -32,6 +32,17 @@ def dims_of(
         if beside and value_of(neighbour).shape == shape and path not in parameters:
             return dims_of(model, other, neighbour, parameters)
     return (UNNAMED,) * len(shape)
+
+
+Form = tuple[tuple[int, ...], tuple[str, ...]]
+"""An array's shape, and the name of each dim."""
+
+
+def weight_forms(model: Model, module: Parts) -> set[Form]:
+    """The forms of a module's parameters, of which the name of a dim is known."""
+    parameters = module.parameters.items()
+    forms = {(value_of(v).shape, dims_of(model, path, v, {})) for path, v in parameters}
+    return {(shape, dims) for shape, dims in forms if set(dims) - {ONE, UNNAMED}}
 
 
 def layer_counts(model: Model, module: Parts) -> list[int]:

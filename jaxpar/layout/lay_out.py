@@ -24,7 +24,7 @@ from jaxpar.layout.checks import (
     check_replicas,
     check_roles,
 )
-from jaxpar.layout.dims import dims_of, layer_counts
+from jaxpar.layout.dims import dims_of, layer_counts, weight_forms
 from jaxpar.layout.notes import notes_of
 from jaxpar.layout.record import Array, Layout
 from jaxpar.layout.specs import by_role, shard_further
@@ -93,6 +93,7 @@ class _Work:
         self.faults: dict[str, list[str]] = {}
         self.kept_replicated: list[str] = []
         self.indivisible: list[str] = []
+        self.weights = weight_forms(model, module)
 
     def arrays(self, variables: Mapping[str, Any]) -> Mapping[str, Array]:
         """Path -> the `Array`, with its four PartitionSpecs, of each of a group of variables."""
@@ -114,6 +115,9 @@ class _Work:
             else:
                 self.faults.setdefault(path, []).extend(fault)
             self.kept_replicated += whole
+        elif (value.shape, dims) in self.weights:
+            # A running average of a weight is stored as the weight is, or else stays replicated.
+            stored, _, _ = shard_further(model, strategy, mesh, path, value.shape, dims, used)
         self.faults.setdefault(path, []).extend(check_spec(value.shape, dims, used, mesh))
         specs = {what: stored if what in strategy.sharded else used for what in SHARDABLE}
         return Array(

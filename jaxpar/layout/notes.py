@@ -10,6 +10,7 @@ from typing import Any
 from jax.sharding import PartitionSpec
 
 from jaxpar.core.mesh import MeshShape, axes_of
+from jaxpar.core.roles import ONE
 from jaxpar.layout.gathering import gathering_notes
 from jaxpar.layout.stages import AXIS as STAGES
 from jaxpar.layout.stages import is_padded, runs_in_stages
@@ -84,9 +85,49 @@ def _whole_dims(model, strategy, mesh, parameters) -> list[str]:
         for axes, dims in indivisible.items()
     ]
     sharding = {axis for axes in strategy.compute.values() for axis in axes if mesh.size(axis) > 1}
-    if sharding & {a for role in ("inner", "heads") for a in strategy.compute.get(role, ())}:
+    pairs = {a for role in ("inner", "heads") for a in strategy.compute.get(role, ())} & sharding
+    if pairs and model.named:
         notes += why_whole(model)
+        unfit = {dim.split("'")[1] for dims in indivisible.values() for dim in dims}
+        notes += _whole_weights(model, parameters, pairs, unfit)
     return notes
+
+
+def _whole_weights(model: Model, parameters, pairs: set[str], unfit: set[str]) -> list[str]:
+    """Which matrices of such a model stay replicated without a dim that a reason was given for.
+
+    Args:
+        model, parameters: what was laid out.
+        pairs: the mesh axes that pairs of matrices are sharded over.
+        unfit: dims that do not divide by their devices.
+    """
+    told = {n.name for n in model.named if n.whole_because} | unfit
+
+    def is_matrix(array) -> bool:
+        return sum(dim != ONE and role_of(model, dim) != "layers" for dim in array.dims) > 1
+
+    found = [
+        path
+        for path, a in parameters.items()
+        if is_matrix(a)
+        and not pairs & {axis for entry in a.used for axis in axes_of(entry)}
+        and not told & {part for dim in a.dims for part in (dim, *dim.split("*"))}
+    ]
+    read = [path for path in found if path in model.read_at]
+    lines = list(dict.fromkeys(line for path in read if (line := model.read_at[path])))
+    its = "its" if len(read) == 1 else "their"
+    why = {
+        f"one matrix makes and another uses up none of {its} dims, but for those that the batch "
+        "brings too or that meet a sharded dim in an array"
+        + (f" ({_some(lines, 3, '; ')})" if lines else ""): read,
+        "no product or lookup of the loss reads all of "
+        + ("it" if len(found) == len(read) + 1 else "them"): [p for p in found if p not in read],
+    }
+    return [
+        f"{_some(paths)} {'stays' if len(paths) == 1 else 'stay'} replicated: {reason}"
+        for reason, paths in why.items()
+        if paths
+    ]
 
 
 def why_whole(model: Model) -> list[str]:

@@ -93,14 +93,20 @@ def weighted_mean(values: jax.Array, weight: jax.Array) -> Mean:
 class Field:
     """One array of the example batch: its shape, dtype and the name of each dim, batch first.
 
-    `below` bounds integer ids (a vocabulary or a number of classes), so that probe batches are
-    legal.
+    `below` bounds ids (a vocabulary or a number of classes), so that probe batches are legal. Where
+    parts of the field pick from tables of several sizes it is the smallest; `most` is the largest.
     """
 
     shape: tuple[int, ...]
     dtype: str
     dims: tuple[str, ...]
     below: int | None = None
+    most: int | None = None
+
+    @property
+    def bound(self) -> int | None:
+        """What no id of it reaches, or None."""
+        return self.most or self.below
 
     def __post_init__(self):
         counted = isinstance(self.shape, tuple) and all(isinstance(n, int) for n in self.shape)
@@ -169,6 +175,7 @@ class Model:
         dims: path of a variable -> a name for each of its dims, where Flax's metadata has none.
         units: dim -> into how many shards it can be split at most; such a dim is replicated, and
             the layout says so, where a mesh asks for a number that does not divide that.
+        read_at: path of a weight -> the line of such a model that first reads it.
         named: what was found out about a model that nobody annotated, a record a class of dims.
         example: field name -> values of an example batch, or None where only shapes are known.
         notes: what a person should know of how the model was read, a sentence each.
@@ -195,6 +202,7 @@ class Model:
     dims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     units: Mapping[str, int] = field(default_factory=dict)
     named: tuple[Any, ...] = ()
+    read_at: Mapping[str, str] = field(default_factory=dict)
     example: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
     annotate: Callable[..., Any] | None = None
@@ -211,7 +219,7 @@ class Model:
                 f"model '{self.name}': its loss takes no 'key': declare loss(module, batch, *, "
                 "key=None), and leave key unused if there is no dropout"
             )
-        for table in ("batch", "roles", "dims", "units", "cuts"):
+        for table in ("batch", "roles", "dims", "units", "read_at", "cuts"):
             object.__setattr__(self, table, MappingProxyType(dict(getattr(self, table))))
 
     @property

@@ -40,10 +40,10 @@ def check_data(model: Model, data: Dataset) -> None:
                 f"data '{data.name}' gives '{name}' as {dtype}, and model '{model.name}' reads "
                 f"{field.dtype}: use values.astype('{field.dtype}')"
             )
-        if field.below is not None and data.vocabulary > field.below:
+        if field.bound is not None and data.vocabulary > field.bound:
             raise RequestError(
                 f"data '{data.name}' holds {data.vocabulary} different ids, and '{name}' of model "
-                f"'{model.name}' goes up to {field.below - 1}: use ids below {field.below}, or "
+                f"'{model.name}' goes up to {field.bound - 1}: use ids below {field.bound}, or "
                 f"give the model {data.vocabulary}"
             )
 
@@ -103,9 +103,9 @@ def _check_batch(
                 f"{where}: '{name}' {met}, and model '{model.name}' reads {field.dtype} of shape "
                 f"{shape}: give every batch the fields that `fields` promises"
             )
-        if field.below is not None and values.size and (largest := values.max()) >= field.below:
+        if field.bound is not None and values.size and (largest := values.max()) >= field.bound:
             raise RequestError(
                 f"{where}: '{name}' holds {largest}, and model '{model.name}' goes up to "
-                f"{field.below - 1}: give it more, or map what is beyond to one of them with "
+                f"{field.bound - 1}: give it more, or map what is beyond to one of them with "
                 "weight 0"
             )

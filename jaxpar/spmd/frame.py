@@ -108,6 +108,8 @@ class Frame(Interpreter):
         """
         if isinstance(value, Deferred):
             return self._once(value, "place", dims, lambda: self._make(value, dims))
+        if value.dims == dims and value.use is not None:
+            return Value(value.array, dims)  # it goes back to where it is stored
         value = self.used(value)
         if value.dims == dims:
             return value

@@ -14,7 +14,8 @@ from jax import lax
 from jax.lax import GatherScatterMode
 
 from jaxpar.jaxprs.rules import factors
-from jaxpar.spmd.rules import agree, combine, compute, local_params, meet, placement
+from jaxpar.spmd.agreement import agree, local_params, meet, placement
+from jaxpar.spmd.rules import combine, compute
 from jaxpar.spmd.value import Value
 
 

@@ -40,6 +40,11 @@ class _Program:
     out_tree: Any
     place: Any
     names: tuple[str, ...]
+    kept: frozenset[str]
+
+    def run(self) -> Run:
+        """The state of one walk through it."""
+        return Run(dict(self.sizes), _RULES, self.place, self.kept)
 
 
 @dataclass(frozen=True)
@@ -81,9 +86,7 @@ class Plan:
                 )
 
         def body(*arrays):
-            return [
-                v.array for v in _walk(Frame(Run(sizes, _RULES, program.place)), program, arrays)
-            ]
+            return [v.array for v in _walk(Frame(program.run()), program, arrays)]
 
         return jax.tree.unflatten(program.out_tree, body(*leaves))
 
@@ -98,6 +101,7 @@ def trace(
     out_specs=None,
     ignored: tuple[str, ...] = (),
     place=None,
+    kept: frozenset[str] = frozenset(),
 ) -> Plan:
     """Plan `fn(*args)` on a mesh: `specs` say how each argument leaf is stored.
 
@@ -113,6 +117,8 @@ def trace(
             them.
         place: (names, shape) -> how an array that `fn` names is sharded, `used` in a part of a
             block and `between` the parts; None to leave such an array as it is computed.
+        kept: last keys of the arguments that what is done to each element leaves as they are
+            stored, such as running averages of weights.
 
     Raises:
         ManualError: a spec that does not fit its argument or the mesh.
@@ -145,13 +151,13 @@ def trace(
     if out_specs is not None:
         wanted = read(out_specs, shapes, ["a result"] * len(shapes_flat), shapes_flat)
     program = _Program(
-        closed, tuple(sizes.items()), stored, use, wanted, in_tree, out_tree, place, whose
+        closed, tuple(sizes.items()), stored, use, wanted, in_tree, out_tree, place, whose, kept
     )
 
     found = {}
 
     def sketch(*arrays):
-        run = Run(sizes, _RULES, place)
+        run = program.run()
         frame = Frame(run)
         found["dims"] = [v.dims for v in _walk(frame, program, arrays)]
         found["log"] = tuple(run.log)

@@ -13,16 +13,19 @@ from jax.sharding import NamedSharding
 
 from jaxpar.core.annotations import LEAVING, NAMED, USED
 from jaxpar.core.mesh import axes_of
-from jaxpar.core.varying import varying
-from jaxpar.jaxprs.rules import Factors, factors, rule_of
+from jaxpar.jaxprs.rules import factors, rule_of
+from jaxpar.spmd.agreement import agree, local_params, meet, placement
 from jaxpar.spmd.extremes import extreme
-from jaxpar.spmd.value import Deferred, Placement, Value, local_shape, placement_of
+from jaxpar.spmd.stored import keep_stored, on_stored
+from jaxpar.spmd.value import Deferred, Value, placement_of
 
 
 def apply(frame, eqn, operands, live):
     """The results of a first-order equation on shards, by its rule's factors."""
     fac = factors(eqn)
-    if (kept := _keep_stored(frame, eqn, fac, operands)) is not None:
+    if (kept := keep_stored(frame, eqn, fac, operands)) is not None:
+        return kept
+    if (kept := on_stored(frame, eqn, fac, operands)) is not None:
         return kept
     if eqn.primitive.name == "convert_element_type" and isinstance(operands[0], Value):
         # Flax casts one activation once per layer that reads it; shared, it is cast to varying
@@ -45,89 +48,6 @@ def compute(frame, eqn, fac, operands, live):
     results = eqn.primitive.bind(*arrays, **params)
     results = results if eqn.primitive.multiple_results else [results]
     return combine(frame, eqn, fac, split, results, live)
-
-
-def meet(frame, fac, operands, split):
-    """The operands' local arrays, sharded as `split` says and varying along the same axes."""
-    placed = [
-        frame.place(v, placement(fac_dims, split))
-        for v, fac_dims in zip(operands, fac.operands, strict=True)
-    ]
-    axes = frozenset().union(*(varying(v.array) for v in placed))
-    return [frame.vary(v, axes).array for v in placed]
-
-
-def placement(dims, split) -> Placement:
-    """The placement of an array whose dims are made of these factors."""
-    return tuple(tuple(axis for f in fs for axis in split.get(f, ())) for fs in dims)
-
-
-def spread(dims, held: Placement, fac: Factors, sizes) -> tuple[dict, bool]:
-    """Factor -> the axes that a placement of these dims shards it over; and whether that is all."""
-    sharded: dict[int, tuple[str, ...]] = {}
-    complete = True
-    for fs, axes in zip(dims, held, strict=True):
-        left = list(axes)
-        for f in fs:
-            size = fac.sizes[f]
-            while left and size > 1 and size % sizes[left[0]] == 0:
-                size //= sizes[left[0]]
-                sharded[f] = (*sharded.get(f, ()), left.pop(0))
-            if size != 1:
-                break
-        complete = complete and not left
-    return sharded, complete
-
-
-def agree(frame, fac: Factors, operands) -> dict[int, tuple[str, ...]]:
-    """Factor of an equation -> the axes that it is sharded over.
-
-    The largest operand comes first, since moving it would cost most; an axis goes to one factor
-    only; a factor that must be replicated gets none.
-    """
-    sizes = frame.state.sizes
-
-    def weight(i):
-        v = operands[i]
-        return 0 if isinstance(v, Deferred) else -np.size(v.array)
-
-    split: dict[int, tuple[str, ...]] = {}
-    for i in sorted(range(len(operands)), key=weight):
-        sharded, _ = spread(fac.operands[i], operands[i].dims, fac, sizes)
-        for f, axes in sharded.items():
-            have = split.get(f, ())
-            taken = {a for g, other in split.items() if g != f for a in other}
-            if f in fac.whole or axes[: len(have)] != have:
-                continue
-            free = []
-            for axis in axes:
-                if axis in taken:
-                    break
-                free.append(axis)
-            if len(free) > len(have):
-                split[f] = tuple(free)
-    # [B, S] merged into B*S: S can stay split only where B is split to the last row, as a shard
-    # is one contiguous run.
-    for fs in (fs for dims in (*fac.operands, *fac.results) for fs in dims):
-        contiguous = True
-        for f in fs:
-            if not contiguous:
-                split.pop(f, None)
-            contiguous = contiguous and frame.state.count(split.get(f, ())) == fac.sizes[f]
-    return split
-
-
-def local_params(frame, eqn, fac, split, arrays):
-    """An equation's parameters, their sizes those of one device's shard."""
-    params, rule = dict(eqn.params), rule_of(eqn)
-    for key in ("sharding", "out_sharding"):
-        if key in params:
-            params[key] = None
-    if rule.on_shard is None:
-        return params
-    shape = eqn.outvars[0].aval.shape
-    result = local_shape(shape, placement(fac.results[0], split), frame.state.sizes)
-    return rule.on_shard(params, eqn, [np.shape(x) for x in arrays], result)
 
 
 def combine(frame, eqn, fac, split, results, live):
@@ -210,31 +130,6 @@ def _reduce(frame, eqn, kind, axes, array, alive):
         ](together, axis=0)
     frame.state.note("all-reduce", axes, reason, result)
     return result
-
-
-def _keep_stored(frame, eqn, fac, operands):
-    """A slice or a narrowing cast, done on a stored weight's shards; None where that cannot be."""
-    if not rule_of(eqn).keeps_stored or isinstance(operands[0], Deferred):
-        return None
-    weight, *rest = operands
-    if weight.use is None or any(np.ndim(v.array) for v in rest):
-        return None
-    if eqn.outvars[0].aval.dtype.itemsize > eqn.invars[0].aval.dtype.itemsize:
-        return None  # a wider copy would travel as more bytes than the weight itself
-    after = []
-    for held in (weight.use, weight.dims):
-        sharded, complete = spread(fac.operands[0], held, fac, frame.state.sizes)
-        if not complete or any(f in fac.whole for f in sharded):
-            return None
-        agreed = agree(frame, fac, [Value(weight.array, held), *rest])
-        if agreed != sharded:
-            return None
-        after.append(placement(fac.results[0], sharded))
-    axes = varying(weight.array).union(*(varying(v.array) for v in rest))
-    arrays = [frame.vary(v, axes).array for v in operands]
-    params = local_params(frame, eqn, fac, sharded, arrays)
-    use, dims = after
-    return [Value(eqn.primitive.bind(*arrays, **params), dims, use, weight.whose)]
 
 
 def broadcast(frame, eqn, operands, live):

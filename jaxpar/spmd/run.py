@@ -55,6 +55,7 @@ class Run:
         rules: primitive, or kind of primitive -> how it is run on shards.
         place: (names, shape) -> how an array that the function names is sharded, `used` and
             `between`; None to leave such an array as it is computed.
+        kept: what, by its name, is left as it is stored where each element is computed by itself.
         log: the collectives placed so far.
         trail: the equations that are being run, outermost first.
         custom: by equation, what is known of functions with derivative rules of their own.
@@ -63,6 +64,7 @@ class Run:
     sizes: Mapping[str, int]
     rules: Mapping[str, Callable]
     place: Callable[..., Any] | None = None
+    kept: frozenset[str] = frozenset()
     log: list[Collective] = field(default_factory=list)
     trail: list[Any] = field(default_factory=list)
     custom: dict[int, Any] = field(default_factory=dict)

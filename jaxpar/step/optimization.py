@@ -134,6 +134,13 @@ def _asked(model: str, function: Callable[[], Any]) -> Any:
         return trying(model, "its optimizer", function)
     except RequestError as error:
         cause = error.__cause__
+        if isinstance(cause, AttributeError) and cause.name in optax.LookaheadParams._fields:
+            raise RequestError(
+                f"model '{model}': its optimizer is optax.lookahead, which has a slow copy of the "
+                "parameters beside them, and a step has the parameters alone: use the optimizer "
+                "that it wraps, or one that keeps a copy in its own state, such as "
+                "optax.contrib.schedule_free_adamw"
+            ) from cause
         missing = isinstance(cause, TypeError) and "required keyword-only" in str(cause)
         names = re.findall(r"'(\w+)'", str(cause)) if missing else []
         if not names:

@@ -308,3 +308,13 @@ def test_a_person_is_told_of_weights_and_not_of_storage():
     verdict = jaxpar.verify(layout, hardware=cpu(), steps=1)
     names = {check.worst.rpartition("kernel")[2] for check in verdict.checks}
     assert not any(name.strip("/").isdigit() for name in names)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["alone", "after clipping"])
+def test_an_optimizer_of_two_copies_of_the_parameters_is_refused_with_one_that_is_not(after):
+    """optax's lookahead wants parameters that are a pair."""
+    optimizer = optax.lookahead(optax.adam(1e-3), 5, 0.5)
+    if after:
+        optimizer = optax.chain(optax.clip_by_global_norm(1.0), optimizer)
+    with pytest.raises(jaxpar.RequestError, match="is optax.lookahead.*schedule_free_adamw"):
+        jaxpar.make_step(laid_out("fsdp", "data=4"), optimizer=optimizer)

@@ -15,13 +15,13 @@ is_finite le le_to lgamma log log1p log2 logistic lt lt_to ne nextafter one_minu
 polynomial population_count pow real reduce_precision regularized_incomplete_beta round rsqrt sign
 sin sinh sqrt tan tanh zeta
 """.split()
-_KEEP_IDS = "clamp max min rem stop_gradient".split()
+_KEEP_IDS = "clamp max min stop_gradient".split()
 """These make ids in the same range, such as by what JAX does to an index before it reads there."""
 _COMPUTE_IDS = """
-abs add add_any and div integer_pow mul neg not or shift_left shift_right_arithmetic
+abs add add_any and div integer_pow mul neg not or rem shift_left shift_right_arithmetic
 shift_right_logical square sub xor
 """.split()
-"""These make other ids: with the offset of a table among several, or hashed."""
+"""These make other ids: with the offset of a table among several, or hashed into it."""
 _PLACED = "reshard sharding_constraint".split()
 """These only say how an array is sharded."""
 

@@ -14,23 +14,21 @@ from typing import Any
 import jax
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jax.extend.core import Literal
 from jax.sharding import PartitionSpec
 
 from jaxpar.core import hooks
 from jaxpar.core.annotations import ENTERING, USED
 from jaxpar.core.hooks import ARRIVED
-from jaxpar.core.jax_compat import open_jaxpr, scan_parts
+from jaxpar.core.jax_compat import scan_parts
 from jaxpar.core.mesh import entry_of
 from jaxpar.core.scopes import weight_scope
-from jaxpar.jaxprs.interpreter import held_by
 from jaxpar.jaxprs.policy import keep_all_but_cheap
 from jaxpar.jaxprs.rules import is_cast, rule_of
 from jaxpar.layout.record import Array, Layout
 from jaxpar.layout.stages import runs_in_stages
-from jaxpar.models.record import role_of
 from jaxpar.step.constraints import constrained, landing_as
 from jaxpar.step.filled import Filled, Scored, differentiated, filled_loss, scored
+from jaxpar.step.gathers import for_use, is_stack, kept_state, looped_over
 from jaxpar.step.lookups import is_lookup, rows_travel
 from jaxpar.step.mapped import is_mapped, on_shards
 from jaxpar.step.modes import pipeline
@@ -87,70 +85,17 @@ def evaluation(layout: Layout) -> Callable[..., dict[str, Any]]:
 def _constrained_loss(layout, traced, where, parameters, model_state, batch, key) -> Scored:
     """The loss with weights gathered for use, and what it names constrained."""
     variables = dict(zip(traced.closed.jaxpr.invars, traced.arguments, strict=True))
-    looped, dtypes = _looped_over(traced.closed.jaxpr, variables), narrowed(traced)
+    looped, dtypes = looped_over(traced.closed.jaxpr, variables), narrowed(traced)
     again, travel = read_again(traced), rows_travel(layout, traced)
     used = {
         path: parameters[path]
-        if path in again or path in travel or (path in looped and _is_stack(layout, array))
-        else _for_use(layout, array, parameters[path], dtypes)
+        if path in again or path in travel or (path in looped and is_stack(layout, array))
+        else for_use(layout, array, parameters[path], dtypes)
         for path, array in layout.parameters.items()
     }
     constrainer = _Constrainer(layout, where, used, dtypes, again, travel)
+    constrainer.kept = kept_state(layout, model_state)
     return scored(layout, traced, constrainer, used, model_state, batch, key)
-
-
-def _looped_over(jaxpr: Any, paths: Mapping[Any, str]) -> set[str]:
-    """The weights that a loop takes apart, given the paths of the jaxpr's variables."""
-    paths, found = dict(paths), set()
-    for eqn in jaxpr.eqns:
-        kind, p = rule_of(eqn).kind, eqn.params
-        stacks: Any = ()
-        if kind == "scan":
-            stacks = eqn.invars[scan_parts(p)[1] :]
-        elif kind == "layers":
-            stacks = eqn.invars[p["consts"] : p["consts"] + p["stacked"]]
-        elif kind in ("call", "remat"):
-            inner = open_jaxpr(held_by(eqn))[0]
-            pairs = zip(inner.invars, eqn.invars, strict=True)
-            known = {v: paths[a] for v, a in pairs if _is_known(a, paths)}
-            found |= _looped_over(inner, known)
-        elif is_cast(eqn) and _is_known(eqn.invars[0], paths):
-            paths[eqn.outvars[0]] = paths[eqn.invars[0]]
-        found |= {paths[a] for a in stacks if _is_known(a, paths)}
-    return found
-
-
-def _is_known(atom: Any, paths: Mapping[Any, str]) -> bool:
-    """Whether an atom is a variable with a path."""
-    return not isinstance(atom, Literal) and atom in paths
-
-
-def _is_stack(layout: Layout, array: Array) -> bool:
-    """Whether an array is of equal layers, its first dim."""
-    return bool(array.dims) and role_of(layout.model, array.dims[0]) == "layers"
-
-
-def _for_use(
-    layout: Layout,
-    array: Array,
-    value: jax.Array,
-    dtypes: Mapping[str, np.dtype],
-    *,
-    drop: int = 0,
-) -> jax.Array:
-    """A stored weight, cast and gathered as its use needs it; `drop` leading dims are gone.
-
-    `dtypes` is what the loss casts weights to, by path.
-    """
-    if array.stored == array.used:
-        return value
-    dtype = dtypes.get(array.path, layout.model.compute_dtype)
-    # The name ends up in the compiled program, where `inspect` reads whose gather it is.
-    with weight_scope(array.path):
-        if dtype is not None and value.ndim > 1:
-            value = value.astype(dtype)  # before the gather: half the bytes
-        value = constrained(layout, value, PartitionSpec(*array.stored[drop:]))
-        return constrained(layout, value, PartitionSpec(*array.used[drop:]))
 
 
 class _Constrainer(Filled):
@@ -174,6 +119,8 @@ class _Constrainer(Filled):
         """What is known by its identity, so that the identity stays its own."""
         self.gathered: list[list[Array | None]] = []
         """Of each loop around, the weights among what it takes apart that are to be gathered."""
+        self.kept: dict[int, Array] = {}
+        """State that is still as it is stored, by the id of its value."""
 
     def named(self, x, names, says):
         """A named array, constrained to be sharded as its names ask."""
@@ -191,6 +138,35 @@ class _Constrainer(Filled):
         self.held.append(x)
         self.specs[id(x)] = sharded.after(says)
         return x
+
+    def equation(self, eqn, operands, here):
+        """An equation's results; stored state is gathered for all but calls and what is done to
+        each element, so that a running average of a weight is computed a shard at a time."""
+        kind = rule_of(eqn).kind
+        kept = next((self.kept[id(x)] for x in operands if id(x) in self.kept), None)
+        if kept is None or kind == "call":
+            return super().equation(eqn, operands, here)
+        if kind in ("elementwise", "cast") and eqn.outvars[0].aval.shape == kept.shape:
+            results = super().equation(eqn, operands, here)
+            results = [constrained(self.layout, x, kept.stored) for x in results]
+            self.held += results
+            self.kept |= {id(x): kept for x in results}
+            return results
+        first = scan_parts(eqn.params)[1] if kind == "scan" else len(operands)
+        operands = [
+            x if k >= first and any(self.stacks([x])) else self.arrived(x, here.memo)
+            for k, x in enumerate(operands)
+        ]
+        return super().equation(eqn, operands, here)
+
+    def arrived(self, x, memo):
+        """A value gathered for use, once in each jaxpr, if it is state as it is stored."""
+        if id(x) not in self.kept:
+            return x
+        key = "arrived", id(x)
+        if key not in memo:
+            memo[key] = for_use(self.layout, self.kept[id(x)], x, {})
+        return memo[key]
 
     def leaf(self, eqn, operands, here):
         """An operation's results; a cast weight is still known by its path."""
@@ -239,9 +215,12 @@ class _Constrainer(Filled):
     def stacks(self, values) -> list[Array | None]:
         """Of what a loop takes apart, the weights that are gathered a layer at a time."""
         paths = [self.weights.get(id(x)) for x in values]
-        arrays = [self.layout.parameters.get(path or "") for path in paths]
+        arrays = [
+            self.kept.get(id(x)) or self.layout.parameters.get(path or "")
+            for path, x in zip(paths, values, strict=True)
+        ]
         return [
-            a if a and a.stored != a.used and _is_stack(self.layout, a) else None for a in arrays
+            a if a and a.stored != a.used and is_stack(self.layout, a) else None for a in arrays
         ]
 
     def remat(self, eqn, operands, here):
@@ -255,7 +234,7 @@ class _Constrainer(Filled):
 
         def body(*args):
             pairs = list(zip(arrays, args, strict=True))
-            args = [x if a is None else _for_use(self.layout, a, x, self.dtypes) for a, x in pairs]
+            args = [x if a is None else for_use(self.layout, a, x, self.dtypes) for a, x in pairs]
             self.held += args
             self.weights |= {id(x): a.path for (a, _), x in zip(pairs, args, strict=True) if a}
             return self.run_held(p["jaxpr"], args, here.within())
@@ -283,7 +262,7 @@ class _Constrainer(Filled):
         """One layer's weights, gathered for use, and whatever else a loop takes apart."""
         pairs = zip(arrays, slices, strict=True)
         return [
-            x if a is None else _for_use(self.layout, a, x, self.dtypes, drop=1) for a, x in pairs
+            x if a is None else for_use(self.layout, a, x, self.dtypes, drop=1) for a, x in pairs
         ]
 
     def layers(self, eqn, operands, here):

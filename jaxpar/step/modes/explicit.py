@@ -15,13 +15,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Literal
+from jax.extend.core import Literal, jaxprs_in_params
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxpar.core.errors import LayoutError
 from jaxpar.core.jax_compat import sharding_errors
 from jaxpar.core.mesh import axes_of, entry_of
 from jaxpar.inference.record import KEY
+from jaxpar.jaxprs.equations import equations
 from jaxpar.jaxprs.interpreter import Interpreter, as_it_is, bound
 from jaxpar.jaxprs.record import FIELD, Scope, Trace
 from jaxpar.jaxprs.rules import rule_of
@@ -181,6 +182,14 @@ class _Typist(Interpreter):
         pairs = zip(variables, values, strict=True)
         return [_typed_as(x, self.spec(beside, v)) for v, x in pairs]
 
+    def scanned(self, stacks):
+        """What a loop takes apart, not sharded along the dim that it turns over."""
+        specs = [jax.typeof(x).sharding.spec for x in stacks]
+        return [
+            _typed_as(x, PartitionSpec(None, *spec[1:]))
+            for x, spec in zip(stacks, specs, strict=True)
+        ]
+
     def stacked(self, values, variables, beside):
         """A loop's stacked results, typed."""
         return [
@@ -216,6 +225,8 @@ class _Typist(Interpreter):
             inside = specs_of(self.layout, eqn, specs)
             typed = [_typed_as(x, spec) for x, spec in zip(operands, inside, strict=False)]
             return on_shards(self.layout, eqn, typed, specs)
+        if eqn.primitive.name == "fft":
+            return [self.transformed(eqn, operands[0])]
         try:
             if parameter := rule_of(eqn).sharding:
                 mesh = jax.sharding.get_abstract_mesh()
@@ -227,16 +238,36 @@ class _Typist(Interpreter):
             first = (str(refusal).strip() or type(refusal).__name__).splitlines()[0]
             return self.island(eqn, operands, here, first[:200])
 
+    def transformed(self, eqn, operand):
+        """A Fourier transform's result, of an operand gathered along the dims that it is along.
+
+        Of one that is sharded along them XLA's partitioner ends the process (jaxlib 0.10.2).
+        """
+        count = len(eqn.params["fft_lengths"])
+        spec = jax.typeof(operand).sharding.spec
+        spec = PartitionSpec(*spec[: jnp.ndim(operand) - count], *[None] * count)
+        made = jax.sharding.auto_axes(lambda x: as_it_is(eqn, [x])[0], out_sharding=spec)
+        return made(_typed_as(operand, spec))
+
     def island(self, eqn, operands, here, why: str) -> list:
         """The results of an equation that is left to XLA, and a note of it."""
         self.islands.append(Island(eqn.primitive.name, self.source, why))
         specs = tuple(self.spec(here.beside, v) for v in eqn.outvars)
+        if _transforms(eqn):
+            specs = tuple(PartitionSpec(*[None] * len(spec)) for spec in specs)
+            operands = [_typed_as(x, PartitionSpec(*[None] * jnp.ndim(x))) for x in operands]
 
         def alone(*operands):
             return tuple(as_it_is(eqn, operands))
 
         left_to_xla: Any = jax.sharding.auto_axes(alone, out_sharding=specs)
         return list(left_to_xla(*operands))
+
+
+def _transforms(eqn: Any) -> bool:
+    """Whether an equation holds a Fourier transform, which XLA is not to partition."""
+    held = jaxprs_in_params(eqn.params)
+    return any(inner.primitive.name == "fft" for jaxpr in held for inner, _ in equations(jaxpr))
 
 
 def _typed_as(x: Any, spec: PartitionSpec) -> Any:

@@ -34,6 +34,7 @@ def mode(asked: Asked) -> Differentiated:
     stored = {path: a.stored for path, a in layout.parameters.items()}
     used = {path: a.used for path, a in layout.parameters.items()}
     state = {path: a.stored for path, a in layout.state.items()}
+    state_used = {path: a.used for path, a in layout.state.items()}
     batches = dict(layout.batch)
 
     def gradients(lands, parameters, model_state, batch, key):
@@ -48,7 +49,8 @@ def mode(asked: Asked) -> Differentiated:
                 (parameters, model_state, rows, key),
             ),
             specs=(stored, state, batches, REPLICATED),
-            use_specs=(used, state, batches, REPLICATED),
+            use_specs=(used, state_used, batches, REPLICATED),
+            kept=frozenset(state),
             out_specs=(REPLICATED, REPLICATED, state),
             axis_sizes=sizes_of(layout.mesh),
             place=asked.placement.of,
