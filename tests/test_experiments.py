@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from typing import Any
 
 import pytest
 from small import needs_cudnn, needs_gpu_compiler
@@ -108,9 +109,10 @@ def test_a_plain_decoder_is_the_program_of_the_catalogues(monkeypatch):
     nothing as large moves in float32, and as much is computed."""
     sizes = {"width": 512, "layers": 2, "heads": 8, "ffn": 1376}
     monkeypatch.setattr(gpu_program, "SMALL", {**sizes, "kv_heads": 8})
+    two: tuple[tuple[str, dict[str, Any]], ...] = (("small", {"unroll": 1}), ("plain", {}))
     found = {
         name: gpu_program.compiled(name, "fsdp", "data=8", rows=8, sequence=512, **more)
-        for name, more in (("small", {"unroll": 1}), ("plain", {}))
+        for name, more in two
     }
     moved = {name: gpu_program.payloads(program) for name, program in found.items()}
     for payload in moved.values():

@@ -39,7 +39,7 @@ def summed_by_us(asked: Asked) -> tuple[str, ...]:
     if len(rows) != 1:
         return ()
     rows = {axis for axis in axes_of(rows.pop()) if layout.mesh.size(axis) > 1}
-    arrays = layout.parameters.values()
+    arrays = [*layout.parameters.values(), *layout.state.values()]
     sharded = rows & _axes(spec for a in arrays for spec in (a.stored, a.gradient))
     scattered = sharded - _axes(a.used for a in arrays)
     axes = tuple(axis for axis in layout.mesh.axes if axis in rows - sharded)

@@ -94,8 +94,8 @@ def test_averaging_every_update_of_plain_sgd_is_data_parallelism():
                 state = program.init(0)
                 for _ in range(3):
                     state, _ = program.update(state, program.place(batch))
-                    if program.average is not None:
-                        state = program.average(state)
+                    if (average := program.average) is not None:
+                        state = average(state)
                 replicas = state.parameters
                 if strategy == "local_sgd":
                     replicas = {p: v[0] for p, v in replicas.items()}
@@ -118,7 +118,9 @@ def test_training_averages_every_so_often_and_at_the_end(every):
         rows = data.batch(done - 1, size=16, seed=training.seed, rows=slice(0, 16))
         state, _ = program.update(state, program.place(rows))
         if done in ((3, 6, 7) if every else (7,)):
-            state = program.average(state)
+            average = program.average
+            assert average is not None
+            state = average(state)
     for path, value in state.parameters.items():
         np.testing.assert_array_equal(value, trained.parameters[path])
         np.testing.assert_array_equal(value[0], value[1])
