@@ -14,7 +14,7 @@ def lines_of_weights(trace: Trace) -> dict[str, str]:
     found: dict[str, str] = {}
     for use in sorted(trace.uses, key=lambda use: use.kind != "contract"):
         for operand in use.operands:
-            if operand.path and operand.path not in found:
+            if operand.path and operand.path not in found and use.where is not None:
                 found[operand.path] = line_of(use.where)
     return found
 

@@ -97,7 +97,7 @@ class Takes:
             values: an array, or None where there is none.
             shape: that it must have; a process hands in only its own rows.
         """
-        wanted, below = self.batch[name].dtype, self.model.batch[name].below
+        wanted, below = self.batch[name].dtype, self.model.batch[name].bound
         repair = "give arrays of that shape and type, every field that the model reads"
         if values is None:
             met = "no such field"
