@@ -24,6 +24,7 @@ from jaxpar.schedules.record import Schedule
 from jaxpar.spmd import Plan, trace
 from jaxpar.step.constraints import sharded_further
 from jaxpar.step.pipeline.buffers import vary
+from jaxpar.step.pipeline.chunked import chunked, unchunked
 from jaxpar.step.pipeline.gathered import Gathering
 from jaxpar.step.pipeline.parts import Parts
 from jaxpar.step.pipeline.piece import Piece, remembering
@@ -82,7 +83,7 @@ def staged(
             factor=factor,
             fill=fill,
         )
-        layers = {p: _unchunked(g, schedule, parameters[p]) for p, g in buffers.layers.items()}
+        layers = {p: unchunked(g, schedule, parameters[p]) for p, g in buffers.layers.items()}
         totals = {p: gathering.scattered(p, x) for p, x in {**buffers.rest, **layers}.items()}
         totals = {
             p: _summed(sharded_further(a, lands), totals[p], parameters[p])
@@ -232,7 +233,7 @@ def _local(layout, plans: _Plans, schedule: Schedule, parameters, microbatches, 
         piece=Piece(remembering(lambda own, *x: plans.layer(wide(own), *x), parts.remat)),
         rest={p: v for p, v in weights.items() if p not in parts.layer_paths},
         layers={
-            p: _chunked(weights[p], schedule, layout.parameters[p].shape[0])
+            p: chunked(weights[p], schedule, layout.parameters[p].shape[0])
             for p in parts.layer_paths
         },
         dtypes={path: a.dtype for path, a in layout.parameters.items()},
@@ -257,33 +258,6 @@ def _apart(layout: Layout, plans: _Plans) -> frozenset[str]:
     activation's rows and positions, and the stages."""
     entries = [entry for names in plans.parts.names for entry in layout.place_of(names)]
     return frozenset({AXIS, *(axis for entry in entries for axis in axes_of(entry))})
-
-
-def _chunked(stack: jax.Array, schedule: Schedule, layers: int) -> jax.Array:
-    """This stage's own layers of a stack, as (chunks, layers a chunk, ...).
-
-    A stack whose layers do not divide by the pieces came replicated: it is padded with zeros, and
-    the stage takes its pieces out of it.
-    """
-    if layers % schedule.pieces == 0:
-        return stack.reshape(schedule.chunks, -1, *stack.shape[1:])
-    each = -(-layers // schedule.pieces)
-    fill = [(0, each * schedule.pieces - layers), *[(0, 0)] * (stack.ndim - 1)]
-    pieces = jnp.pad(stack, fill).reshape(schedule.chunks, schedule.stages, each, *stack.shape[1:])
-    return lax.dynamic_index_in_dim(pieces, lax.axis_index(AXIS), 1, keepdims=False)
-
-
-def _unchunked(gradient: jax.Array, schedule: Schedule, parameter: jax.Array) -> jax.Array:
-    """The gradient of the stack from that of this stage's layers: `_chunked` the other way."""
-    each, after = gradient.shape[1], gradient.shape[2:]
-    if schedule.chunks * each == parameter.shape[0]:
-        return gradient.reshape(-1, *after)
-    pieces = vary(
-        jnp.zeros((schedule.chunks, schedule.stages, *gradient.shape[1:]), gradient.dtype),
-        varying(gradient),
-    )
-    pieces = lax.dynamic_update_index_in_dim(pieces, gradient, lax.axis_index(AXIS), 1)
-    return pieces.reshape(-1, *after)[: parameter.shape[0]]
 
 
 def _summed(finer: list[tuple[int, str]], share: jax.Array, parameter: jax.Array) -> jax.Array:
