@@ -24,7 +24,14 @@ What is replicated to be sharded otherwise, what does not fit the memory of a de
 XLA refuses: all are told in words of our own.
 """
 
-TRACE = (b"*** Begin stack trace ***", b"*** End stack trace ***", b"\t", b"\n")
+TRACE = (
+    b"=== Source Location Trace",  # this and the next since jax 0.12
+    b"external/",
+    b"*** Begin stack trace ***",
+    b"*** End stack trace ***",
+    b"\t",
+    b"\n",
+)
 """How the lines begin that XLA writes after what it refuses."""
 
 READY = b"."
