@@ -1,10 +1,12 @@
 """Communication that no work hides, read from schedules written by hand."""
 
 import pytest
+from small import needs_gpu_compiler, small_layout
 
+import jaxpar
 from jaxpar.core.catalogue import HARDWARE
 from jaxpar.core.errors import RequestError
-from jaxpar.hardware.presets import PRESETS
+from jaxpar.hardware.presets import PIPELINED, PRESETS
 from jaxpar.hlo.exposed import Exposed, Speeds, exposed
 from jaxpar.hlo.parse import parse
 
@@ -66,12 +68,21 @@ def test_memory_takes_its_time():
     assert of("  ROOT %y = f32[64,64]{1,0} add(%x, %x)") == Exposed(3.0, 0.0, 0.0)
 
 
+@needs_gpu_compiler
+@pytest.mark.parametrize("name", PRESETS)
+def test_this_xla_takes_every_option_of_a_preset(name):
+    """Options come and go with XLA's versions."""
+    hardware = HARDWARE.load("h100")().with_options({"xla.preset": name})
+    step = jaxpar.make_step(small_layout("mlp", "fsdp", "data=2"))
+    assert jaxpar.compile_step(step, hardware=hardware, for_speed=False).text
+
+
 def test_a_preset_is_told_before_what_else_is():
     """Options by the preset's name, and one of them told otherwise."""
-    told = {"xla.gpu_enable_pipelined_all_reduce": False, "xla.preset": "overlap"}
+    told = {"xla.gpu_enable_while_loop_double_buffering": False, "xla.preset": "overlap"}
     options = HARDWARE.load("h100")().with_options(told).compiler_options
-    assert options["xla_gpu_enable_pipelined_all_gather"] is True
-    assert options["xla_gpu_enable_pipelined_all_reduce"] is False
+    assert options["xla_gpu_enable_while_loop_double_buffering"] is False
+    assert {name: options[name] for name in PIPELINED if name in options} in ({}, PIPELINED)
     assert "xla_preset" not in options
     assert all(preset.source and preset.does for preset in PRESETS.values())
     with pytest.raises(RequestError, match="unknown preset of XLA's options 'overlpa'.*overlap"):

@@ -7,6 +7,8 @@ what it costs in memory.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import jax
+
 from jaxpar.core.errors import unknown
 
 
@@ -25,15 +27,21 @@ class Preset:
     source: str
 
 
+PIPELINED = {
+    "xla_gpu_enable_pipelined_all_gather": True,
+    "xla_gpu_enable_pipelined_reduce_scatter": True,
+    "xla_gpu_enable_pipelined_all_reduce": True,
+}
+"""Options that XLA had until jax 0.10; that of jax 0.11 and 0.12 knows none of them."""
+
 PRESETS = {
     "overlap": Preset(
         options={
-            "xla_gpu_enable_pipelined_all_gather": True,
-            "xla_gpu_enable_pipelined_reduce_scatter": True,
-            "xla_gpu_enable_pipelined_all_reduce": True,
             "xla_gpu_enable_while_loop_double_buffering": True,
+            **(PIPELINED if jax.__version_info__ < (0, 11) else {}),
         },
-        does="collectives of one turn of a loop over layers run beside the work of another",
+        does="collectives of one turn of a loop over layers run beside the work of another, where "
+        "XLA can pipeline them (jax 0.10)",
         source="NVIDIA JAX-Toolbox, Tips for High-Performance LLMs with JAX and XLA, "
         "docs.nvidia.com/jax-toolbox/performance-profiling/gpu-performance",
     ),
