@@ -11,7 +11,9 @@ from jaxpar.hlo.exposed import Exposed, Speeds, exposed
 from jaxpar.hlo.parse import parse
 
 SPEEDS = Speeds(
-    flops=lambda dtype: 2.0 * 64**3, memory_bytes=4.0 * 64**2, link_bytes=lambda one: 4.0 * 64**2
+    flops_per_second=lambda dtype: 2.0 * 64**3,
+    memory_bytes_per_second=4.0 * 64**2,
+    link_bytes_per_second=lambda one: 4.0 * 64**2,
 )
 """Of a 64 x 64 float32 matrix: in a second one product, one read or write, one sent."""
 

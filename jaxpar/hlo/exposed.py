@@ -15,7 +15,7 @@ from math import prod
 from jaxpar.hlo.collectives import Collective, collectives
 from jaxpar.hlo.executions import trip_count
 from jaxpar.hlo.parse import Computation, Instruction, Module
-from jaxpar.hlo.touched import inside_fusions, is_product, touched_bytes
+from jaxpar.hlo.touched import is_product, touched_bytes
 
 _CONTRACTED = re.compile(r'"?lhs_contracting_dim(?:ension)?s"?[=:][\[{]"?(\d+(?:"?,"?\d+)*)')
 _DONE = ("-done", "-update")
@@ -26,14 +26,14 @@ class Speeds:
     """What a device does in a second, as assumed.
 
     Attributes:
-        flops: dtype of a product's operands -> multiply-adds times two.
-        memory_bytes: read and written.
-        link_bytes: (a collective) -> bytes that a device sends in it.
+        flops_per_second: dtype of a product's operands, as XLA has it -> multiply-adds times two.
+        memory_bytes_per_second: read and written.
+        link_bytes_per_second: (a collective) -> bytes that a device sends in it.
     """
 
-    flops: Callable[[str], float]
-    memory_bytes: float
-    link_bytes: Callable[[Collective], float]
+    flops_per_second: Callable[[str], float]
+    memory_bytes_per_second: float
+    link_bytes_per_second: Callable[[Collective], float]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,6 @@ class _Walk:
     def __init__(self, module: Module, speeds: Speeds):
         self.module, self.speeds = module, speeds
         self.collectives = {(c.computation, c.name): c for c in collectives(module)}
-        self.fused = inside_fusions(module)
         self.known: dict[str, Exposed] = {}
 
     def of(self, computation: Computation) -> Exposed:
@@ -94,7 +93,7 @@ class _Walk:
         for i in computation.instructions:
             one = self._collective(computation, i)
             if one is not None:
-                seconds = _sent_bytes(one) / self.speeds.link_bytes(one)
+                seconds = _sent_bytes(one) / self.speeds.link_bytes_per_second(one)
                 free = max(now, free) + seconds
                 ends[i.name] = free
                 total += Exposed(communication_seconds=seconds)
@@ -131,7 +130,9 @@ class _Walk:
             return longest * float(times)
         if is_product(self.module, i):
             return Exposed(self._product_seconds(computation, i))
-        return Exposed(touched_bytes(self.module, computation, i) / self.speeds.memory_bytes)
+        return Exposed(
+            touched_bytes(self.module, computation, i) / self.speeds.memory_bytes_per_second
+        )
 
     def _product_seconds(self, computation: Computation, i: Instruction) -> float:
         """The seconds of a product, or of those within a fusion."""
@@ -140,7 +141,7 @@ class _Walk:
             inside = [one for one in body.instructions if is_product(self.module, one)]
             return sum(self._product_seconds(body, one) for one in inside)
         dtype = computation.by_name[i.operands[0]].shapes[0][0]
-        return _flops(computation, i) / self.speeds.flops(dtype)
+        return _flops(computation, i) / self.speeds.flops_per_second(dtype)
 
 
 def _waited(total: Exposed, now: float, end: float) -> tuple[Exposed, float]:

@@ -53,14 +53,15 @@ def landing_as(layout: Layout, what: str, totals: Mapping[str, Any]) -> dict[str
     return sharded_as(layout, what, whole)
 
 
-def sharded_further(array: Array, lands: str) -> list[tuple[int, str]]:
-    """The dims, and the axes over them, along which a gradient is sharded and its weight is not.
+def sharded_further(array: Array, what: str, *, than: str = "stored") -> list[tuple[int, str]]:
+    """The dims, and the axes over them (major to minor), along which one of a weight's four
+    PartitionSpecs shards and another does not.
 
     Args:
         array: the weight.
-        lands: "gradient" or "optimizer_state", an attribute of it.
+        what, than: attributes of it: "stored", "used", "gradient" or "optimizer_state".
     """
-    pairs = zip(getattr(array, lands), array.stored, strict=True)
+    pairs = zip(getattr(array, what), getattr(array, than), strict=True)
     return [
         (dim, axis)
         for dim, (fine, coarse) in enumerate(pairs)

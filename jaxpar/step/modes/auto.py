@@ -189,7 +189,7 @@ class _Constrainer(Filled):
             spec = self.travel[path]
             table = constrained(self.layout, table, self.layout.parameters[path].stored)
             own = PartitionSpec(entry_of(self.layout.row_axes))
-            # Pinned before they are gathered, or the gather is of what they were computed from.
+            # Constrained before they are gathered, or what they were computed from is gathered.
             indices = constrained(self.layout, indices, own)
             indices = constrained(self.layout, indices, PartitionSpec(spec[0]))
             rows = constrained(self.layout, eqn.primitive.bind(table, indices, **eqn.params), spec)

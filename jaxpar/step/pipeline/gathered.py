@@ -14,10 +14,10 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jaxpar.core.mesh import axes_of
 from jaxpar.core.scopes import weight_scope
 from jaxpar.layout.gathering import gathers_once
-from jaxpar.layout.record import Array, Layout
+from jaxpar.layout.record import Layout
+from jaxpar.step.constraints import sharded_further
 from jaxpar.step.narrowed import narrowed
 
 
@@ -63,8 +63,8 @@ class Gathering:
         # The name ends up in the compiled program, where `inspect` reads whose gather it is.
         with weight_scope(path):
             value = value.astype(self.dtypes.get(path, value.dtype))
-            for dim, axes in pairs:
-                value = lax.all_gather(value, axes, axis=dim, tiled=True, to="varying")
+            for dim, axis in reversed(pairs):
+                value = lax.all_gather(value, axis, axis=dim, tiled=True, to="varying")
         return value
 
     def wide(self, weights: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -74,20 +74,11 @@ class Gathering:
     def scattered(self, path: str, share: jax.Array) -> jax.Array:
         """A device's share of a gathered weight's gradient, summed over the axes it was gathered
         over, sharded as the weight is stored."""
-        for dim, axes in self._pairs(path):
-            share = lax.psum_scatter(share, axes, scatter_dimension=dim, tiled=True)
+        for dim, axis in self._pairs(path):
+            share = lax.psum_scatter(share, axis, scatter_dimension=dim, tiled=True)
         return share
 
-    def _pairs(self, path: str) -> list[tuple[int, tuple[str, ...]]]:
+    def _pairs(self, path: str) -> list[tuple[int, str]]:
         """The dims along which a weight is gathered here, with the axes."""
-        return _excess(self.layout.parameters[path]) if self.once else []
-
-
-def _excess(array: Array) -> list[tuple[int, tuple[str, ...]]]:
-    """The dims that are sharded over more axes in store than in use, with those axes."""
-    found = []
-    for dim, (have, want) in enumerate(zip(array.stored, array.used, strict=True)):
-        excess = tuple(axis for axis in axes_of(have) if axis not in axes_of(want))
-        if excess:
-            found.append((dim, excess))
-    return found
+        array = self.layout.parameters[path]
+        return sharded_further(array, "stored", than="used") if self.once else []
