@@ -104,12 +104,13 @@ def test_a_benchmark_gives_a_row_a_layout(name, monkeypatch):
 
 @needs_gpu_compiler
 @needs_cudnn
-def test_a_plain_decoder_is_the_program_of_the_catalogues(monkeypatch):
+@pytest.mark.parametrize("plain", ["linen", "nnx"])
+def test_a_plain_decoder_is_the_program_of_the_catalogues(plain, monkeypatch):
     """Of one size on described H100s: weights move in bfloat16, gathered and scattered as often;
     nothing as large moves in float32, and as much is computed."""
     sizes = {"width": 512, "layers": 2, "heads": 8, "ffn": 1376}
     monkeypatch.setattr(gpu_program, "SMALL", {**sizes, "kv_heads": 8})
-    two: tuple[tuple[str, dict[str, Any]], ...] = (("small", {"unroll": 1}), ("plain", {}))
+    two: tuple[tuple[str, dict[str, Any]], ...] = (("small", {"unroll": 1}), (plain, {}))
     found = {
         name: gpu_program.compiled(name, "fsdp", "data=8", rows=8, sequence=512, **more)
         for name, more in two
@@ -121,6 +122,6 @@ def test_a_plain_decoder_is_the_program_of_the_catalogues(monkeypatch):
         kinds = {about[0] for about in payload if about not in wide}
         assert kinds == {"all-gather", "reduce-scatter", "all-to-all"}  # rows of the embedding
     sums = {name: payload.total() for name, payload in moved.items()}
-    assert sums["plain"] == pytest.approx(sums["small"], rel=0.02)
+    assert sums[plain] == pytest.approx(sums["small"], rel=0.02)
     figures = {name: gpu_program.figures(program) for name, program in found.items()}
-    assert figures["plain"]["tflop"] == pytest.approx(figures["small"]["tflop"], rel=0.01)
+    assert figures[plain]["tflop"] == pytest.approx(figures["small"]["tflop"], rel=0.01)

@@ -25,7 +25,7 @@ def test_tensor_parallelism_pairs_columns_with_rows():
     stored = {path: array.stored for path, array in arrays.items()}
     assert stored["blocks/up"] == P(None, None, "model")  # layers, embed, ffn
     assert stored["blocks/down"] == P(None, "model", None)  # layers, ffn, embed
-    assert stored["blocks/qkv"] == P(None, None, "model", None, None)  # layers, embed, kv_heads
+    assert stored["blocks/qk"] == P(None, None, "model", None, None)  # layers, embed, kv_heads
     assert stored["blocks/out"] == P(None, "model", None, None, None)
     assert stored["embedding"] == P("model", None)
     assert stored["head"] == P(None, "model")

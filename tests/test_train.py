@@ -335,7 +335,15 @@ def test_matrices_decay_and_vectors_do_not():
     zeros = jax.tree.map(np.zeros_like, ones)
     moved = by_path(layout, optimizer.update(zeros, optimizer.init(ones), ones)[0])
     decayed = {path for path, update in moved.items() if np.any(np.asarray(update))}
-    matrices = {"embedding", "head", "blocks/qkv", "blocks/out", "blocks/up", "blocks/down"}
+    matrices = {
+        "embedding",
+        "head",
+        "blocks/qk",
+        "blocks/value",
+        "blocks/out",
+        "blocks/up",
+        "blocks/down",
+    }
     assert matrices <= decayed
     assert not {path for path in decayed if "norm" in path}
     assert not {p for p in decayed if p in ("blocks/out_bias", "blocks/down_bias")}

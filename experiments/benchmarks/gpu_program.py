@@ -2,27 +2,22 @@
 
 Nothing runs. Beside ours stand the figures of MaxText 0.2.5's own training step, compiled for
 described H100s by the same XLA (quoted; jax 0.12.0.1, sequence 4,096, bfloat16 compute, float32
-AdamW, full remat, cuDNN attention, 2 rows a device). A plain decoder in Flax Linen, at the sizes of
-the small Llama beside it, goes through `jaxpar.model` as it is.
+AdamW, full remat, cuDNN attention, 2 rows a device). Plain decoders in Flax Linen and NNX, at the
+sizes of the small Llama beside them, go through `jaxpar.model` as they are.
 """
 
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-import optax
-
 import jaxpar
+from experiments.benchmarks.plain_decoders import PLAIN, plain_model
 from jaxpar.core.catalogue import HARDWARE, MODELS
 from jaxpar.hardware.presets import PRESETS
 from jaxpar.hlo.collectives import Collective, axes_of, collectives
 from jaxpar.hlo.exposed import Speeds, exposed
 from jaxpar.hlo.parse import parse
 from jaxpar.hlo.touched import touched
-from jaxpar.models.record import Model
 from jaxpar.program.record import Program
 
 RECIPE = {"sequence": 4096, "compute_dtype": "bfloat16", "remat": "full"}
@@ -42,68 +37,14 @@ LAYOUTS = (
     ("llama2_70b", "fsdp+sequence", "data=8,model=8"),
     ("llama2_70b", "fsdp+tensor", "data=8,model=8"),
     ("small", "fsdp", "data=8"),
-    ("plain", "fsdp", "data=8"),
+    ("linen", "fsdp", "data=8"),
+    ("nnx", "fsdp", "data=8"),
 )
 REACHED = {"products": 0.7, "memory": 0.8, "links": 0.75}
 """Shares of published rates that are assumed, so that layouts and options can be compared."""
 
 SMALL = {"width": 2048, "layers": 8, "heads": 16, "kv_heads": 16, "ffn": 5504}
-"""The sizes at which an unannotated decoder is compared with the catalogue's."""
-
-
-class Block(nn.Module):
-    """A block of Llama's shape, as one writes it with Flax's own layers."""
-
-    width: int
-    heads: int
-    ffn: int
-
-    @nn.compact
-    def __call__(self, x, mask):
-        """(batch, sequence, width) to the same."""
-
-        def dense(size, name):
-            return nn.Dense(size, use_bias=False, dtype=jnp.bfloat16, name=name)
-
-        y = nn.RMSNorm(dtype=jnp.bfloat16)(x)
-        attention = nn.MultiHeadDotProductAttention(self.heads, dtype=jnp.bfloat16, use_bias=False)
-        x = x + attention(y, mask=mask)
-        y = nn.RMSNorm(dtype=jnp.bfloat16)(x)
-        y = nn.silu(dense(self.ffn, "gate")(y)) * dense(self.ffn, "up")(y)
-        return x + dense(self.width, "down")(y)
-
-
-class Decoder(nn.Module):
-    """Token ids (batch, sequence) to logits (batch, sequence, vocabulary)."""
-
-    width: int
-    layers: int
-    heads: int
-    ffn: int
-    vocabulary: int = 32_000
-
-    @nn.compact
-    def __call__(self, tokens):
-        """Score the next token at every position."""
-        mask = nn.make_causal_mask(tokens)
-        x = nn.Embed(self.vocabulary, self.width, dtype=jnp.bfloat16)(tokens)
-        for _ in range(self.layers):
-            x = nn.remat(Block)(self.width, self.heads, self.ffn)(x, mask)
-        x = nn.RMSNorm(dtype=jnp.bfloat16)(x)
-        return nn.Dense(self.vocabulary, use_bias=False, dtype=jnp.bfloat16)(x)
-
-
-def plain_model(rows: int, sequence: int, **sizes: int) -> Model:
-    """The plain decoder as `jaxpar.model` takes it."""
-    net = Decoder(sizes["width"], sizes["layers"], sizes["heads"], sizes["ffn"])
-
-    def loss(net, batch):
-        logits = net(batch["tokens"]).astype(jnp.float32)
-        own = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
-        return jnp.mean(own)
-
-    ids = jax.ShapeDtypeStruct((rows, sequence), jnp.int32)
-    return jaxpar.model(net, loss, {"tokens": ids, "targets": ids})
+"""The sizes at which unannotated decoders are compared with the catalogue's."""
 
 
 def benchmark(rounds: int) -> Iterator[dict[str, Any]]:
@@ -125,11 +66,11 @@ def benchmark(rounds: int) -> Iterator[dict[str, Any]]:
 def compiled(
     name: str, strategy: str, mesh: str, *, rows: int, preset: str = "", **changes: Any
 ) -> Program:
-    """A model's step on described H100s; "small" is Llama's shape at `SMALL`, "plain" Linen's."""
+    """A model's step on described H100s; "small" is Llama's shape at `SMALL`, as are plain ones."""
     hardware = HARDWARE.load("h100")().with_options({"xla.preset": preset} if preset else {})
     recipe = {**RECIPE, **changes}
-    if name == "plain":
-        model = plain_model(rows, recipe["sequence"], **SMALL)
+    if name in PLAIN:
+        model = plain_model(name, rows, recipe["sequence"], SMALL)
     else:
         sizes = SMALL if name == "small" else {}
         called = "llama2_7b" if name == "small" else name

@@ -134,12 +134,11 @@ class Interpreter:
 
     def remat(self, eqn: Any, operands, here: Here) -> list:
         """The results, by the same remat of the evaluated jaxpr."""
-        p = eqn.params
 
         def body(*args):
-            return self.run_held(p["jaxpr"], args, here.within())
+            return self.run_held(held_by(eqn), args, here.within())
 
-        return jax.checkpoint(body, prevent_cse=p["prevent_cse"], policy=p["policy"])(*operands)
+        return computed_again(eqn, body, operands)
 
     def scan(self, eqn: Any, operands, here: Here) -> list:
         """The results, by the same scan of the evaluated body."""
@@ -239,6 +238,24 @@ def held_by(eqn: Any) -> Any:
     p = eqn.params
     keys = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call", "callee")
     return next(p[key] for key in keys if key in p)
+
+
+def computed_again(eqn: Any, body: Callable, operands) -> list:
+    """The results of a remat's body, under the same remat.
+
+    An operand that is itself a result, as NNX returns all the weights that a module was given, is
+    handed on outside of it: what the body makes of a weight would be kept for backward.
+    """
+    p, jaxpr = eqn.params, open_jaxpr(held_by(eqn))[0]
+    places = {v: k for k, v in enumerate(jaxpr.invars)}
+    passed = [None if isinstance(v, Literal) else places.get(v) for v in jaxpr.outvars]
+
+    def others(*args):
+        return [x for x, place in zip(body(*args), passed, strict=True) if place is None]
+
+    computed = jax.checkpoint(others, prevent_cse=p["prevent_cse"], policy=p["policy"])
+    made = iter(computed(*operands))
+    return [next(made) if place is None else operands[place] for place in passed]
 
 
 def solver_of(eqn: Any) -> tuple[Any, list[int]]:

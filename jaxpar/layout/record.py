@@ -26,7 +26,7 @@ class Array:
     """One array of the model, and how it is sharded.
 
     Attributes:
-        path: where it sits in the module, such as `blocks/qkv`.
+        path: where it sits in the module, such as `blocks/qk`.
         shape, dtype, dims: its sizes, element type, and a name for each dim.
         stored: how it is sharded between uses.
         used: how it is sharded in use; differs from `stored` where the strategy gathers weights.

@@ -1,8 +1,8 @@
 """A decoder of equal blocks, from GPT-2's shape to Llama's, scanned over its layers.
 
-Queries, keys and values are one weight, grouped by key-value head, and so are gate and up: sharded
-over heads and inner width, each block then sums once after attention and once after the
-feed-forward part.
+Queries and keys are one weight, grouped by key-value head, and so are gate and up: sharded over
+heads and inner width, each block then sums once after attention and once after the feed-forward
+part.
 """
 
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ RESIDUAL = ("batch", "sequence", "embed")
 """The dims of what flows from block to block."""
 
 # Shape suffixes: B batch, S sequence, D embed, K key-value heads, G queries a key-value head,
-# C = G + 2 (the queries, the key, the value), H head_dim, F ffn, V vocab. JAX sums over dims in the
+# C = G + 1 (the queries and the key), H head_dim, F ffn, V vocab. JAX sums over dims in the
 # order of their letters, so in formulas K is e and G is f: summed in another order than they lie in
 # memory, activation and weight would each be transposed first.
 
@@ -151,26 +151,28 @@ class Block(nnx.Module):
 
     def __init__(self, config: Transformer, rngs: nnx.Rngs):
         c, group, out = config, config.heads // config.key_value_heads, (2 * config.layers) ** -0.5
-        heads = ("kv_heads", "q_k_v", "head_dim")
         self.config = config
         self.attention_norm = Norm(c, rngs)
-        self.qkv = param(
-            rngs,
-            normal(0.02),
-            (c.width, c.key_value_heads, group + 2, c.head_width),
-            ("embed", *heads),
-        )
+        # Queries and keys are both turned, and meet in one array for that. Values are not: within
+        # that array they would be copied out of it, and their cotangent into it.
+        queries = (c.key_value_heads, group + 1, c.head_width)
+        values = (c.key_value_heads, c.head_width)
+        self.qk, self.qk_bias = self._projection(queries, ("kv_heads", "q_k", "head_dim"), rngs)
+        self.value, self.value_bias = self._projection(values, ("kv_heads", "head_dim"), rngs)
         self.out = param(
             rngs,
             normal(0.02 * out),
             (c.key_value_heads, group, c.head_width, c.width),
             ("kv_heads", "group", "head_dim", "embed"),
         )
-        shape = (c.key_value_heads, group + 2, c.head_width)
-        self.qkv_bias = param(rngs, ZEROS, shape, heads) if c.bias else None
         self.out_bias = param(rngs, ZEROS, (c.width,), ("embed",)) if c.bias else None
         self.ffn_norm = Norm(c, rngs)
         self._make_feed_forward(out, rngs)
+
+    def _projection(self, shape, dims, rngs):
+        """A weight from the residual to arrays of `shape`, whose dims are named, and its bias."""
+        weight = param(rngs, normal(0.02), (self.config.width, *shape), ("embed", *dims))
+        return weight, param(rngs, ZEROS, shape, dims) if self.config.bias else None
 
     def _make_feed_forward(self, out: float, rngs: nnx.Rngs) -> None:
         c = self.config
@@ -195,15 +197,16 @@ class Block(nnx.Module):
         return x_BSD + self._dropped(hooks.leaving(y_BSD, RESIDUAL), key)
 
     def _attention(self, x_BSD, attend):
-        qkv_BSKCH = jnp.einsum("bsd,defh->bsefh", x_BSD, self.qkv[...].astype(x_BSD.dtype))
-        qkv_BSKCH = biased(qkv_BSKCH, self.qkv_bias)
-        group = qkv_BSKCH.shape[3] - 2
-        q_BSKGH, k_BSK1H = qkv_BSKCH[:, :, :, :group], qkv_BSKCH[:, :, :, group : group + 1]
+        qk_BSKCH = jnp.einsum("bsd,defh->bsefh", x_BSD, self.qk[...].astype(x_BSD.dtype))
+        qk_BSKCH = biased(qk_BSKCH, self.qk_bias)
+        v_BSKH = jnp.einsum("bsd,deh->bseh", x_BSD, self.value[...].astype(x_BSD.dtype))
+        v_BSKH = biased(v_BSKH, self.value_bias)
+        q_BSKGH, k_BSK1H = qk_BSKCH[:, :, :, :-1], qk_BSKCH[:, :, :, -1:]
         if self.config.positions == "rope":
             # Each by itself: from one array of both, XLA would make either by reading all of it.
             at_S = hooks.positions(x_BSD.shape[1])
             q_BSKGH, k_BSK1H = (rotate(x, self.config.rope_base, at_S) for x in (q_BSKGH, k_BSK1H))
-        k_BSKH, v_BSKH = jnp.squeeze(k_BSK1H, 3), qkv_BSKCH[:, :, :, group + 1]
+        k_BSKH = jnp.squeeze(k_BSK1H, 3)
         how = {"causal": True, "implementation": self.config.attention}
         kept = zip((q_BSKGH, k_BSKH, v_BSKH), SAVED_NAMES, strict=False)
         y_BSKGH = attend(*(checkpoint_name(x, name) for x, name in kept), **how)

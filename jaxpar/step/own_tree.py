@@ -48,7 +48,7 @@ class OwnTree:
         owner, keys, shapes = owners(cuts), {}, {}
         for path, array in values_of(parts.parameters).items():
             flax, whole = parts.keys[path], owner.get(path, path)
-            keys[whole] = _plain(flax[:-1] if path in owner else flax)
+            keys[whole] = plain_keys(flax[:-1] if path in owner else flax)
             shapes[whole] = array.shape
             if path in owner:
                 at = cuts[whole].dim
@@ -113,7 +113,7 @@ class OwnTree:
         return max(ends, key=lambda path: len(self.keys[path]), default=None)
 
 
-def _plain(keys: tuple[Any, ...]) -> tuple[Key, ...]:
+def plain_keys(keys: tuple[Any, ...]) -> tuple[Key, ...]:
     """Flax's keys as keys of dicts that JAX can sort: a pair becomes one text."""
     return tuple(k if isinstance(k, str | int) else "/".join(map(str, k)) for k in keys)
 

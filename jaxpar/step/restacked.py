@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
@@ -27,9 +28,44 @@ Round = Sequence[tuple[int, int, int]]
 
 def restacked(layout: Layout, path: str, value: jax.Array) -> jax.Array:
     """A parameter as the layout stores it, given in the order of the network's layers."""
-    order, spec = layout.order_of(path), layout.parameters[path].stored
+    order = layout.order_of(path)
+    return value if order is None else _moved(layout, order, layout.parameters[path].stored, value)
+
+
+def in_own_order(
+    layout: Layout, path: str, value: jax.Array, spec: PartitionSpec, lead: int = 0
+) -> jax.Array:
+    """A stack stored for a parameter, or what mirrors it, in the order of the network's layers.
+
+    Args:
+        layout, path: of which parameter.
+        value: as the layout stores it.
+        spec: how it is sharded.
+        lead: dims before that of the layers.
+    """
+    order = layout.order_of(path)
     if order is None:
         return value
+    back = tuple(np.argsort(order).tolist())
+    return jnp.take(value, np.array(back), axis=lead) if lead else _moved(layout, back, spec, value)
+
+
+def in_stored_order(
+    layout: Layout, path: str, value: jax.Array, spec: PartitionSpec, lead: int = 0
+) -> jax.Array:
+    """The way back from `in_own_order`."""
+    order = layout.order_of(path)
+    if order is None:
+        return value
+    return (
+        jnp.take(value, np.array(order), axis=lead) if lead else _moved(layout, order, spec, value)
+    )
+
+
+def _moved(
+    layout: Layout, order: Sequence[int], spec: PartitionSpec, value: jax.Array
+) -> jax.Array:
+    """A stack with the layer `order[place]` at each place, sharded over stages before and after."""
     devices = layout.mesh.size(AXIS)
     chunks = chunks_of(stages_of(layout.strategy))
     each = len(order) // (devices * chunks)

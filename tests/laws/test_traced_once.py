@@ -228,7 +228,7 @@ def test_each_gather_says_whose_it_is(mode):
 def test_each_gather_of_an_annotated_stack_says_whose_it_is(mode):
     """Queries and output have one shape here, and the norms are too small to be sharded."""
     found = gathered(small_layout("transformer", "fsdp", "data=4,model=2"), mode)
-    blocks = {f"blocks.{name}" for name in ("qkv", "out", "up", "down")}
+    blocks = {f"blocks.{name}" for name in ("qk", "value", "out", "up", "down")}
     assert {*blocks, "embedding", "head"} == set(found)
 
 

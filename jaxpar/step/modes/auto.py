@@ -22,6 +22,7 @@ from jaxpar.core.hooks import ARRIVED
 from jaxpar.core.jax_compat import scan_parts
 from jaxpar.core.mesh import entry_of
 from jaxpar.core.scopes import weight_scope
+from jaxpar.jaxprs.interpreter import computed_again, held_by
 from jaxpar.jaxprs.policy import keep_all_but_cheap
 from jaxpar.jaxprs.rules import is_cast, rule_of
 from jaxpar.layout.record import Array, Layout
@@ -230,16 +231,15 @@ class _Constrainer(Filled):
         arrays = [self.layout.parameters[p] if p in self.again else None for p in paths]
         if not any(a and a.stored != a.used for a in arrays):
             return super().remat(eqn, operands, here)
-        p = eqn.params
 
         def body(*args):
             pairs = list(zip(arrays, args, strict=True))
             args = [x if a is None else for_use(self.layout, a, x, self.dtypes) for a, x in pairs]
             self.held += args
             self.weights |= {id(x): a.path for (a, _), x in zip(pairs, args, strict=True) if a}
-            return self.run_held(p["jaxpr"], args, here.within())
+            return self.run_held(held_by(eqn), args, here.within())
 
-        return jax.checkpoint(body, prevent_cse=p["prevent_cse"], policy=p["policy"])(*operands)
+        return computed_again(eqn, body, operands)
 
     def scan(self, eqn, operands, here):
         """A loop's results, the weights that it is to gather known while it is walked."""
