@@ -29,11 +29,13 @@ from jaxpar.models.record import Model as Model
 from jaxpar.models.record import weighted_mean as weighted_mean
 from jaxpar.program.record import Program as Program
 from jaxpar.program.record import compile_step as compile_step
+from jaxpar.runtime.checkpoint.restoring import Restored as Restored
+from jaxpar.runtime.checkpoint.restoring import restore as restore
 from jaxpar.runtime.evaluate import evaluate as evaluate
 from jaxpar.runtime.outcome import Outcome as Outcome
 from jaxpar.runtime.outcome import TrainingStopped as TrainingStopped
-from jaxpar.runtime.train import Training as Training
 from jaxpar.runtime.train import train as train
+from jaxpar.runtime.training import Training as Training
 from jaxpar.step.make_step import make_step as make_step
 from jaxpar.step.record import State as State
 from jaxpar.step.record import Step as Step

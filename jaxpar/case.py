@@ -30,7 +30,7 @@ from jaxpar.program.configuration import quiet_start
 from jaxpar.program.devices import prepare
 from jaxpar.program.record import Program, compile_step
 from jaxpar.runtime.reading import check_data
-from jaxpar.runtime.train import Training, optimizer_of, set_fields
+from jaxpar.runtime.training import Training, optimizer_of, set_fields
 from jaxpar.step.make_step import make_step
 from jaxpar.step.record import Step
 from jaxpar.strategies.record import Strategy, combine, parts

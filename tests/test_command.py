@@ -47,7 +47,7 @@ def test_a_stopped_command_says_what_was_kept(monkeypatch, capsys):
     """Ctrl-C ends with 130 and no traceback, and names the file that holds the steps so far."""
     from jaxpar.cli.verbs import train
 
-    def stopped(program, data, training, *, watch, metrics_file):
+    def stopped(program, data, training, *, metrics_file, **rest):
         metrics_file.write_text("{}")
         raise KeyboardInterrupt
 

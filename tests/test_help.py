@@ -7,7 +7,7 @@ from jaxpar.cli.help import VERBS, field_lines
 from jaxpar.cli.main import execute
 from jaxpar.cli.options import SHARED, names
 from jaxpar.core.catalogue import MODELS, OPTIMIZERS, STRATEGIES
-from jaxpar.runtime.train import Training
+from jaxpar.runtime.training import Training
 
 
 def printed(line: str, capsys) -> str:

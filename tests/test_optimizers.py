@@ -16,7 +16,7 @@ from jaxpar.measures.memory import memory
 from jaxpar.measures.verify.reference import reference
 from jaxpar.measures.verify.verify import verify
 from jaxpar.optimizers.record import SKIPS_IN_A_ROW, Recipe, make_optimizer, matrices
-from jaxpar.runtime.train import Training, optimizer_of
+from jaxpar.runtime.training import Training, optimizer_of
 
 pytestmark = pytest.mark.usefixtures("drawn_once")
 

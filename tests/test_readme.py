@@ -54,7 +54,11 @@ CHEAPER = {
 """Said after a page's own words, so that a test takes seconds."""
 WITHOUT_FIELDS = ("mlp", ":")
 """Models that have no such fields: small already, or a person's own."""
-ELSEWHERE = {"run": "tests/test_experiments.py", "bench": "tests/test_experiments.py"}
+ELSEWHERE = {
+    "run": "tests/test_experiments.py",
+    "bench": "tests/test_experiments.py",
+    "checkpoint": "tests/test_damaged_checkpoints.py",
+}
 
 OTHER_WORDS = (
     r"seams?|pinned|pins|on the wire|lies over|lie over|moments?|fakes?|broken promises?"

@@ -176,7 +176,9 @@ def test_train_tells_its_record_and_writes_its_metrics(capsys):
     lines = [json.loads(line) for line in Path("mine/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [*range(1, 41), 40]
     assert lines[-1]["test_accuracy"] == record["test_accuracy"]
-    assert {str(p) for p in Path().rglob("*")} == {"mine", "mine/metrics.jsonl"}
+    assert record["finished"] and record["checkpoint"].endswith("mine/checkpoints/40")
+    assert {str(p) for p in Path().glob("*/*")} == {"mine/checkpoints", "mine/metrics.jsonl"}
+    assert [p.name for p in Path("mine/checkpoints").iterdir()] == ["40"]
 
 
 def test_verify_tells_error_bound_and_dtype(capsys):

@@ -30,11 +30,13 @@ ENDS = {signal.SIGINT: (130, "stopped"), signal.SIGTERM: (143, "terminated")}
 
 @pytest.mark.parametrize("number", ENDS)
 def test_a_signal_ends_training_with_its_status_and_what_was_kept(number, monkeypatch, capsys):
-    """As does a second one, which would find the first being handled."""
+    """Once it is there twice: the first asks for the step to be finished and saved."""
     from jaxpar.cli.verbs import train
 
-    def signalled(program, data, training, *, watch, metrics_file):
+    def signalled(program, data, training, *, metrics_file, asked_to_stop, **rest):
         metrics_file.write_text("{}")
+        os.kill(os.getpid(), number)
+        assert asked_to_stop(1)
         try:
             os.kill(os.getpid(), number)
         finally:
@@ -44,7 +46,9 @@ def test_a_signal_ends_training_with_its_status_and_what_was_kept(number, monkey
     before = [signal.getsignal(n) for n in ENDS]
     status, word = ENDS[number]
     assert execute(TRAIN, program="jaxpar") == status
-    assert capsys.readouterr().err == f"jaxpar: {word}; kept: mine/metrics.jsonl\n"
+    told = capsys.readouterr()
+    assert f"{word}: this step is finished and saved; once more ends at once" in told.out
+    assert told.err == f"jaxpar: {word}; kept: mine/metrics.jsonl\n"
     assert [signal.getsignal(n) for n in ENDS] == before
 
 

@@ -21,7 +21,8 @@ from jaxpar.program.record import compile_step
 from jaxpar.runtime.evaluate import bits, evaluate
 from jaxpar.runtime.outcome import TrainingStopped
 from jaxpar.runtime.reading import check_data
-from jaxpar.runtime.train import Training, optimizer_of, train
+from jaxpar.runtime.train import train
+from jaxpar.runtime.training import Training, optimizer_of
 from jaxpar.step.make_step import make_step
 
 

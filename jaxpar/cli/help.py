@@ -61,7 +61,7 @@ def _groups(model: str, options: Options) -> Iterator[tuple[str, dict[str, Any],
     A model's own fields, training's, and the options of the optimizer and strategies in force.
     """
     from jaxpar.case import load_model, optimizer_options, strategy_options
-    from jaxpar.runtime.train import Training
+    from jaxpar.runtime.training import Training
     from jaxpar.strategies.record import parts
 
     config, training = load_model(model).config, Training()

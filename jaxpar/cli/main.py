@@ -95,7 +95,7 @@ def _obey(argv: list[str], program: str, files: list[Path]) -> int:
         command_line.check_picture(options.picture, options.out)
     check_environment()
     _keep_compiled_programs()
-    asked = command_line.Options(tuple(words), options.values, program)
+    asked = command_line.Options(tuple(words), options.values, program, typed=tuple(argv))
     return _run(name, argv, asked, files)
 
 

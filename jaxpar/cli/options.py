@@ -67,6 +67,16 @@ flags.DEFINE_multi_string(
     "repeated",
     flag_values=VALUES,
 )
+flags.DEFINE_bool(
+    "resume", False, "go on from the newest whole checkpoint of the run folder", flag_values=VALUES
+)
+flags.DEFINE_string(
+    "on-nan",
+    None,
+    "what becomes of a loss that is no finite number: stop, skip the update, or restore the last "
+    "checkpoint and leave out the batches since",
+    flag_values=VALUES,
+)
 flags.DEFINE_string("out", None, "folder for files (default: runs/...)", flag_values=VALUES)
 flags.DEFINE_string("picture", None, "save what is shown as an SVG picture", flag_values=VALUES)
 flags.DEFINE_bool("json", False, "one JSON record on standard output", flag_values=VALUES)
@@ -85,13 +95,15 @@ SHARED = ("picture", "json", "traceback", "help")
 class Options:
     """What was typed: the positional words, every option by name, and how it was started.
 
-    `given` are the options that were typed; the others have their usual values.
+    `given` are the options that were typed; the others have their usual values. `typed` are all
+    words after the program's name, as they were typed.
     """
 
     words: tuple[str, ...]
     values: dict[str, Any]
     program: str
     given: tuple[str, ...] = ()
+    typed: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -103,9 +115,9 @@ class Options:
     def changes(self) -> dict[str, Any]:
         """The `--set` pairs, with `--steps` and `--seed` and their like beside them."""
         said = [_pair(text) for text in self.values["set"]]
-        for name in ("steps", "seed", "batch", "microbatches"):
-            if self.values[name] is not None:
-                said.append((name, self.values[name]))
+        for option in ("steps", "seed", "batch", "microbatches", "on-nan"):
+            if self.values[option] is not None:
+                said.append((option.replace("-", "_"), self.values[option]))
         for name, _ in said:
             if [other for other, _ in said].count(name) > 1:
                 raise RequestError(f"{name} is set twice: say it once")

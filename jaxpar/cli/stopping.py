@@ -2,6 +2,8 @@
 
 Python hands a signal on only between two of its own steps, and a compilation is one step that may
 take minutes. So a thread waits for signals too, and ends the process if Python does not.
+
+Training is asked first: the step is finished and saved. A second signal ends it at once.
 """
 
 import os
@@ -18,6 +20,43 @@ STOPPED = {"stopped": 128 + signal.SIGINT, "terminated": 128 + signal.SIGTERM}
 """What is said of a command that a signal ends, and its exit status, as shells tell it."""
 
 _WORDS: dict[int, str] = {signal.SIGINT: "stopped", signal.SIGTERM: "terminated"}
+
+
+class _Asking:
+    """Whether the first signal only asks, and whether it has come, to Python and to the thread."""
+
+    def __init__(self):
+        self.first, self.heard = threading.Event(), threading.Event()
+        self.say: Callable[[str], None] = lambda word: None
+
+    def asks(self, heard: threading.Event, number: int) -> bool:
+        """Whether a signal asks, and does not end: the first that `heard` is set for."""
+        if not self.first.is_set() or heard.is_set():
+            return False
+        heard.set()
+        if heard is self.heard:
+            self.say(_WORDS[number])
+        return True
+
+
+_asking = _Asking()
+"""One, as signals are the process's."""
+
+
+@contextmanager
+def asked_first(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """Within, the first signal only makes the function that is yielded return true.
+
+    Args:
+        say: told by which word it asked, "stopped" or "terminated", when it comes.
+    """
+    _asking.say = say
+    _asking.heard.clear()
+    _asking.first.set()
+    try:
+        yield _asking.heard.is_set
+    finally:
+        _asking.first.clear()
 
 
 class Terminated(KeyboardInterrupt):
@@ -46,6 +85,8 @@ def stoppable(say: Callable[[str], None]) -> Iterator[None]:
     left = threading.Event()
 
     def interrupt(number, frame):
+        if _asking.asks(_asking.heard, number):
+            return
         for every in _WORDS:
             signal.signal(every, signal.SIG_IGN)
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated
@@ -72,9 +113,12 @@ def stoppable(say: Callable[[str], None]) -> Iterator[None]:
 
 def _wait(reading: int, left: threading.Event, say: Callable[[str], None]) -> None:
     """End the process for a signal that does not end the command in time."""
+    heard = threading.Event()
     with open(reading, "rb", buffering=0) as numbers:
         while number := numbers.read(1):
             word = _WORDS.get(number[0])
+            if word and _asking.asks(heard, number[0]):
+                continue
             if word and not left.wait(PATIENCE_SECONDS):
                 with suppress(OSError):
                     say(word)

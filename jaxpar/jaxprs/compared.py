@@ -58,7 +58,8 @@ class _Comparer(Interpreter):
     def leaf(self, eqn, operands, here: Here):
         """An equation's results."""
         if is_pick(eqn):
-            return [_picked(*operands, eqn)]
+            scores, at = operands
+            return [_picked(scores, at, eqn)]
         return super().leaf(eqn, operands, here)
 
 

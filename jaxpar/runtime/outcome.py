@@ -1,6 +1,7 @@
 """What training came to, be it to its end or to an error's."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from jaxpar.core.errors import RequestError
 from jaxpar.step.record import State
@@ -12,7 +13,8 @@ class Outcome:
 
     `first` and `last` are the metrics of the first and last step, `test` those of the test split,
     empty where the data has none. `notes` are what a person should know of these figures, a
-    sentence each.
+    sentence each. `finished` is False for training that was asked to stop before its last step;
+    `checkpoint` is the folder of the newest one that is whole, None where none was kept.
     """
 
     steps: int
@@ -25,6 +27,8 @@ class Outcome:
     test: dict[str, float]
     state: State
     notes: tuple[str, ...] = ()
+    finished: bool = True
+    checkpoint: Path | None = None
 
     def record(self) -> dict:
         """The outcome as one JSON-ready dict, without the arrays."""
@@ -37,6 +41,8 @@ class Outcome:
             **{f"last_{name}": value for name, value in self.last.items()},
             **{f"test_{name}": value for name, value in self.test.items()},
             "notes": list(self.notes),
+            "finished": self.finished,
+            "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
         }
 
 

@@ -5,12 +5,10 @@ fetched. Batches depend on (seed, step) alone. Nothing is copied between host an
 accident: the loop runs under JAX's transfer guard.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,56 +16,22 @@ import jax
 import numpy as np
 
 from jaxpar.core.errors import RequestError, expect, words_of
-from jaxpar.core.kinds import MOST, whole
 from jaxpar.data.record import Dataset
-from jaxpar.layout.record import Layout
-from jaxpar.models.pieces import pieces_of
-from jaxpar.optimizers.record import Optimizer, Recipe, check_counts, make_optimizer
 from jaxpar.program.configuration import refuse_settings
 from jaxpar.program.out_of_memory import memory_told
 from jaxpar.program.record import Program
+from jaxpar.runtime.checkpoint.restoring import Restored, restore
 from jaxpar.runtime.evaluate import evaluate, evaluation_notes, training_notes
+from jaxpar.runtime.health import NotFinite, Spikes, check_finite, first_not_finite
+from jaxpar.runtime.keeper import Keeper
+from jaxpar.runtime.metrics_file import writer
 from jaxpar.runtime.outcome import Outcome, TrainingStopped
 from jaxpar.runtime.reading import check_data, read_batch
-from jaxpar.step.loss_scale import check_scale
-from jaxpar.step.own_tree import OwnTree
+from jaxpar.runtime.training import Training
 from jaxpar.step.record import State
 
-
-@dataclass(frozen=True)
-class Training(Recipe):
-    """How long and how hard to train: a recipe for the optimizer, and what surrounds it.
-
-    Attributes:
-        microbatches: parts whose gradients are accumulated into one update.
-        loss_scale: a power of two for compute in float16, 0 for none. An update that is not finite
-            is then skipped and counted, and the twenty-first in a row is not skipped, so that a
-            scale which always overflows shows in the loss.
-        seed: of the parameters, the batches and dropout.
-        evaluate_every: steps between looks at the test split; 0 looks only at the end.
-    """
-
-    microbatches: int = 1
-    loss_scale: float = 0.0
-    seed: int = 0
-    evaluate_every: int = 0
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_counts(self, microbatches=1, evaluate_every=0)
-        whole("seed", self.seed, most=MOST)
-        check_scale(self.loss_scale)
-
-
-def optimizer_of(training: Training, layout: Layout, **options: Any) -> Optimizer:
-    """The optimizer that `training` asks for, for the parameters of a layout.
-
-    `options` are the rule's own, such as AdamW's `b2`. With a loss scale an update that is not
-    finite is skipped.
-    """
-    own = OwnTree.of(layout)
-    dims = {path: layout.parameters[pieces_of(path, own.cuts)[0]].dims for path in own.keys}
-    return make_optimizer(training, own.nested(dims), skips=bool(training.loss_scale), **options)
+MOST_RESTORED = 3
+"""How often a run goes back to a checkpoint before it is given up."""
 
 
 def train(
@@ -75,27 +39,35 @@ def train(
     data: Dataset,
     training: Training,
     *,
-    state: State | None = None,
+    state: State | Restored | None = None,
     watch: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
     metrics_file: str | Path | None = None,
+    checkpoints: str | Path | None = None,
+    asked_to_stop: Callable[[int], bool] = lambda step: False,
 ) -> Outcome:
     """Train for `training.steps` steps, from `state` or from fresh parameters.
 
     Args:
         program: compiled for devices that are here.
         data: what to train on, and to test on if it has a test split.
-        training: steps, seed and how often to look at the test split.
-        state: where to go on from; its `step` picks the batches, so nothing is replayed. Used up.
+        training: steps, seed, how often to look at the test split and to save.
+        state: where to go on from, or what `restore` read; its `step` picks the batches, so nothing
+            is replayed. Used up.
         watch: called with (step, metrics) a step after it ran; tests come as `test_...` entries.
         metrics_file: a JSON line is appended for every call of `watch`.
+        checkpoints: a folder for this run's checkpoints alone; None keeps none. One is always
+            written at the end.
+        asked_to_stop: asked after each step; training that is to stop saves, and ends early.
 
     Raises:
         RequestError: for what cannot be trained.
-        TrainingStopped: for an error after the first step, of the data, of `watch` or of the disk;
-            it has what was trained.
+        TrainingStopped: for an error after the first step, of the data, of `watch` or of the disk,
+            or for a loss that is no finite number; it has what was trained.
     """
     expect("train's program", program, Program, "jaxpar.compile_step(step, hardware=...) makes one")
     expect("train's training", training, Training, "jaxpar.Training(steps=...) makes one")
+    left_out = state.left_out if isinstance(state, Restored) else 0
+    state = state.state if isinstance(state, Restored) else state
     if state is not None:
         program.takes.check_state(state)
     refuse_settings()
@@ -106,20 +78,23 @@ def train(
             f"evaluate_every={training.evaluate_every}, and data '{data.name}' has no test split: "
             "give it one, or leave evaluate_every out"
         )
-    write = _writer(metrics_file)
+    write = writer(metrics_file)
+    keeper = None if checkpoints is None else Keeper(program, data, training, checkpoints)
     start = program.init(training.seed) if state is None else state
 
     def tell(step: int, metrics: dict[str, float]) -> None:
         watch(step, metrics)
         write({"step": step, **metrics})
 
-    run = _Run(program, data, training, start, tell)
+    run = _Run(program, data, training, start, tell, keeper, left_out)
     try:
         told = memory_told(program.step.layout.model.name, program.hardware)
         with told, jax.transfer_guard("disallow"):
-            run.steps()
-            run.last_test()
-        run.notes = training_notes(program)
+            run.steps(asked_to_stop)
+            if run.finished:
+                run.last_test()
+            run.keep_last()
+        run.notes += training_notes(program)
         if run.test:
             run.notes += evaluation_notes(program, data)
     except Exception as error:  # of a person's data or `watch`, or of the disk
@@ -127,55 +102,104 @@ def train(
             raise
         run.settle()
         kind = "" if isinstance(error, RequestError) else f"{type(error).__name__}: "
+        outcome = run.outcome()
+        kept = "in Python, this error's `outcome` has what was trained"
+        if outcome.checkpoint:
+            kept = f"the last good checkpoint is {outcome.checkpoint}"
         raise TrainingStopped(
             f"training stopped after step {run.done} of {training.steps} "
-            f"({kind}{words_of(error)}); in Python, this error's `outcome` has "
-            "what was trained",
-            run.outcome(),
+            f"({kind}{words_of(error)}); {kept}",
+            outcome,
         ) from error
+    finally:
+        if keeper:
+            keeper.close()
     return run.outcome()
 
 
 class _Run:
     """The place reached in training: the one thing here that changes."""
 
-    def __init__(self, program, data, training, state, tell):
+    def __init__(self, program, data, training, state, tell, keeper, left_out):
         self.program, self.data, self.training, self.state = program, data, training, state
-        self.tell = tell
+        self.tell, self.keeper, self.left_out = tell, keeper, left_out
         self.begun = self.done = int(jax.device_get(state.step))
+        self.finished = False
+        self.spikes, self.restored = Spikes(), 0
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
         self.test: dict[str, float] = {}
         self.notes: tuple[str, ...] = ()
         self.waiting: tuple[int, Any] | None = None
         self.started = time.perf_counter()
-        self.stepped_seconds = 0.0
+        self.stepped_seconds = self.saved_seconds = 0.0
 
-    def steps(self) -> None:
-        """All steps, and the tests between them."""
-        model, every = self.program.step.layout.model, self.training.evaluate_every
-        for step in range(self.begun, self.training.steps):
-            rows = read_batch(
-                self.data, step, model, seed=self.training.seed, rows=self.program.local_rows
-            )
-            self.state, metrics = self.program.update(self.state, self.program.place(rows))
-            self.done = step + 1
-            if _synchronises(self.program, self.done, self.training.steps):
-                self.state = self.program.average(self.state)
-            waiting, self.waiting = self.waiting, (self.done, metrics)
-            if waiting:
-                self._tell(waiting)
-            if every and self.done % every == 0 and self.done < self.training.steps:
-                self.tell(self.done, _as_test(evaluate(self.program, self.state, self.data)))
-        if self.waiting:
-            self._tell(self.waiting)
-        self.stepped_seconds = time.perf_counter() - self.started
+    def steps(self, asked_to_stop: Callable[[int], bool]) -> None:
+        """All steps, and the tests and checkpoints between them, until it is asked to stop."""
+        while self.done < self.training.steps:
+            try:
+                self._step()
+                if asked_to_stop(self.done):
+                    break
+                if self.done == self.training.steps:
+                    self._hear()
+            except NotFinite as error:
+                self._go_back(error)
+        self._hear()
+        self.finished = self.done >= self.training.steps
+        self.stepped_seconds = time.perf_counter() - self.started - self.saved_seconds
+
+    def _step(self) -> None:
+        """One step, and what is due after it."""
+        model, every, training = (
+            self.program.step.layout.model,
+            self.training.evaluate_every,
+            self.training,
+        )
+        rows = read_batch(
+            self.data,
+            self.done + self.left_out,
+            model,
+            seed=training.seed,
+            rows=self.program.local_rows,
+        )
+        self.state, metrics = self.program.update(self.state, self.program.place(rows))
+        self.done += 1
+        if _synchronises(self.program, self.done, training.steps):
+            self.state = self.program.average(self.state)
+        waiting, self.waiting = self.waiting, (self.done, metrics)
+        if waiting:
+            self._tell(waiting)
+        if self.done == training.steps:
+            return
+        test: dict[str, float] = {}
+        if every and self.done % every == 0:
+            test = _as_test(evaluate(self.program, self.state, self.data))
+            self.tell(self.done, test)
+        if self.keeper and self.keeper.is_due(self.done):
+            self._hear()
+            began = time.perf_counter()
+            self._keep(test)
+            self.saved_seconds += time.perf_counter() - began
 
     def last_test(self) -> None:
         """The test split after the last step, where there is one."""
         if self.data.walk is not None:
             self.test = evaluate(self.program, self.state, self.data)
             self.tell(self.training.steps, _as_test(self.test))
+
+    def keep_last(self) -> None:
+        """Save the last state, where states are kept."""
+        if self.keeper:
+            self._keep(_as_test(self.test), self.keeper.finish)
+            self.notes += tuple(self.keeper.notes)
+
+    def saved(self) -> Path | None:
+        """The newest checkpoint of this run that is whole, once what is being written is."""
+        if not self.keeper:
+            return None
+        self.keeper.wait()
+        return self.keeper.last()
 
     def settle(self) -> None:
         """Read the metrics of the last step, which nobody has been told of, unless it failed."""
@@ -200,22 +224,45 @@ class _Run:
             last=self.last,
             test=self.test,
             state=self.state,
-            notes=self.notes,
+            notes=(*self.notes, *self.spikes.notes()),
+            finished=self.finished,
+            checkpoint=self.saved(),
         )
 
+    def _hear(self) -> None:
+        """Tell the metrics of the last step, if nobody has been told of them."""
+        waiting, self.waiting = self.waiting, None
+        if waiting:
+            self._tell(waiting)
+
     def _tell(self, waiting: tuple[int, Any]) -> None:
-        """Tell the metrics of a step that has run."""
-        self.last = _told(waiting)
+        """Tell the metrics of a step that has run; a loss that is not finite is refused."""
+        step, self.last = waiting[0], _told(waiting)
         self.first = self.first or self.last
-        self.tell(waiting[0], self.last)
+        self.tell(step, self.last)
+        self.spikes.see(step, self.last["loss"])
+        check_finite(step, self.last, self.state.parameters)
 
+    def _keep(self, test: dict[str, float], save: Callable[..., None] | None = None) -> None:
+        """Save the state, unless a parameter of it is not finite."""
+        if (path := first_not_finite(self.state.parameters)) is not None:
+            raise NotFinite(f"after step {self.done} '{path}' is not finite", self.done)
+        (save or self.keeper.save)(self.state, self.done, self.last | test, self.left_out)
 
-def set_fields(record: Any, changes: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Replace the fields of a record that `changes` names; returns it and what was left over."""
-    own = {f.name for f in fields(record)}
-    taken = {name: value for name, value in changes.items() if name in own}
-    rest = {name: value for name, value in changes.items() if name not in own}
-    return type(record)(**{**asdict(record), **taken}), rest
+    def _go_back(self, error: NotFinite) -> None:
+        """Go on from the last checkpoint, with the batches since left out, if that is wanted."""
+        if self.training.on_nan != "restore":
+            raise error
+        saved = self.saved()
+        if saved is None or self.restored == MOST_RESTORED:
+            why = "there is no checkpoint yet" if saved is None else "it was restored before"
+            raise NotFinite(f"{error}; on_nan=restore cannot help, since {why}", error.step)
+        found = restore(self.program, saved.parent)
+        reached, self.waiting = self.done + self.left_out, None
+        self.state, self.done = found.state, found.metadata.step
+        self.left_out, self.restored = reached - self.done, self.restored + 1
+        gone = self.left_out - found.left_out
+        self.notes += (f"{error}: went back to step {self.done} and left out {gone} batches",)
 
 
 def _synchronises(program: Program, done: int, steps: int) -> bool:
@@ -242,24 +289,3 @@ def _held_here(metric: jax.Array) -> Any:
 def _as_test(means: dict[str, float]) -> dict[str, float]:
     """The same figures, named `test_...`."""
     return {f"test_{name}": value for name, value in means.items()}
-
-
-def _writer(path: str | Path | None) -> Callable[[dict], None]:
-    """A function that appends a row as a JSON line to a file; nothing without a path."""
-    if path is None or jax.process_index() != 0:
-        return lambda row: None
-    expect("train's metrics_file", path, str | Path, "name a file")
-    file = Path(path)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.open("a", encoding="utf-8").close()  # refused now rather than after the first step
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in its name
-        raise RequestError(
-            f"metrics file {file}: cannot write there ({words_of(error)}); name another"
-        ) from error
-
-    def write(row: dict) -> None:
-        with file.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(row) + "\n")
-
-    return write

@@ -24,7 +24,8 @@ from jaxpar.measures.faults import traffic_faults
 from jaxpar.measures.inspect import inspect
 from jaxpar.measures.verify.verify import verify
 from jaxpar.program.record import compile_step
-from jaxpar.runtime.train import Training, train
+from jaxpar.runtime.train import train
+from jaxpar.runtime.training import Training
 from jaxpar.step.averaging import outer_step
 from jaxpar.step.make_step import make_step
 from jaxpar.strategies.record import Averaging

@@ -185,7 +185,7 @@ from jaxpar.layout.lay_out import lay_out
 from jaxpar.core.mesh import MeshShape
 from jaxpar.program.record import compile_step
 from jaxpar.core.errors import LayoutError
-from jaxpar.runtime.train import Training, optimizer_of
+from jaxpar.runtime.training import Training, optimizer_of
 from jaxpar.step.make_step import make_step
 
 strategies, kinds, modes = json.loads(sys.argv[1])

@@ -10,7 +10,7 @@ from jaxpar.core.errors import RequestError
 from jaxpar.inference.probe import probe_batch
 from jaxpar.measures.verify.verify import verify
 from jaxpar.program.record import compile_step
-from jaxpar.runtime.train import Training, optimizer_of
+from jaxpar.runtime.training import Training, optimizer_of
 from jaxpar.step.make_step import make_step
 
 pytestmark = pytest.mark.usefixtures("drawn_once")

@@ -1,19 +1,20 @@
 """Train MODEL under a layout, and test it: train mlp --strategy hybrid --mesh data=4,model=2"""
 
 import math
+import shlex
 import time
-from pathlib import Path
 
 from jaxpar.case import Case, Resolved
 from jaxpar.cli import repository
-from jaxpar.cli.files import unused
 from jaxpar.cli.options import Options, make_folder
 from jaxpar.cli.own_code import more_of
+from jaxpar.cli.run_files import RunFiles
 from jaxpar.cli.screen import Screen
 from jaxpar.cli.show.inspection import show_collectives, show_findings
 from jaxpar.cli.show.layout import compiling, show_dims, show_layout
 from jaxpar.cli.show.training import progress, seconds_in_steps, show_outcome
 from jaxpar.cli.show.verdict import show_verdict
+from jaxpar.cli.stopping import asked_first
 from jaxpar.core.errors import RequestError
 from jaxpar.core.mesh import sizes_of
 from jaxpar.data.record import Dataset
@@ -21,7 +22,10 @@ from jaxpar.measures.inspect import Inspection, inspect
 from jaxpar.measures.verify.verify import verify
 from jaxpar.program.devices import device_mesh
 from jaxpar.program.record import Program, compile_step
+from jaxpar.runtime.checkpoint.restoring import Restored, restore
+from jaxpar.runtime.checkpoint.resuming import differences
 from jaxpar.runtime.evaluate import bits
+from jaxpar.runtime.metrics_file import cut_back
 from jaxpar.runtime.outcome import Outcome, TrainingStopped
 from jaxpar.runtime.train import train
 
@@ -39,6 +43,8 @@ READS = (
     "seed",
     "set",
     "out",
+    "resume",
+    "on-nan",
     "verify",
 )
 
@@ -52,7 +58,7 @@ def verb(options: Options, screen: Screen) -> int:
             f"hardware '{asked.hardware.name}' is described, not present, so nothing can be "
             "trained on it: use --hardware cpu, or 'inspect' to read the program it would run"
         )
-    metrics_file = unused(options.file(asked.name, "metrics.jsonl"))
+    files = _files(options, asked, screen)
     data = asked.load_data()
 
     # What can be refused is, before the long work.
@@ -70,11 +76,15 @@ def verb(options: Options, screen: Screen) -> int:
         screen.say("not trained: repair this, or accept it with --lint warn", style="red")
         screen.finish({"model": asked.layout.model.name, **inspection.record()})
         return 1
-    make_folder(metrics_file)
-    screen.files.append(metrics_file)
-    outcome, stopped = _trained(asked, program, data, metrics_file, screen)
+    start = _restored(options, asked, program, data, files, screen)
+    if start and start.metadata.step >= asked.training.steps:
+        return _finished(start, asked, screen)
+    make_folder(files.metrics)
+    screen.files += [files.metrics, files.checkpoints]
+    outcome, stopped = _trained(asked, program, data, files, screen, start)
     show_outcome(screen, outcome)
-    record = _record(asked, data, inspection, outcome) | {"metrics": str(metrics_file)}
+    record = _record(asked, data, inspection, outcome) | {"metrics": str(files.metrics)}
+    record["resumed_from_step"] = start and start.metadata.step
     ok = math.isfinite((outcome.test or outcome.last).get("loss", math.nan))
     if stopped:
         record["stopped"] = str(stopped)
@@ -83,22 +93,89 @@ def verb(options: Options, screen: Screen) -> int:
         screen.say("the loss is no number: lower --set learning_rate, or clip", style="red")
     if options.verify:
         ok = _verified(asked, screen, record) and ok
-    screen.say(f"metrics: {metrics_file}")
-    _say_what_next(asked.case, options.program, screen)
+    screen.say(f"metrics: {files.metrics}; checkpoint: {outcome.checkpoint}")
+    if not outcome.finished and outcome.checkpoint:
+        screen.say(f"to go on: {_resuming(options)}")
+    else:
+        _say_what_next(asked.case, options.program, screen)
     record["seconds_with_start"] = time.perf_counter() - started
     screen.finish(record)
     return 0 if ok and not stopped else 1
 
 
+def _files(options: Options, asked: Resolved, screen: Screen) -> RunFiles:
+    """Where the run writes: where the newest did that is to be resumed, or where none has yet."""
+    folder = options.file(asked.name, "metrics.jsonl").parent
+    if options.resume and (newest := RunFiles.newest(folder)):
+        return newest
+    if options.resume:
+        screen.say(f"nothing to resume in {folder}: this run starts at step 0")
+    return RunFiles.fresh(folder)
+
+
+def _restored(
+    options: Options,
+    asked: Resolved,
+    program: Program,
+    data: Dataset,
+    files: RunFiles,
+    screen: Screen,
+) -> Restored | None:
+    """What the newest whole checkpoint holds, if the run is to be resumed and there is one."""
+    if not options.resume or not files.checkpoints.exists():
+        return None
+    with screen.doing(f"restoring from {files.checkpoints}"):
+        start = restore(program, files.checkpoints)
+    for note in (*start.notes, *differences(start.metadata, program, data, asked.training)):
+        screen.say(f"note: {note}", style="yellow")
+    screen.say(f"resumed from {start.folder}: step {start.metadata.step}")
+    cut_back(files.metrics, start.metadata.step)
+    return start
+
+
+def _finished(start: Restored, asked: Resolved, screen: Screen) -> int:
+    """Say that a run that was to be resumed has come to its end; returns the exit status."""
+    steps = asked.training.steps
+    screen.say(f"finished already: its {steps} steps are done; --steps with more goes on")
+    about = {"model": asked.layout.model.name, "steps": 0, "finished": True}
+    screen.finish(
+        {**about, "resumed_from_step": start.metadata.step, "checkpoint": str(start.folder)}
+    )
+    return 0
+
+
+def _resuming(options: Options) -> str:
+    """The command that goes on from the last checkpoint."""
+    typed = [word for word in options.typed if word != "--resume"]
+    return shlex.join([*options.program.split(), *typed, "--resume"])
+
+
 def _trained(
-    asked: Resolved, program: Program, data: Dataset, metrics_file: Path, screen: Screen
+    asked: Resolved,
+    program: Program,
+    data: Dataset,
+    files: RunFiles,
+    screen: Screen,
+    start: Restored | None,
 ) -> tuple[Outcome, TrainingStopped | None]:
     """What training came to, and what stopped it before its end."""
     units = math.prod(data.fields["weight"][0]) * asked.layout.model.batch_size
-    with progress(screen, asked.training.steps, data.unit, units, data.test_size) as watch:
+
+    def asked_to(word: str) -> None:
+        screen.say(f"{word}: this step is finished and saved; once more ends at once")
+
+    told = progress(screen, asked.training.steps, data.unit, units, data.test_size)
+    with told as watch, asked_first(asked_to) as is_asked:
         try:
             return train(
-                program, data, asked.training, watch=watch, metrics_file=metrics_file
+                program,
+                data,
+                asked.training,
+                state=start,
+                watch=watch,
+                metrics_file=files.metrics,
+                checkpoints=files.checkpoints,
+                asked_to_stop=lambda step: is_asked(),
             ), None
         except TrainingStopped as error:
             if not isinstance(error.__cause__, RequestError | OSError):

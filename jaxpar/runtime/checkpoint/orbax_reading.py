@@ -1,0 +1,96 @@
+"""Orbax reading a checkpoint: the parts that are asked for, or one sentence on why they are not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxpar.core.errors import words_of
+from jaxpar.runtime.checkpoint.folder import METADATA
+from jaxpar.runtime.checkpoint.metadata import DamagedCheckpoint
+from jaxpar.runtime.checkpoint.own_state import PARTS
+
+
+def sharded_parts(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a checkpoint as jax.Arrays.
+
+    Args:
+        folder: of the checkpoint.
+        like: part -> nested dicts of jax.ShapeDtypeStruct with shardings; an empty part is none.
+
+    Raises:
+        DamagedCheckpoint: when a part cannot be read.
+    """
+    items = {name: ocp.args.StandardRestore(part) for name, part in like.items() if part}
+    empty = {name: part for name, part in like.items() if not part}
+    with _told(folder), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        found = reader.restore(folder.absolute(), args=ocp.args.Composite(**items))
+        return {**{name: found[name] for name in items}, **empty}
+
+
+def part_here(folder: Path, part: str) -> Any:
+    """One part of a checkpoint in host memory, nested dicts of numpy arrays.
+
+    Raises:
+        DamagedCheckpoint: when it cannot be read.
+    """
+    # It warns of every part that it has no handler for.
+    handlers: dict[str, Any] = {name: ocp.PyTreeCheckpointHandler() for name in PARTS}
+    handlers[METADATA] = ocp.JsonCheckpointHandler()
+    handler = ocp.CompositeCheckpointHandler(**handlers)
+    with _told(folder), ocp.Checkpointer(handler) as reader:
+        tree = reader.metadata(folder.absolute()).item_metadata[part].tree
+        here = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        args = ocp.args.PyTreeRestore(tree, restore_args=here)
+        return reader.restore(folder.absolute(), args=ocp.args.Composite(**{part: args}))[part]
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Within, whatever keeps Orbax from reading is one sentence."""
+    policy = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(_Quiet())
+    try:
+        yield
+    except Exception as error:  # Orbax, TensorStore and JSON have their own for what is damaged
+        why = words_of(error).partition(" [tensorstore_spec")[0]
+        raise DamagedCheckpoint(f"checkpoint {folder}: cannot be read ({why})") from error
+    finally:
+        asyncio.set_event_loop_policy(policy)
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop to which one may speak when it is closed.
+
+    Orbax closes its loop when one read has failed. Others are under way then, and each of them
+    would print a traceback when it is done.
+    """
+
+    def call_soon_threadsafe(self, callback, *args, context=None):
+        """Let the loop call a function, unless it has ended."""
+        try:
+            return super().call_soon_threadsafe(callback, *args, context=context)
+        except RuntimeError:
+            if not self.is_closed():
+                raise
+            return asyncio.Handle(callback, args, self, context)  # which nobody calls
+
+    def call_exception_handler(self, context):
+        """Log what nobody catches, but not the errors of those others."""
+        if "never retrieved" not in context.get("message", ""):
+            super().call_exception_handler(context)
+
+
+class _Quiet(asyncio.DefaultEventLoopPolicy):
+    """Makes such loops."""
+
+    def new_event_loop(self):
+        """A new loop."""
+        return _Loop()

@@ -1,0 +1,122 @@
+"""A checkpoint as the state of a program, whatever layout it was saved under, and checked."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+from jax.sharding import NamedSharding
+
+from jaxpar.core.errors import RequestError, expect
+from jaxpar.program.configuration import deliberate
+from jaxpar.program.record import Program
+from jaxpar.runtime.checkpoint.digest import digests
+from jaxpar.runtime.checkpoint.folder import OnDisk, one_of
+from jaxpar.runtime.checkpoint.metadata import DamagedCheckpoint, Metadata
+from jaxpar.runtime.checkpoint.orbax_reading import sharded_parts
+from jaxpar.runtime.checkpoint.own_state import abstract_parts, own_specs, stored_state
+from jaxpar.runtime.checkpoint.reading import refuse_changed
+from jaxpar.runtime.checkpoint.saving import named
+from jaxpar.step.record import State
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A state read from a checkpoint.
+
+    Attributes:
+        state: sharded as the program keeps it.
+        metadata: what the checkpoint says of itself.
+        folder: where it is.
+        notes: a sentence for each newer checkpoint that is damaged, and was passed over.
+    """
+
+    state: State
+    metadata: Metadata
+    folder: Path
+    notes: tuple[str, ...] = ()
+
+    @property
+    def left_out(self) -> int:
+        """Batches that the run has left out until then."""
+        return int(self.metadata.data.get("next_batch", self.metadata.step)) - self.metadata.step
+
+
+def restore(program: Program, path: str | Path) -> Restored:
+    """The newest whole checkpoint that a path names, as the state of a program.
+
+    Every array is compared with the digest that was stored with it. The checkpoint may have been
+    saved under another mesh, strategy, mode or number of devices.
+
+    Args:
+        program: compiled for devices that are here.
+        path: the folder of a run's checkpoints, or that of one.
+
+    Raises:
+        RequestError: when it is of another model or optimizer. DamagedCheckpoint: when no
+            checkpoint there is whole.
+    """
+    made = "jaxpar.compile_step(step, hardware=...) makes one"
+    expect("restore's program", program, Program, made)
+    expect("restore's path", path, str | Path, "name a folder of checkpoints")
+    program.check_runs()
+    notes: list[str] = []
+    for one in one_of(path):
+        try:
+            metadata = one.metadata()
+            _check_is_of(program, metadata, one)
+            return Restored(_read(program, one, metadata), metadata, one.folder, tuple(notes))
+        except DamagedCheckpoint as error:
+            notes.append(str(error))
+    if notes:
+        raise DamagedCheckpoint(f"{notes[0]}; no checkpoint in {path} is whole")
+    raise RequestError(f"checkpoints {path}: there is none: name the folder of a run's checkpoints")
+
+
+def _check_is_of(program: Program, metadata: Metadata, one: OnDisk) -> None:
+    """Refuse a checkpoint whose arrays are not those of the program's state."""
+    there = {name: (tuple(a["shape"]), a["dtype"]) for name, a in metadata.arrays.items()}
+    wanted = {n: (x.shape, str(x.dtype)) for n, x in named(abstract_parts(program.step)).items()}
+    model = program.step.layout.model.name
+    for name in sorted({*there, *wanted}):
+        if there.get(name) == wanted.get(name):
+            continue
+        has, wants = (_told(found.get(name)) for found in (there, wanted))
+        what = "optimizer" if name.startswith("optimizer/") else "model"
+        raise RequestError(
+            f"checkpoint {one.folder}: for '{name}' it has {has}, and model '{model}' with its "
+            f"optimizer wants {wants}: use the {what} that it was saved with, '{metadata.model}' "
+            "and its settings"
+        )
+
+
+def _told(found: tuple[tuple[int, ...], str] | None) -> str:
+    """A shape and dtype in words."""
+    return "nothing" if found is None else f"{found[1]} of shape {found[0]}"
+
+
+def _read(program: Program, one: OnDisk, metadata: Metadata) -> State:
+    """The state that a checkpoint holds, each array checked."""
+    step, mesh = program.step, program.mesh
+    like = jax.tree.map(
+        lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)),
+        abstract_parts(step),
+        own_specs(step),
+    )
+    with deliberate():
+        parts = sharded_parts(one.folder, like)
+        found = digests(named(parts))
+        for part in parts:
+            refuse_changed(one, metadata, part, found)
+        stored = jax.jit(
+            partial(stored_state, step),
+            out_shardings=program.state_shardings,
+            donate_argnums=0,
+        )
+        with warnings.catch_warnings():
+            # What is stored in pieces is copied; all else stays where it was read to.
+            warnings.filterwarnings("ignore", "Some donated buffers were not usable")
+            return stored(parts)

@@ -1,0 +1,226 @@
+"""Checkpoints written by Orbax while training goes on: atomic, the last and the best are kept.
+
+A checkpoint appears under its name when all of it is on disk, or not at all. Old ones go only after
+the next is whole.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.type_handlers import ArrayHandler, create_type_handler_registry
+
+from jaxpar.core.errors import RequestError, expect, words_of
+from jaxpar.core.mesh import axes_of
+from jaxpar.program.configuration import deliberate
+from jaxpar.program.record import Program
+from jaxpar.runtime.checkpoint.digest import digests
+from jaxpar.runtime.checkpoint.folder import METADATA, checkpoints_in
+from jaxpar.runtime.checkpoint.metadata import Metadata
+from jaxpar.runtime.checkpoint.own_state import PARTS, own_specs, own_state
+from jaxpar.step.record import State
+
+BEST = "test_loss"
+"""The metric of which the checkpoint with the least is kept."""
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "jaxpar")
+
+
+class Saver:
+    """Writes the checkpoints of one run: the one thing here that changes is the folder."""
+
+    def __init__(self, program: Program, folder: str | Path, *, keep: int, about: Metadata):
+        """For states of a program.
+
+        Args:
+            program: whose states are saved.
+            folder: of this run's checkpoints alone.
+            keep: how many of the newest stay, beside the one with the least test loss.
+            about: what every checkpoint of the run says of itself.
+        """
+        expect("the checkpoints' folder", folder, str | Path, "name a folder")
+        self.program, self.about = program, about
+        self.folder = Path(folder).absolute()
+        policies = [LatestN(keep), _best()]
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy(policies), cleanup_tmp_directories=True
+        )
+        try:
+            writers = {part: _writer(program) for part in PARTS}
+            self.manager = ocp.CheckpointManager(
+                self.folder,
+                options=options,
+                item_handlers={**writers, METADATA: ocp.JsonCheckpointHandler()},
+            )
+        except OSError as error:
+            raise RequestError(
+                f"checkpoints {self.folder}: cannot write there ({words_of(error)}); name another "
+                "folder"
+            ) from error
+
+    @cached_property
+    def specs(self) -> dict[str, Any]:
+        """Name -> the PartitionSpec of each array of a checkpoint."""
+        return named(own_specs(self.program.step))
+
+    @cached_property
+    def _own(self) -> Any:
+        """The compiled function from a state to the parts of a checkpoint."""
+        step, mesh = self.program.step, self.program.mesh
+        shardings = jax.tree.map(
+            lambda spec: NamedSharding(mesh, spec),
+            own_specs(step),
+            is_leaf=lambda x: isinstance(x, jax.P),
+        )
+        return jax.jit(partial(own_state, step), out_shardings=shardings)
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint that is whole on disk."""
+        there = checkpoints_in(self.folder)
+        return there[0].folder if there else None
+
+    def save(
+        self, state: State, step: int, metrics: Mapping[str, float], *, left_out: int = 0
+    ) -> None:
+        """Begin to write a checkpoint; training may go on, and use the state up.
+
+        Args:
+            state: to be saved.
+            step: updates done.
+            metrics: of the last update, and of the last test as `test_...`.
+            left_out: batches that the run has left out, so that the next is so many further on.
+
+        Raises:
+            CannotSave: when this one, or the one before it, cannot be written.
+        """
+        with deliberate(), told(self.folder):
+            parts = self._own(state)
+            arrays = named(parts)
+            found = digests(arrays)
+            about = replace(
+                self.about,
+                step=step,
+                metrics={name: float(value) for name, value in metrics.items()},
+                data={**self.about.data, "next_batch": step + left_out},
+                arrays={
+                    name: {
+                        "shape": list(x.shape),
+                        "dtype": str(x.dtype),
+                        "bytes": x.nbytes,
+                        "sharded": [list(axes_of(entry)) for entry in self.specs[name]],
+                        "digest": found[name],
+                    }
+                    for name, x in arrays.items()
+                },
+            )
+            self._make_way(step)
+            items: dict[str, Any] = {
+                name: ocp.args.PyTreeSave(part) for name, part in parts.items() if part
+            }
+            items[METADATA] = ocp.args.JsonSave(about.record())
+            best = {BEST: metrics[BEST]} if BEST in metrics else None
+            self.manager.save(step, args=ocp.args.Composite(**items), metrics=best, force=True)
+
+    def wait(self) -> None:
+        """Return when what is being written is whole.
+
+        Raises:
+            CannotSave: when it cannot be written.
+        """
+        with told(self.folder):
+            self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait, and write no more."""
+        with told(self.folder):
+            self.manager.close()
+
+    def _make_way(self, step: int) -> None:
+        """Move away a checkpoint of this step, a damaged one or one that the run went back from."""
+        there = self.folder / str(step)
+        if there.exists():
+            self.manager.wait_until_finished()
+            if jax.process_index() == 0:
+                aside = there.with_name(f"{step}.replaced")
+                shutil.rmtree(aside, ignore_errors=True)
+                there.rename(aside)
+            self.manager.reload()
+
+
+class CannotSave(RequestError):
+    """A checkpoint that cannot be written, such as for a disk that is full."""
+
+
+def about_run(program: Program, data: Any = None, training: Any = None) -> Metadata:
+    """What all checkpoints of a run say of themselves."""
+    layout = program.step.layout
+    fields = {} if data is None else {n: [list(s), str(d)] for n, (s, d) in data.fields.items()}
+    return Metadata(
+        step=0,
+        model=layout.model.name,
+        layout={
+            "strategy": layout.strategy.name,
+            "mesh": str(layout.mesh),
+            "devices": layout.mesh.devices,
+            "batch": layout.model.batch_size,
+            "mode": program.step.mode,
+            "microbatches": program.step.microbatches,
+            "hardware": program.hardware.name,
+        },
+        training={} if training is None else dict(vars(training)),
+        data={} if data is None else {"name": data.name, "fields": fields},
+        metrics={},
+        versions={"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        arrays={},
+    )
+
+
+def named(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Name -> each array, or whatever else stands for one, of nested dicts of them."""
+    flat = jax.tree_util.tree_flatten_with_path(parts, is_leaf=lambda x: isinstance(x, jax.P))[0]
+    return {jax.tree_util.keystr(keys, simple=True, separator="/"): x for keys, x in flat}
+
+
+@contextmanager
+def told(folder: Path) -> Iterator[None]:
+    """Within, whatever keeps a checkpoint from being written is one sentence."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except Exception as error:  # Orbax, TensorStore and the system each have their own
+        raise CannotSave(f"checkpoints {folder}: cannot write there ({words_of(error)})") from error
+
+
+def _writer(program: Program) -> ocp.PyTreeCheckpointHandler:
+    """What writes a tree of arrays.
+
+    Orbax lets copies of a replicated array each write a slice. Simulated devices share one memory,
+    and making the slices compiles a program for each shape.
+    """
+    arrays = ArrayHandler(use_replica_parallel=program.hardware.kind != "simulated")
+    registry = create_type_handler_registry((jax.Array, arrays))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+
+
+def _best() -> BestN:
+    """Keeps the checkpoint with the least test loss."""
+    return BestN(
+        get_metric_fn=lambda metrics: metrics[BEST],
+        reverse=True,
+        n=1,
+        keep_checkpoints_without_metrics=False,
+    )
