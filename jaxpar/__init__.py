@@ -31,6 +31,7 @@ from jaxpar.program.record import Program as Program
 from jaxpar.program.record import compile_step as compile_step
 from jaxpar.runtime.checkpoint.restoring import Restored as Restored
 from jaxpar.runtime.checkpoint.restoring import restore as restore
+from jaxpar.runtime.checkpoint.weights import start_from as start_from
 from jaxpar.runtime.evaluate import evaluate as evaluate
 from jaxpar.runtime.outcome import Outcome as Outcome
 from jaxpar.runtime.outcome import TrainingStopped as TrainingStopped

@@ -30,7 +30,7 @@ TRAINING = Training(steps=6, save_every=2, keep=9)
 
 def program_of(training=TRAINING, **changes):
     """A small perceptron on four devices."""
-    layout = small_layout("mlp", "fsdp", "data=4", batch=16, **{"width": 16, **changes})
+    layout = small_layout("mlp", "fsdp", "data=4", batch=16, **{"width": 128, **changes})
     step = make_step(layout, optimizer=optimizer_of(training, layout))
     return compile_step(step, hardware=cpu(), for_speed=False)
 
@@ -86,7 +86,7 @@ def test_a_flipped_bit_is_detected_or_changes_nothing(program, saved, tmp_path):
         except DamagedCheckpoint as error:
             assert str(copy) in str(error)
             found["detected"] += 1
-    assert found["detected"] > 20, found
+    assert found["detected"] > 40, found  # 57 were seen; some bytes nobody reads
 
 
 def wrong_metadata(name, value):
@@ -161,7 +161,7 @@ def test_a_damaged_checkpoint_makes_way_for_the_step_trained_again(program, fold
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"width": 32}, "for 'optimizer/.*' it has float32 of shape"),
+        ({"width": 64}, "for 'optimizer/.*' it has float32 of shape"),
         ({"hidden": 4}, "model 'mlp' .* wants"),
     ],
 )

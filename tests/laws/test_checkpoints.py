@@ -16,6 +16,7 @@ from small import small_model
 import jaxpar
 from jaxpar.case import load_strategy
 from jaxpar.core.catalogue import DATA
+from jaxpar.core.errors import RequestError
 from jaxpar.core.mesh import MeshShape
 from jaxpar.hardware.cpu import hardware as cpu
 from jaxpar.layout.lay_out import lay_out
@@ -25,6 +26,7 @@ from jaxpar.runtime.checkpoint.folder import checkpoints_in
 from jaxpar.runtime.checkpoint.own_state import own_state
 from jaxpar.runtime.checkpoint.restoring import restore
 from jaxpar.runtime.checkpoint.saving import Saver, about_run, named
+from jaxpar.runtime.checkpoint.weights import start_from
 from jaxpar.runtime.train import train
 from jaxpar.runtime.training import Training, optimizer_of
 from jaxpar.step.make_step import make_step
@@ -231,3 +233,39 @@ def test_plain_orbax_and_flax_read_a_persons_own_tree(made, tmp_path):
     # And back, which joins and cuts again.
     again = restore(program, tmp_path)
     assert numbers(program, again.state) == numbers(program, state)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "mesh", "options"),
+    [
+        ("fsdp", "data=4", {}),
+        ("pipeline", "pipe=2,data=2", {"schedule": "interleaved", "chunks": 2}),
+        ("local_sgd", "replica=2,data=2", {}),
+    ],
+)
+def test_weights_from_elsewhere_start_a_run(strategy, mesh, options, run, tmp_path):
+    """A tree, what plain Orbax wrote, and a checkpoint of ours: the same weights, at step 0."""
+    folder, _, _ = run
+    program = program_of(strategy, mesh, **options)
+    reader = ocp.StandardCheckpointer()
+    tree = jax.tree.map(np.asarray, reader.restore(folder / "6" / "params"))
+    reader.save(tmp_path / "plain", tree)
+    reader.wait_until_finished()
+    saved = checkpoints_in(folder)[0].metadata().arrays
+    for weights in (tree, tmp_path / "plain", folder / "6", str(folder)):
+        state = start_from(program, weights)
+        found = {k: v for k, v in numbers(program, state).items() if k.startswith("params/")}
+        assert found == {k: saved[k]["digest"] for k in found} and len(found) == 10
+        assert int(state.step) == 0
+    narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree)
+    assert start_from(program, narrow).parameters["head"].dtype == jnp.float32
+    for name, value, sentence in (
+        ("head", np.zeros((3, 3)), "'head' has shape .3, 3., and in the model it has shape .32, 2"),
+        ("tail", np.zeros(3), "'tail' has shape .3,., and in the model it is not there"),
+    ):
+        with pytest.raises(RequestError, match=sentence):
+            start_from(program, {**tree, name: value})
+    with pytest.raises(RequestError, match="there is no such folder"):
+        start_from(program, tmp_path / "nowhere")
+    with pytest.raises(RequestError, match="cannot be read"):
+        start_from(program, tmp_path)

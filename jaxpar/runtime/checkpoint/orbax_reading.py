@@ -52,6 +52,31 @@ def part_here(folder: Path, part: str) -> Any:
         return reader.restore(folder.absolute(), args=ocp.args.Composite(**{part: args}))[part]
 
 
+def shapes_there(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of each array of a tree that Orbax wrote.
+
+    Raises:
+        DamagedCheckpoint: when its folder is none of Orbax's.
+    """
+    with _told(folder), ocp.StandardCheckpointer() as reader:
+        found = reader.metadata(folder.absolute())
+        flat = jax.tree_util.tree_leaves_with_path(getattr(found, "item_metadata", found).tree)
+        return {
+            jax.tree_util.keystr(keys, simple=True, separator="/"): tuple(x.shape)
+            for keys, x in flat
+        }
+
+
+def tree_there(folder: Path, like: Any) -> Any:
+    """A tree that Orbax wrote, as jax.Arrays of the types and shardings of `like`.
+
+    Raises:
+        DamagedCheckpoint: when it cannot be read.
+    """
+    with _told(folder), ocp.StandardCheckpointer() as reader:
+        return reader.restore(folder.absolute(), like)
+
+
 @contextmanager
 def _told(folder: Path) -> Iterator[None]:
     """Within, whatever keeps Orbax from reading is one sentence."""

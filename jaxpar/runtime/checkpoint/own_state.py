@@ -55,11 +55,6 @@ def stored_state(step: Step, parts: Mapping[str, Tree]) -> State:
     """The state of a step, given the parts of a checkpoint; traceable."""
     own, lead = OwnTree.of(step.layout), _lead(step)
     kept = parts[REPLICAS] if lead else parts
-    parameters, specs = own.stored(own.by_path(kept[PARAMETERS])), step.state_specs
-    parameters = {
-        path: in_stored_order(step.layout, path, value, specs.parameters[path], lead)
-        for path, value in parameters.items()
-    }
     flat, tree = jax.tree_util.tree_flatten_with_path(step.state.optimizer, is_leaf=_is_pieces)
     optimizer = [
         _as_stored(step, own, keys, like, _at(parts[OPTIMIZER], _names(keys)), lead)
@@ -70,7 +65,7 @@ def stored_state(step: Step, parts: Mapping[str, Tree]) -> State:
     return replace(
         step.state,
         step=rest["step"],
-        parameters=parameters,
+        parameters=_ordered(step, own.stored(own.by_path(kept[PARAMETERS])), lead),
         model_state={
             path: _as_key(_at(kept[MODEL_STATE], plain_keys(keys)), step.state.model_state[path])
             for path, keys in module_state.items()
@@ -79,6 +74,29 @@ def stored_state(step: Step, parts: Mapping[str, Tree]) -> State:
         key=_as_key(rest["key"], step.state.key),
         outer={what: own.stored(own.by_path(rest[what])) for what in step.state.outer},
     )
+
+
+def stored_parameters(step: Step, tree: Tree) -> dict[str, Any]:
+    """The parameters of a step, given Flax's own tree of them; traceable.
+
+    Each replica of local SGD gets the same.
+    """
+    own = OwnTree.of(step.layout)
+    stored = _ordered(step, own.stored(own.by_path(tree)), 0)
+    if not _lead(step):
+        return stored
+    return {
+        path: jnp.broadcast_to(x, step.state.parameters[path].shape) for path, x in stored.items()
+    }
+
+
+def _ordered(step: Step, parameters: Mapping[str, Any], lead: int) -> dict[str, Any]:
+    """Parameters by path of storage, stacks of layers in the order of the stages."""
+    stored = step.layout.parameters
+    return {
+        path: in_stored_order(step.layout, path, x, stored[path].stored, lead)
+        for path, x in parameters.items()
+    }
 
 
 def _parts(step: Step, state: State, form: _Arrays | _Specs) -> dict[str, Tree]:
