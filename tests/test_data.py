@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import os
 import pathlib
 import re
 import sys
@@ -545,16 +546,29 @@ def test_the_folder_file_with_the_largest_id_is_named(tmp_path):
         tokens.dataset(tmp_path, vocabulary=0)
 
 
-def test_ids_that_change_after_opening_are_refused_in_their_window(tmp_path):
-    """A file written again while it is read is caught by the batch that meets the id."""
+def test_ids_that_change_after_opening_are_refused(tmp_path):
+    """By the time at which the file was written; where that is put back, by the id that is met."""
     path = id_file(tmp_path / "live.bin", np.full(200, 3))
-    dataset = tokens.dataset(path, sequence=19, vocabulary=10)
+    dataset, before = tokens.dataset(path, sequence=19, vocabulary=10), path.stat()
     with path.open("r+b") as file:
         file.seek(2 * 190)
         file.write((77).to_bytes(2, "little"))
+    with refused("live.bin: was written since it was opened, so that token ...train on a copy"):
+        dataset.batch(0, size=4)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     dataset.batch(0, size=4)
     with refused("live.bin: token 190 has id 77, but vocabulary=10...vocabulary=78 or more"):
         list(dataset.evaluation(size=4))
+
+
+def test_a_file_is_known_by_its_length_and_its_ids(tmp_path):
+    """So that a run does not go on with another under the same name."""
+    prints = set()
+    for ids in (np.full(200, 3), np.full(201, 3), np.arange(200) % 5):
+        path = id_file(tmp_path / "one.bin", ids)
+        prints.add(tokens.dataset(path, sequence=9).fingerprint)
+        assert tokens.dataset(path, sequence=9).fingerprint in prints
+    assert len(prints) == 3
 
 
 def test_an_iterable_does_not_go_back():
@@ -659,6 +673,7 @@ def test_a_file_of_any_length_is_opened_in_seconds(tmp_path, monkeypatch):
     """Its largest id is looked for in places all over it; what the vocabulary is has to be said."""
     monkeypatch.setattr(tokens, "SCAN_TOKENS", 10)
     monkeypatch.setattr(tokens, "SCANNED_TOKENS", 1000)
+    monkeypatch.setattr(tokens, "PRINTED_TOKENS", 1)
     file, read = tmp_path / "long.bin", []
     with file.open("wb") as out:
         out.truncate(2 * 1_000_000)

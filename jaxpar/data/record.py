@@ -36,6 +36,7 @@ class Dataset:
     `fields` gives the shape and dtype name of one example, without the batch dim. Every batch
     has a float32 `weight`: 1 for what counts, 0 for padding. The weights of one whole evaluation
     add up to `test_size`, counted in `unit`; sizes are None where the source does not tell.
+    `fingerprint` tells one source from another where they are alike otherwise, "" where none is.
 
     >>> ones = Dataset(
     ...     name="ones", fields={"weight": ((), "float32")}, vocabulary=1, unit="examples",
@@ -58,6 +59,7 @@ class Dataset:
     draw: Callable[[int, int, int, np.ndarray], Batch] = field(repr=False)
     # (size, rows) -> those rows of each test batch, in order; None where there is no test split
     walk: Callable[[int, np.ndarray], Iterator[Batch]] | None = field(repr=False)
+    fingerprint: str = ""
 
     def __post_init__(self):
         """Refuse a unit nobody counts in, and a vocabulary of nothing."""

@@ -6,6 +6,7 @@ than seconds. Raises DataError
 for a file that is missing, cut off, too short, of another kind, or beyond the vocabulary.
 """
 
+import hashlib
 import os
 import weakref
 from dataclasses import dataclass, replace
@@ -22,6 +23,9 @@ SCANNED_TOKENS = 2**30
 """How many ids of a file are looked at when it is opened, two seconds' worth: of more, some places
 all over it. Windows are looked at again when they are read.
 """
+PRINTED_PLACES, PRINTED_TOKENS = 64, 256
+"""Where, and how many, ids of a file are looked at to know it again."""
+
 HELD_OUT = 0.1
 
 # llm.c and its descendants also write `.bin`, with 256 int32 before the ids, of which this is the
@@ -65,7 +69,18 @@ def dataset(
     # The larger of the two is named, so that the repair works the first time.
     (id_, position), where = max(zip(largest, (train.where, test.where), strict=True))
     refuse_beyond(where, largest=id_, position=position, vocabulary=vocabulary)
-    return windows(path.stem, train=train, test=test, sequence=sequence, vocabulary=vocabulary)
+    made = windows(path.stem, train=train, test=test, sequence=sequence, vocabulary=vocabulary)
+    return replace(made, fingerprint=_fingerprint(train, test))
+
+
+def _fingerprint(*streams: Stream) -> str:
+    """The lengths of the streams, and a digest of some of their ids all over them."""
+    digest = hashlib.sha256()
+    for stream in streams:
+        places = range(0, len(stream.ids), max(1, len(stream.ids) // PRINTED_PLACES))
+        for start in places:
+            digest.update(stream.ids[start : start + PRINTED_TOKENS].tobytes())
+    return f"{sum(len(stream.ids) for stream in streams)} tokens, {digest.hexdigest()[:16]}"
 
 
 def _from_folder(folder: Path, held_out: float | None) -> tuple[Stream, Stream]:
@@ -146,6 +161,16 @@ class _Opened:
     def __init__(self, path: Path):
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self.number)
+        self.written = self._written()
+
+    def _written(self) -> tuple[int, int]:
+        """When the file was last written, in nanoseconds, and how long it is in bytes."""
+        now = os.fstat(self.number)
+        return now.st_mtime_ns, now.st_size
+
+    def has_changed(self) -> bool:
+        """Whether it was written since it was opened."""
+        return self._written() != self.written
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +200,7 @@ class TokenFile:
     def __getitem__(self, where: slice | np.ndarray) -> np.ndarray:
         """Read ids at a slice, or at the places that rows of a matrix hold, a row at once.
 
-        DataError when the file has become shorter since it was opened.
+        DataError when the file has become shorter, or was written, since it was opened.
         """
         if isinstance(where, slice):
             start, end, _ = where.indices(self.count)
@@ -193,6 +218,12 @@ class TokenFile:
             raise DataError(
                 f"{self.path}: ends at byte {at + len(read)} now, and was longer when it was "
                 f"opened. Leave it alone while it is read."
+            )
+        if self.opened.has_changed():
+            raise DataError(
+                f"{self.path}: was written since it was opened, so that token "
+                f"{self.first + start}, at byte {at}, may be another than a run like this one "
+                f"would read. Leave it alone while it is read, or train on a copy."
             )
         return np.frombuffer(read, TOKEN)
 

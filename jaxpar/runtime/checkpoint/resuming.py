@@ -38,6 +38,12 @@ def differences(
                 f"'{saved.data.get('name')}' with {_fields(saved.data)}, and this is "
                 f"'{data.name}' with {_fields(now.data)}: use the same"
             )
+    prints = saved.data.get("fingerprint"), data.fingerprint
+    if all(prints) and prints[0] != prints[1]:
+        raise RequestError(
+            f"the checkpoint of step {saved.step} was trained on '{data.name}' with {prints[0]}, "
+            f"and it has {prints[1]} now: train on the file as it was"
+        )
     return tuple(_notes(saved, now))
 
 

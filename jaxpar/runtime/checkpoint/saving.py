@@ -180,7 +180,13 @@ def about_run(program: Program, data: Any = None, training: Any = None) -> Metad
             "hardware": program.hardware.name,
         },
         training={} if training is None else dict(vars(training)),
-        data={} if data is None else {"name": data.name, "fields": fields},
+        data={}
+        if data is None
+        else {
+            "name": data.name,
+            "fields": fields,
+            "fingerprint": data.fingerprint,
+        },
         metrics={},
         versions={"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
