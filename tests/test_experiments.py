@@ -1,18 +1,22 @@
 """Every experiment file walks, and its claims hold; the benchmarks give rows."""
 
 import json
+import shutil
 from functools import partial
 from typing import Any
 
 import pytest
 from small import needs_cudnn, needs_gpu_compiler
 
-from experiments.benchmarks import alternate, gpu_program
+from experiments.benchmarks import alternate, gpu_program, soak
 from jaxpar import case
 from jaxpar.cli.main import execute
 from jaxpar.cli.repository import benchmarks, experiments
 from jaxpar.experiment import Claim, walk
 from jaxpar.program.record import compile_step
+
+OTHERS = ("gpu_program", "soak")
+"""Benchmarks that time nothing: they are tested by themselves."""
 
 QUICK = ("data_parallel",)
 """Whose claims are checked at every change; those of the others are under the marker `claims`."""
@@ -81,7 +85,7 @@ def test_a_case_that_cannot_be_laid_out_is_a_row_with_its_refusal():
 
 
 @pytest.mark.usefixtures("drawn_once")
-@pytest.mark.parametrize("name", [n for n in benchmarks().names() if n != "gpu_program"])
+@pytest.mark.parametrize("name", [n for n in benchmarks().names() if n not in OTHERS])
 def test_a_benchmark_gives_a_row_a_layout(name, monkeypatch):
     """At toy size, each row holds both times and their ratio; no time is judged."""
     import importlib
@@ -125,3 +129,22 @@ def test_a_plain_decoder_is_the_program_of_the_catalogues(plain, monkeypatch):
     assert sums[plain] == pytest.approx(sums["small"], rel=0.02)
     figures = {name: gpu_program.figures(program) for name, program in found.items()}
     assert figures[plain]["tflop"] == pytest.approx(figures["small"]["tflop"], rel=0.01)
+
+
+def _forgetful(run, draw):
+    """A fault after which nothing is left, which no run survives."""
+    del draw
+    shutil.rmtree(run.folder, ignore_errors=True)
+    (run.folder / "checkpoints").mkdir(parents=True)
+
+
+@pytest.mark.claims
+@pytest.mark.parametrize("fault", [soak.killed, _forgetful])
+def test_a_soak_tells_what_was_promised_and_not_kept(fault, monkeypatch):
+    """A killed run keeps all; one whose checkpoints are taken away, nothing."""
+    draws = iter([soak.killed, fault])
+    monkeypatch.setattr(soak, "FAULTS", (lambda run, draw: next(draws)(run, draw),))
+    monkeypatch.setattr(soak.random.Random, "choice", lambda self, of: of[0])
+    monkeypatch.setattr(soak, "STEPS", 12)
+    (row,) = soak.benchmark(1, minutes=0.2)
+    assert row["ok"] == (fault is soak.killed), row

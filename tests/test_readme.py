@@ -103,7 +103,12 @@ def _without(words, others):
 
 
 @pytest.mark.parametrize(
-    "command", [_typed(c, c[:40]) for c in COMMANDS if c.split()[0] in CHEAPER]
+    "command",
+    [
+        _typed(c, c[:40])
+        for c in COMMANDS
+        if c.split()[0] in CHEAPER and "--mesh auto" not in c  # which tests/test_elastic.py resumes
+    ],
 )
 def test_every_command_succeeds(command, capsys, tmp_path, monkeypatch, request):
     """Each command ends well, at fewer steps and layers; training draws its own first state."""

@@ -28,7 +28,11 @@ flags.DEFINE_string(
     flag_values=VALUES,
 )
 flags.DEFINE_string(
-    "mesh", None, "devices per mesh axis, outermost first: data=4,model=2", flag_values=VALUES
+    "mesh",
+    None,
+    "devices per mesh axis, outermost first: data=4,model=2; auto is the nearest to that of the "
+    "run that is resumed",
+    flag_values=VALUES,
 )
 flags.DEFINE_string(
     "hardware",
@@ -60,6 +64,9 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer("seed", None, "of parameters, batches and dropout", flag_values=VALUES)
 flags.DEFINE_integer("rounds", 5, "how often bench alternates its two sides", flag_values=VALUES)
+flags.DEFINE_float(
+    "minutes", None, "how long a benchmark that does harm goes on", flag_values=VALUES
+)
 flags.DEFINE_multi_string(
     "set",
     [],
@@ -69,6 +76,19 @@ flags.DEFINE_multi_string(
 )
 flags.DEFINE_bool(
     "resume", False, "go on from the newest whole checkpoint of the run folder", flag_values=VALUES
+)
+flags.DEFINE_integer(
+    "devices",
+    None,
+    "how many devices --mesh auto may use (default: all that are here; as many as the run had, "
+    "if they are simulated)",
+    flag_values=VALUES,
+)
+flags.DEFINE_string(
+    "weights",
+    None,
+    "an Orbax checkpoint whose weights the run starts from, jaxpar's or any other",
+    flag_values=VALUES,
 )
 flags.DEFINE_string(
     "on-nan",

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from jaxpar.runtime.checkpoint.folder import checkpoints_in
-
 
 @dataclass(frozen=True)
 class RunFiles:
@@ -29,15 +27,17 @@ class RunFiles:
     def fresh(cls, folder: Path) -> "RunFiles":
         """Those of the next run."""
         several = (cls.numbered(folder, number) for number in count(1))
-        return next(
-            one for one in several if not one.metrics.exists() and not one.checkpoints.exists()
-        )
+        return next(one for one in several if not one.is_used())
+
+    def is_used(self) -> bool:
+        """Whether a run has written anything there."""
+        has_rows = self.metrics.exists() and self.metrics.stat().st_size > 0
+        return has_rows or self.checkpoints.exists()
 
     @classmethod
     def newest(cls, folder: Path) -> "RunFiles | None":
-        """Those of the last run that has a checkpoint; None if none has."""
+        """Those of the last run, be it one that has no checkpoint yet; None if there was none."""
         names = [one.name for one in folder.iterdir()] if folder.is_dir() else []
-        found = [re.fullmatch(r"checkpoints(?:-([1-9]\d{0,8}))?", name) for name in names]
-        numbers = sorted((int(match[1] or 1) for match in found if match), reverse=True)
-        several = (cls.numbered(folder, number) for number in numbers)
-        return next((one for one in several if checkpoints_in(one.checkpoints)), None)
+        found = [re.fullmatch(r"checkpoints(?:-(\d{1,9}))?", name) for name in names]
+        numbers = [int(match[1] or 1) for match in found if match]
+        return cls.numbered(folder, max(numbers)) if numbers else None

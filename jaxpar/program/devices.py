@@ -105,6 +105,12 @@ def _devices(hardware: Hardware, platform: str | None = None) -> list[Any]:
         ) from error
 
 
+def count_of(hardware: Hardware) -> int:
+    """How many devices of local hardware there are, in all processes; starts JAX."""
+    with quiet_start():
+        return len(_local(MeshShape(), hardware))
+
+
 def _described(shape: MeshShape, hardware: Hardware) -> list[Any]:
     """Devices that are not here, as XLA's GPU compiler knows them from a text."""
     node = min(hardware.devices_per_node or 1, shape.devices)

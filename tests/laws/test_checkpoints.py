@@ -267,5 +267,5 @@ def test_weights_from_elsewhere_start_a_run(strategy, mesh, options, run, tmp_pa
             start_from(program, {**tree, name: value})
     with pytest.raises(RequestError, match="there is no such folder"):
         start_from(program, tmp_path / "nowhere")
-    with pytest.raises(RequestError, match="cannot be read"):
+    with pytest.raises(RequestError, match="no tree of Orbax's is there"):
         start_from(program, tmp_path)

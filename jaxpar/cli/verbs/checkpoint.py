@@ -37,8 +37,7 @@ def verb(options: Options, screen: Screen) -> int:
 
 def _found(path: Path) -> list[OnDisk]:
     """The checkpoints that a path names: one, a run's, or those in the folder of runs."""
-    folders = [path, *sorted(path.glob("checkpoints*"))] if path.is_dir() else []
-    found = [one for folder in folders for one in one_of(folder)]
+    found = one_of(path)
     if not found:
         raise RequestError(
             f"checkpoint show {path}: there is no checkpoint: name the folder of a run, of its "

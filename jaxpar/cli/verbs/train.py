@@ -3,9 +3,11 @@
 import math
 import shlex
 import time
+from pathlib import Path
 
 from jaxpar.case import Case, Resolved
 from jaxpar.cli import repository
+from jaxpar.cli.elastic import resumed_case
 from jaxpar.cli.options import Options, make_folder
 from jaxpar.cli.own_code import more_of
 from jaxpar.cli.run_files import RunFiles
@@ -22,12 +24,15 @@ from jaxpar.measures.inspect import Inspection, inspect
 from jaxpar.measures.verify.verify import verify
 from jaxpar.program.devices import device_mesh
 from jaxpar.program.record import Program, compile_step
+from jaxpar.runtime.checkpoint.folder import checkpoints_in
 from jaxpar.runtime.checkpoint.restoring import Restored, restore
 from jaxpar.runtime.checkpoint.resuming import differences
+from jaxpar.runtime.checkpoint.weights import start_from
 from jaxpar.runtime.evaluate import bits
 from jaxpar.runtime.metrics_file import cut_back
 from jaxpar.runtime.outcome import Outcome, TrainingStopped
 from jaxpar.runtime.train import train
+from jaxpar.step.record import State
 
 TAKES = "MODEL"
 READS = (
@@ -44,6 +49,8 @@ READS = (
     "set",
     "out",
     "resume",
+    "devices",
+    "weights",
     "on-nan",
     "verify",
 )
@@ -52,13 +59,19 @@ READS = (
 def verb(options: Options, screen: Screen) -> int:
     """Train; with `--verify`, prove the layout too."""
     started = time.perf_counter()
-    asked = options.case.resolve()
+    case, folder = options.case, None
+    if options.mesh == "auto":
+        case, folder = resumed_case(options, screen)
+    elif options.devices:
+        raise RequestError("--devices is how many --mesh auto may use: say --mesh auto")
+    asked = case.resolve()
     if asked.hardware.kind == "described":
         raise RequestError(
             f"hardware '{asked.hardware.name}' is described, not present, so nothing can be "
             "trained on it: use --hardware cpu, or 'inspect' to read the program it would run"
         )
-    files = _files(options, asked, screen)
+    folder = folder or options.file(asked.name, "metrics.jsonl").parent
+    files = _files(options, folder, screen)
     data = asked.load_data()
 
     # What can be refused is, before the long work.
@@ -77,11 +90,14 @@ def verb(options: Options, screen: Screen) -> int:
         screen.finish({"model": asked.layout.model.name, **inspection.record()})
         return 1
     start = _restored(options, asked, program, data, files, screen)
+    weights = None
+    if options.weights and start is None:
+        weights = start_from(program, options.weights, seed=asked.training.seed)
     if start and start.metadata.step >= asked.training.steps:
         return _finished(start, asked, screen)
     make_folder(files.metrics)
     screen.files += [files.metrics, files.checkpoints]
-    outcome, stopped = _trained(asked, program, data, files, screen, start)
+    outcome, stopped = _trained(asked, program, data, files, screen, start or weights)
     show_outcome(screen, outcome)
     record = _record(asked, data, inspection, outcome) | {"metrics": str(files.metrics)}
     record["resumed_from_step"] = start and start.metadata.step
@@ -103,14 +119,12 @@ def verb(options: Options, screen: Screen) -> int:
     return 0 if ok and not stopped else 1
 
 
-def _files(options: Options, asked: Resolved, screen: Screen) -> RunFiles:
+def _files(options: Options, folder: Path, screen: Screen) -> RunFiles:
     """Where the run writes: where the newest did that is to be resumed, or where none has yet."""
-    folder = options.file(asked.name, "metrics.jsonl").parent
-    if options.resume and (newest := RunFiles.newest(folder)):
-        return newest
-    if options.resume:
+    newest = RunFiles.newest(folder) if options.resume else None
+    if options.resume and not (newest and checkpoints_in(newest.checkpoints)):
         screen.say(f"nothing to resume in {folder}: this run starts at step 0")
-    return RunFiles.fresh(folder)
+    return newest or RunFiles.fresh(folder)
 
 
 def _restored(
@@ -122,7 +136,10 @@ def _restored(
     screen: Screen,
 ) -> Restored | None:
     """What the newest whole checkpoint holds, if the run is to be resumed and there is one."""
-    if not options.resume or not files.checkpoints.exists():
+    if not options.resume:
+        return None
+    if not checkpoints_in(files.checkpoints):
+        cut_back(files.metrics, 0)
         return None
     with screen.doing(f"restoring from {files.checkpoints}"):
         start = restore(program, files.checkpoints)
@@ -156,7 +173,7 @@ def _trained(
     data: Dataset,
     files: RunFiles,
     screen: Screen,
-    start: Restored | None,
+    start: Restored | State | None,
 ) -> tuple[Outcome, TrainingStopped | None]:
     """What training came to, and what stopped it before its end."""
     units = math.prod(data.fields["weight"][0]) * asked.layout.model.batch_size

@@ -71,7 +71,11 @@ def is_step(folder: Path) -> bool:
 
 
 def one_of(path: str | Path) -> list[OnDisk]:
-    """The checkpoints that a path names, newest first: a run's, or one."""
+    """The checkpoints that a path names, newest first: one, a folder of them, or that of a run."""
     path = Path(path)
     inside = checkpoints_in(path)
-    return [OnDisk(path, int(path.name))] if is_step(path) and not inside else inside
+    if is_step(path) and not inside:
+        return [OnDisk(path, int(path.name))]
+    runs = [] if inside or not path.is_dir() else path.glob("checkpoints*")
+    last = max(runs, key=lambda folder: (len(folder.name), folder.name), default=None)
+    return inside if last is None else checkpoints_in(last)

@@ -71,6 +71,10 @@ def _folder(path: Path) -> Path:
         folder = folder / PARAMETERS
     if not folder.is_dir():
         raise RequestError(f"weights {path}: there is no such folder: name an Orbax checkpoint's")
+    if not (folder / "_METADATA").is_file():
+        raise RequestError(
+            f"weights {path}: no tree of Orbax's is there: name the folder that has its _METADATA"
+        )
     return folder
 
 

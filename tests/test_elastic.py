@@ -1,0 +1,74 @@
+"""A run that goes on with other devices: the nearest legal mesh, the same global batch."""
+
+import json
+from pathlib import Path
+
+import pytest
+from small import small_model
+
+from jaxpar.case import load_strategy
+from jaxpar.cli.main import execute
+from jaxpar.core.errors import RequestError
+from jaxpar.core.mesh import MeshShape
+from jaxpar.runtime.checkpoint.folder import checkpoints_in
+from jaxpar.runtime.elastic import nearest
+
+
+@pytest.mark.parametrize(
+    ("strategy", "before", "parts", "devices", "mesh", "after"),
+    [
+        ("fsdp", "data=8", 1, 6, "data=4", 2),  # 6 and 5 do not divide 16 rows
+        ("hybrid", "data=4,model=2", 1, 7, "data=2,model=2", 2),  # before data=4,model=1
+        ("hybrid", "data=4,model=2", 1, 1, "data=1", 4),
+        ("tensor", "model=8", 1, 5, "model=4", 1),
+        ("fsdp", "data=4", 2, 8, "data=8", 1),  # more devices than before
+        ("fsdp", "data=4", 1, 4, "data=4", 1),
+        ("fsdp+pipeline", "pipe=2,data=4", 4, 6, "pipe=2,data=2", 8),
+    ],
+)
+def test_the_mesh_that_uses_most_devices_and_changes_least(
+    strategy, before, parts, devices, mesh, after
+):
+    """The batch is as large as it was, and no device has more rows at a time than it had."""
+    model = small_model("transformer").with_batch_size(16)
+    was = MeshShape.parse(before)
+    found = nearest(model, load_strategy(strategy), was, parts, devices)
+    assert (found.layout.mesh, found.microbatches) == (MeshShape.parse(mesh), after)
+
+
+def test_no_legal_mesh_is_said():
+    """Replicas that average are at least two."""
+    model = small_model("transformer").with_batch_size(16)
+    with pytest.raises(RequestError, match="no mesh of 1 devices or fewer can have its strategy"):
+        nearest(model, load_strategy("local_sgd"), MeshShape.parse("replica=2,data=2"), 1, 1)
+
+
+TINY = ["--set", "width=16", "--set", "hidden=1", "--strategy", "fsdp", "--json"]
+
+
+@pytest.mark.usefixtures("own_folder")
+def test_a_run_is_resumed_on_what_is_left(capsys):
+    """By its folder or, unnamed, the last of its model and strategy; weights start another."""
+
+    def trained(*words, status=0, model="mlp"):
+        tiny = [word for word in TINY if model == "mlp" or "=" not in word and word != "--set"]
+        assert execute(["train", model, *tiny, *words], program="jaxpar") == status
+        told = capsys.readouterr()
+        return json.loads(told.out) if status == 0 else told.err
+
+    trained("--mesh", "data=8", "--steps", "2")
+    auto = ("--mesh", "auto", "--devices", "5", "--steps", "4")
+    record = trained(*auto, "--resume")
+    assert record["mesh"] == {"data": 4, "model": 1} and record["resumed_from_step"] == 2
+    (folder,) = Path("runs").iterdir()
+    assert [one.step for one in checkpoints_in(folder / "checkpoints")] == [4, 2]
+    metadata = checkpoints_in(folder / "checkpoints")[0].metadata()
+    assert metadata.layout["microbatches"] == 2 and metadata.layout["batch"] == 64
+    record = trained(*auto, "--resume", "--out", str(folder))
+    assert record["steps"] == 0 and record["resumed_from_step"] == 4
+    other = trained("--mesh", "data=2", "--steps", "1", "--weights", str(folder), "--out", "other")
+    assert other["steps"] == 1 and other["resumed_from_step"] is None
+    assert "say --resume" in trained(*auto, status=2)
+    assert "say --mesh auto" in trained("--devices", "2", status=2)
+    assert "there is no run in" in trained(*auto, "--resume", model="convnet", status=2)
+    assert "no checkpoint in nowhere" in trained(*auto, "--resume", "--out", "nowhere", status=2)
