@@ -67,6 +67,28 @@ flags.DEFINE_multi_string(
     "repeated",
     flag_values=VALUES,
 )
+flags.DEFINE_integer(
+    "processes",
+    None,
+    "processes to start on this machine, which share the mesh",
+    flag_values=VALUES,
+)
+flags.DEFINE_string(
+    "coordinator",
+    None,
+    "host:port of process 0, for a process of several that is started by hand",
+    flag_values=VALUES,
+)
+flags.DEFINE_integer(
+    "process-id", None, "which process of them this is, from 0", flag_values=VALUES
+)
+flags.DEFINE_integer("process-count", None, "how many processes there are", flag_values=VALUES)
+flags.DEFINE_integer(
+    "patience",
+    30,
+    "seconds that one process may be silent, or behind the others, before all are ended",
+    flag_values=VALUES,
+)
 flags.DEFINE_string("out", None, "folder for files (default: runs/...)", flag_values=VALUES)
 flags.DEFINE_string("picture", None, "save what is shown as an SVG picture", flag_values=VALUES)
 flags.DEFINE_bool("json", False, "one JSON record on standard output", flag_values=VALUES)

@@ -40,6 +40,11 @@ READS = (
     "set",
     "out",
     "verify",
+    "processes",
+    "coordinator",
+    "process-id",
+    "process-count",
+    "patience",
 )
 
 

@@ -1,0 +1,192 @@
+"""The watchdog: one thread a process, that ends all of them, with a sentence, if one is lost.
+
+A process that is killed is known at once, by its connection; one that is stopped or hangs by what
+it no longer says. JAX alone ends the others without a word, or after half an hour.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from jaxpar.core.progress import Position, here
+from jaxpar.core.source_lines import own_file
+from jaxpar.runtime.star import Hub, Spoke
+from jaxpar.runtime.verdict import Seen, verdict
+
+PATIENCE_SECONDS = 30.0
+"""How long a process may be silent, or behind the others."""
+
+BEAT_SECONDS = 1.0
+REFUSING_SECONDS = 3.0
+"""How long after one process refused a request the others may take to refuse it themselves."""
+
+LOST = 1
+"""The exit status of a process that another one's end has ended."""
+
+
+@dataclass(frozen=True)
+class Who:
+    """Which process speaks, and to whom its parent answers.
+
+    Attributes:
+        program: how the command was started.
+        number, count: which process this is, and how many there are.
+        parent: the process that started all of them and ends them; None where nobody does.
+    """
+
+    program: str
+    number: int
+    count: int
+    parent: int | None = None
+
+    def __str__(self) -> str:
+        return f"process {self.number} of {self.count}"
+
+
+class Watchdog:
+    """Watches the other processes of a program until it is told that this one leaves.
+
+    Attributes:
+        last_good: says what training can go on from, for the sentence; "" for nothing.
+    """
+
+    def __init__(self, who: Who, star: Hub | Spoke, patience_seconds: float = PATIENCE_SECONDS):
+        self.who, self.patience_seconds = who, patience_seconds
+        self.last_good: Callable[[], str] = lambda: ""
+        self._star = star
+        now = time.monotonic()
+        self._seen = {n: Seen(Position(0, "starting", True), now, now) for n in range(who.count)}
+        self._left: set[int] = set()
+        self._due: tuple[float, str] | None = None
+        self._leaving = threading.Event()
+        self._said = threading.Lock()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch; whatever aborts this process from now on says a sentence first."""
+        self._on_abort = _CALLBACK(self._aborted)
+        _LIBC.signal(int(signal.SIGABRT), ctypes.cast(self._on_abort, ctypes.c_void_p))
+        self._thread.start()
+
+    def leave(self, why: str = "", *, refused: bool = False) -> None:
+        """Stop watching, and let the others know.
+
+        Args:
+            why: a sentence about what ended this process; "" where it is done, as they are.
+            refused: whether they are likely to refuse the same.
+        """
+        if self._leaving.is_set():
+            return
+        self._leaving.set()
+        self._thread.join(10 * BEAT_SECONDS)
+        _LIBC.signal(int(signal.SIGABRT), None)
+        self._star.send({"left": why, "refused": refused})
+        self._star.close()
+
+    def end(self, sentence: str) -> None:
+        """End this process now, with a sentence; nothing of it can be waited for any more."""
+        if self._leaving.is_set() or not self._said.acquire(blocking=False):
+            return
+        self._star.send({"verdict": sentence})
+        good = ""
+        with suppress(Exception):  # a person's disk, which may be what was lost
+            good = self.last_good()
+        more = f"; last good checkpoint: {good}" if good else ""
+        line = f"{self.who.program}: {self.who}: {sentence}{more}{_stands()}\n"
+        with suppress(OSError):
+            os.write(2, line.encode())
+        os._exit(LOST)
+
+    def wait_for_verdict(self, seconds: float) -> None:
+        """Give this thread's watchdog time to end the process, and return if it does not."""
+        self._thread.join(seconds)
+
+    def _watch(self) -> None:
+        """Look at the others every second until this process leaves."""
+        before = time.monotonic()
+        while not self._leaving.is_set():
+            came = self._star.poll(BEAT_SECONDS)
+            now = time.monotonic()
+            if now - before > self.patience_seconds / 2:  # this process itself was stopped
+                self._seen = {n: Seen(s.position, now, now) for n, s in self._seen.items()}
+            before = now
+            for number, message in came:
+                if sentence := self._heard(number, message, now):
+                    self.end(sentence)
+            if sentence := self._judged(now):
+                self.end(sentence)
+
+    def _judged(self, now: float) -> str:
+        """Say where this process is, and return a sentence about another that is lost."""
+        own = here.position
+        mine = {"count": own.count, "where": own.where, "may_last": own.may_last}
+        self._star.send({"at": mine})
+        number = self.who.number
+        self._seen[number] = self._seen[number].told(own, now)
+        if self.who.parent is not None and os.getppid() != self.who.parent:
+            return "the process that started it has ended"
+        if self._due and now > self._due[0]:
+            return self._due[1]
+        if number:  # only process 0 hears all others
+            first = self._seen[0]
+            is_silent = now - first.heard > self.patience_seconds
+            return verdict({0: first}, now, self.patience_seconds) if is_silent else ""
+        seen = {n: s for n, s in self._seen.items() if n not in self._left}
+        return verdict(seen, now, self.patience_seconds)
+
+    def _heard(self, number: int, message: dict[str, Any] | None, now: float) -> str:
+        """Take in what a process said; a sentence if it is lost."""
+        if message is None:
+            if number in self._left:
+                return ""
+            was = self._seen[number].position.where
+            return f"process {number} has ended without a word (it was {was})"
+        if "verdict" in message:
+            return str(message["verdict"])
+        if "left" in message:
+            self._left.add(number)
+            if message["left"]:
+                wait = REFUSING_SECONDS if message["refused"] else 0.0
+                self._due = now + wait, f"process {number} has ended ({message['left']})"
+            return ""
+        at = Position(**message["at"]) if "at" in message else self._seen[number].position
+        self._seen[number] = self._seen[number].told(at, now)
+        return ""
+
+    def _aborted(self, number: int) -> None:
+        """What runs where this process aborts: it says why, if the thread does not before."""
+        time.sleep(2 * BEAT_SECONDS)
+        now = time.monotonic()
+        silent = [n for n, s in self._seen.items() if now - s.heard > 4 * BEAT_SECONDS]
+        lost = [n for n in silent if n not in self._left and n != self.who.number]
+        names = " and ".join(f"process {n}" for n in lost) or "another process"
+        since = max((now - self._seen[n].heard for n in lost), default=0.0)
+        told = f" for {since:.0f} s" if since else ""
+        self.end(f"{names} has not answered{told}, and JAX ends this one")
+        os._exit(LOST)
+
+
+_LIBC = ctypes.CDLL(None)
+_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_int)
+_LIBC.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+_LIBC.signal.restype = ctypes.c_void_p
+
+
+def _stands() -> str:
+    """Where this process's main thread stands in a person's own code; "" where it does not."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    files = []
+    while frame is not None:
+        files.append((frame.f_code.co_filename, frame.f_lineno))
+        frame = frame.f_back
+    at = own_file(file for file, _ in files)
+    return "" if at is None else f"; this process is at {files[at][0]}:{files[at][1]}"
