@@ -16,6 +16,9 @@ from jaxpar.core.mesh import MeshShape
 MOST = 64
 """Processes on one machine."""
 
+GLOO = "[Gloo] Rank "
+"""What gloo prints of every connection."""
+
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 _USUAL_MESH = "data=4,model=2"
 
@@ -56,7 +59,7 @@ def run_here(options: Options, argv: Sequence[str], program: str) -> int:
     def listen(number: int, line: str) -> None:
         if line.startswith(f"{program}: "):
             held[number] = line  # its last word, perhaps the same as another's
-        else:
+        elif not line.startswith(GLOO):
             print(f"[process {number}] {line}", file=sys.stderr, flush=True)
 
     children = Children([_command(argv, program, i, count, port) for i in range(count)], listen)

@@ -1,4 +1,4 @@
-"""Devices of a mesh shared out among processes: as many each, `model` within one where it can be."""
+"""Devices of a mesh shared out among processes: as many each, `model` within one if it fits."""
 
 from __future__ import annotations
 

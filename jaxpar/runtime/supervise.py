@@ -1,4 +1,4 @@
-"""The parent of several processes on this machine: starts them, and ends the rest when one fails."""
+"""The parent of several processes on one machine: starts them, ends the rest when one fails."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from jaxpar.program.devices import device_mesh
 from jaxpar.program.record import Program, compile_step
 from jaxpar.runtime.evaluate import bits
 from jaxpar.runtime.outcome import Outcome, TrainingStopped
+from jaxpar.runtime.several import agreed, on_the_same
 from jaxpar.runtime.train import train
 
 TAKES = "MODEL"
@@ -57,13 +58,15 @@ def verb(options: Options, screen: Screen) -> int:
             f"hardware '{asked.hardware.name}' is described, not present, so nothing can be "
             "trained on it: use --hardware cpu, or 'inspect' to read the program it would run"
         )
-    metrics_file = unused(options.file(asked.name, "metrics.jsonl"))
+    metrics_file = agreed(unused(options.file(asked.name, "metrics.jsonl")))
     data = asked.load_data()
 
     # What can be refused is, before the long work.
     mesh = device_mesh(asked.layout.mesh, asked.hardware)
     step = asked.make(asked.layout)
-    Program(step, asked.hardware, mesh).check_runs()
+    program = Program(step, asked.hardware, mesh)
+    program.check_runs()
+    data = on_the_same(program, data, asked.training)
     with screen.doing(compiling(asked)):
         program = compile_step(step, hardware=asked.hardware)
         inspection = inspect(program, is_strict=options.lint == "error")

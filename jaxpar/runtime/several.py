@@ -1,0 +1,71 @@
+"""Training in several processes: the same program in each, watched; in one process nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from jaxpar.core.progress import here
+from jaxpar.data.record import Batch, Dataset
+from jaxpar.optimizers.record import Recipe
+from jaxpar.program.record import Program
+from jaxpar.runtime.distributed import joined
+from jaxpar.runtime.fingerprint import check_same
+
+
+def agreed(path: Path) -> Path:
+    """The path that process 0 has, in every process: each would choose another unused name."""
+    mine = joined()
+    return path if mine is None else Path(mine.told("path", str(path))[0])
+
+
+def on_the_same(program: Program, data: Dataset, training: Recipe) -> Dataset:
+    """The data to train on, once every process was found to run the same program on it.
+
+    Args:
+        program: it need not be compiled.
+        data: what is trained on.
+        training: how.
+
+    Returns:
+        The same data, which tells the watchdog how far this process has come.
+
+    Raises:
+        RequestError: for processes that differ.
+    """
+    mine = joined()
+    if mine is None:
+        return data
+    check_same(mine, program, data, training)
+    return watched(data)
+
+
+def watched(data: Dataset) -> Dataset:
+    """The same data, which tells how far training has come whenever a batch is read."""
+
+    def draw(step: int, size: int, seed: int, rows: np.ndarray) -> Batch:
+        here.at(f"reading the batch of step {step + 1}")
+        batch = data.draw(step, size, seed, rows)
+        here.at(f"in step {step + 1}")
+        return batch
+
+    return replace(data, draw=draw, walk=None if data.walk is None else _watched_walk(data.walk))
+
+
+def _watched_walk(
+    walk: Callable[[int, np.ndarray], Iterator[Batch]],
+) -> Callable[[int, np.ndarray], Iterator[Batch]]:
+    """The same walk over the test split, which tells how far it has come."""
+
+    def watched_walk(size: int, rows: np.ndarray) -> Iterator[Batch]:
+        here.at("reading test batch 1")
+        for number, batch in enumerate(walk(size, rows), 1):
+            here.at(f"in test batch {number}")
+            yield batch
+            here.at(f"reading test batch {number + 1}")
+        here.at("after the test", may_last=True)
+
+    return watched_walk
