@@ -21,7 +21,7 @@ from jaxpar.core.progress import here
 from jaxpar.runtime.star import Hub, Spoke
 from jaxpar.runtime.watchdog import PATIENCE_SECONDS, Watchdog, Who
 
-HEARTBEAT_SECONDS = 20
+HEARTBEAT_SECONDS = 25
 """Without a sign of a process JAX ends the others after this, whatever Python does."""
 
 COLLECTIVE_SECONDS = 55

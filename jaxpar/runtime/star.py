@@ -96,10 +96,9 @@ class Hub:
 
     def close(self) -> None:
         """Close every connection."""
+        for key in list(self._selector.get_map().values()):
+            key.fileobj.close()  # pyright: ignore[reportAttributeAccessIssue]  (each is a socket)
         self._selector.close()
-        for line in self.lines.values():
-            line.connection.close()
-        self._listening.close()
 
     def _accept(self) -> None:
         """Take a connection, of whom is not known yet."""

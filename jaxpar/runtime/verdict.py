@@ -39,40 +39,64 @@ class Seen:
         return Seen(position, now, now, max(self.longest_seconds, took))
 
 
-def verdict(seen: Mapping[int, Seen], now: float, patience_seconds: float) -> str:
-    """A sentence about the process that keeps the others waiting; "" while all is well.
+def silent(seen: Mapping[int, Seen], now: float, patience_seconds: float) -> str:
+    """A sentence about processes that say nothing any more; "" for none.
+
+    Half of the patience is enough, but for what may keep Python from saying anything.
 
     Args:
         seen: what is known of each process, by its number.
         now: the time.
-        patience_seconds: how long a process may be silent, or behind the others.
+        patience_seconds: how long a process may be silent.
     """
-    for number, process in seen.items():
-        if now - process.heard > patience_seconds:
-            return (
-                f"process {number} has not answered for {now - process.heard:.0f} s (it was "
-                f"{process.position.where}): it is stopped, or its machine cannot be reached"
-            )
+    lost = {
+        number: process
+        for number, process in seen.items()
+        if now - process.heard > patience_seconds / (1 if process.position.may_last else 2)
+    }
+    if not lost:
+        return ""
+    since = now - min(process.heard for process in lost.values())
+    return (
+        f"{names_of(lost)} not answered for {since:.0f} s (it was {_where(lost)}): it is stopped, "
+        "or its machine cannot be reached"
+    )
+
+
+def behind(seen: Mapping[int, Seen], now: float, patience_seconds: float) -> str:
+    """A sentence about the processes that keep the others waiting; "" while all move on.
+
+    Args:
+        seen: what is known of each process, by its number.
+        now: the time.
+        patience_seconds: how long a process may be behind the others.
+    """
     if any(process.position.may_last for process in seen.values()):
         return ""
     counts = [process.position.count for process in seen.values()]
-    behind = {n: p for n, p in seen.items() if p.position.count == min(counts)}
-    since = now - max(process.moved for process in behind.values())
+    last = {n: p for n, p in seen.items() if p.position.count == min(counts)}
+    since = now - max(process.moved for process in last.values())
     if min(counts) < max(counts):
         if since <= patience_seconds:
             return ""
-        names = " and ".join(f"process {number}" for number in behind)
         return (
-            f"{names} has not moved on for {since:.0f} s ({_where(behind)}), and the others wait "
-            "for it"
+            f"{names_of(last)} not moved on for {since:.0f} s ({_where(last)}), and the others "
+            "wait for it"
         )
     longest = max(process.longest_seconds for process in seen.values())
     if min(counts) < LEARNT or since <= max(patience_seconds, LONGER * longest):
         return ""
     return (
-        f"no process has moved on for {since:.0f} s ({_where(behind)}): a collective does not end, "
+        f"no process has moved on for {since:.0f} s ({_where(last)}): a collective does not end, "
         "or one process hangs beside it"
     )
+
+
+def names_of(seen: Mapping[int, Seen]) -> str:
+    """Processes by their numbers, with the verb: "process 1 has"; "" for none."""
+    if len(seen) < 2:
+        return "".join(f"process {number} has" for number in seen)
+    return f"processes {', '.join(map(str, seen))} have"
 
 
 def _where(seen: Mapping[int, Seen]) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from jaxpar.core.progress import Position, here
 from jaxpar.core.source_lines import own_file
 from jaxpar.runtime.star import Hub, Spoke
-from jaxpar.runtime.verdict import Seen, verdict
+from jaxpar.runtime.verdict import Seen, behind, names_of, silent
 
 PATIENCE_SECONDS = 30.0
 """How long a process may be silent, or behind the others."""
@@ -112,18 +112,20 @@ class Watchdog:
 
     def _watch(self) -> None:
         """Look at the others every second until this process leaves."""
-        before = time.monotonic()
+        before = due = time.monotonic()
         while not self._leaving.is_set():
-            came = self._star.poll(BEAT_SECONDS)
+            came = self._star.poll(max(0.0, due - time.monotonic()))
             now = time.monotonic()
-            if now - before > self.patience_seconds / 2:  # this process itself was stopped
+            if now - before > self.patience_seconds / 3:  # this process itself was stopped
                 self._seen = {n: Seen(s.position, now, now) for n, s in self._seen.items()}
             before = now
             for number, message in came:
                 if sentence := self._heard(number, message, now):
                     self.end(sentence)
-            if sentence := self._judged(now):
-                self.end(sentence)
+            if now >= due:  # not at each message: an answer to every answer would never end
+                due = now + BEAT_SECONDS
+                if sentence := self._judged(now):
+                    self.end(sentence)
 
     def _judged(self, now: float) -> str:
         """Say where this process is, and return a sentence about another that is lost."""
@@ -137,11 +139,9 @@ class Watchdog:
         if self._due and now > self._due[0]:
             return self._due[1]
         if number:  # only process 0 hears all others
-            first = self._seen[0]
-            is_silent = now - first.heard > self.patience_seconds
-            return verdict({0: first}, now, self.patience_seconds) if is_silent else ""
+            return silent({0: self._seen[0]}, now, self.patience_seconds)
         seen = {n: s for n, s in self._seen.items() if n not in self._left}
-        return verdict(seen, now, self.patience_seconds)
+        return silent(seen, now, self.patience_seconds) or behind(seen, now, self.patience_seconds)
 
     def _heard(self, number: int, message: dict[str, Any] | None, now: float) -> str:
         """Take in what a process said; a sentence if it is lost."""
@@ -166,12 +166,11 @@ class Watchdog:
         """What runs where this process aborts: it says why, if the thread does not before."""
         time.sleep(2 * BEAT_SECONDS)
         now = time.monotonic()
-        silent = [n for n, s in self._seen.items() if now - s.heard > 4 * BEAT_SECONDS]
-        lost = [n for n in silent if n not in self._left and n != self.who.number]
-        names = " and ".join(f"process {n}" for n in lost) or "another process"
-        since = max((now - self._seen[n].heard for n in lost), default=0.0)
+        left = (self.who.number, *self._left)
+        lost = {n: s for n, s in self._seen.items() if n not in left and now - s.heard > 4}
+        since = max((now - s.heard for s in lost.values()), default=0.0)
         told = f" for {since:.0f} s" if since else ""
-        self.end(f"{names} has not answered{told}, and JAX ends this one")
+        self.end(f"{names_of(lost) or 'another process has'} not answered{told}")
         os._exit(LOST)
 
 

@@ -1,0 +1,276 @@
+"""Several processes: one program, the numbers of one process, and an end with a sentence."""
+
+import json
+import re
+import signal
+import sys
+import threading
+from types import SimpleNamespace
+
+import pytest
+import several
+
+from jaxpar.cli import processes as command
+from jaxpar.cli.main import execute
+from jaxpar.core.errors import RequestError
+from jaxpar.core.mesh import MeshShape
+from jaxpar.core.progress import Position, Progress
+from jaxpar.program.shares import device_share, shared_out
+from jaxpar.runtime import supervise
+from jaxpar.runtime.fingerprint import differences
+from jaxpar.runtime.star import Hub, Spoke
+from jaxpar.runtime.verdict import Seen, behind, silent
+
+pytest_plugins = ["jaxpar.testing.multiprocess"]
+
+CASES = [
+    ("mlp", "data", "data=4"),
+    ("mlp", "fsdp", "data=4"),
+    ("mlp", "hybrid", "data=2,model=2"),
+    ("mlp", "local_sgd", "replica=2,data=2"),
+    ("transformer", "pipeline", "pipe=2,data=2"),
+]
+
+
+def test_two_processes_train_as_one_does(multiprocess):
+    """To rounding: gloo may add in another order; and each process is told the same losses."""
+    result = multiprocess(several.losses, CASES, 4, processes=2, devices=2)
+    assert len(result.control) == len(CASES)
+    for value in result.values:
+        for named, losses in result.control.items():
+            assert value[named] == pytest.approx(losses, rel=1e-6), named
+            assert len(set(losses)) > 3, named
+
+
+def test_a_process_reads_the_rows_that_its_devices_hold(multiprocess):
+    """Sharded over several axes, replicated over processes, and where an order splits them up."""
+    meshes = {
+        ("data", "data=4"): [(0, 4), (4, 8)],
+        ("replica", "replica=2,data=2"): [(0, 4), (4, 8)],
+        ("replica", "data=2,replica=2"): [(0, 6), (2, 8)],
+        ("tensor", "model=4"): [(0, 8), (0, 8)],
+        ("hybrid", "model=2,data=2"): [(0, 8), (0, 8)],
+    }
+    result = multiprocess(several.rows_read, list(meshes), control=False)
+    for number, value in enumerate(result.values):
+        for (strategy, mesh), rows in meshes.items():
+            assert value[f"{strategy} {mesh}"] == [*rows[number], True], (number, mesh)
+
+
+def test_processes_share_what_they_say(multiprocess):
+    """Keys with values, and a name that all of them use."""
+    values = multiprocess(several.share, control=False, devices=1).values
+    assert values == tuple([n, 2, True, ["said by 0", "said by 1"], "file-0"] for n in range(2))
+
+
+def test_processes_that_differ_refuse_to_train(multiprocess):
+    """All of them, with the same sentence, and before anything is compiled."""
+    result = multiprocess(several.differ, control=False, check=False)
+    assert [end.status for end in result.ended] == [2, 2]
+    for log in result.logs:
+        assert "process 1 differs from process 0 in seed ('1', not '0'): all processes" in log
+
+
+@pytest.mark.parametrize(
+    ("number", "what", "says"),
+    [
+        (1, "SIGKILL", r"process 1 has ended without a word \(it was .* step \d\)"),
+        (0, "SIGKILL", r"process 0 has ended without a word"),
+        (1, "SIGSTOP", r"process 1 has not answered for \d+ s"),
+        (1, "hang", r"process 1 has not moved on for \d+ s \(reading the batch of step 5\)"),
+    ],
+)
+def test_a_process_that_is_lost_ends_the_others_with_a_sentence(number, what, says, multiprocess):
+    """However it is lost, and whether it is the first one or another."""
+    result = multiprocess(
+        several.harmed, number, what, control=False, check=False, patience_seconds=5
+    )
+    other = 1 - number
+    assert result.ended[other].status == 1 and not result.ended[other].by_us
+    assert re.search(rf"^test: process {other} of 2: {says}", result.logs[other], re.M)
+
+
+def test_the_command_starts_processes_and_one_of_them_speaks(tmp_path, monkeypatch, capfd):
+    """One record on standard output, and one file of metrics, with the losses of one process."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    words = "train mlp --set width=16 --set hidden=1 --strategy data --mesh data=4 --steps 2 --json"
+    assert execute([*words.split(), "--out", "o", "--processes", "2"], program="jaxpar") == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["steps"] == 2 and "collective" in err
+    assert [path.name for path in (tmp_path / "o").iterdir()] == ["metrics.jsonl"]
+
+
+BY_HAND = "--coordinator localhost:1234 --process-id 0 --process-count 2"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--processes 0", "use from 1 to 64"),
+        ("--processes 65", "use from 1 to 64"),
+        ("--processes 3", "3 processes cannot have equally many"),
+        ("--processes 4 --mesh data=3,model=4", "let one of 3 and 4 divide the other"),
+        ("--processes 2 --hardware h100", "is described, not present"),
+        ("--processes 2 --hardware local", "need a mesh"),
+        ("--processes 2 --verify", "verify the layout in one process first"),
+        (f"--processes 2 {BY_HAND}", "leave one out"),
+        ("--coordinator localhost:1234", "without --process-id and --process-count"),
+        ("--process-id 1 --process-count 2", "without --coordinator"),
+        (BY_HAND.replace("id 0", "id 2"), "numbered from 0 to one less"),
+        (BY_HAND.replace("id 0", "id -1"), "numbered from 0 to one less"),
+        (BY_HAND.replace("count 2", "count 0"), "numbered from 0 to one less"),
+        (BY_HAND.replace("count 2", "count 3"), "3 processes cannot have equally many"),
+        (BY_HAND.replace(":1234", ""), "write host:port"),
+        (BY_HAND.replace("1234", "99999"), "write host:port"),
+        (BY_HAND.replace("localhost", "http://a"), "write host:port"),
+        ("--processes 2 --patience 1", "needs 5 seconds"),
+        ("--processes two", "a whole number"),
+    ],
+)
+def test_what_makes_no_sense_of_several_processes_is_refused(words, says, capsys, monkeypatch):
+    """In one sentence, before any process is started or joined."""
+    monkeypatch.setattr(command, "run_here", None)
+    assert execute(["train", "mlp", *words.split()], program="jaxpar") == 2
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1
+
+
+def test_words_of_the_children_are_those_of_the_parent():
+    """Without the number of processes, however it is written, and nothing behind --."""
+    given = ["train", "--processes", "2", "-processes=2", "--processes=2", "--", "--processes", "3"]
+    assert command._without_count(given) == ["train", "--", "--processes", "3"]
+
+
+def test_devices_are_shared_out_evenly_and_in_order():
+    """As many of each process, the first process's first: `model`, innermost, stays within one."""
+    devices = [SimpleNamespace(process_index=n % 2, id=n) for n in range(8)]
+    chosen = shared_out(devices, MeshShape(data=2, model=2))
+    assert [(d.process_index, d.id) for d in chosen] == [(0, 0), (0, 2), (1, 1), (1, 3)]
+    assert device_share(MeshShape(model=8), 2) == 4
+    with pytest.raises(RequestError, match="process 0 has 4"):
+        shared_out(devices, MeshShape(data=16))
+
+
+def test_what_differs_is_named_with_the_processes():
+    """Values where they say something, and processes that differ alike together."""
+    first = {"jax": "1", "lowered program": "sha256 a"}
+    other = {"jax": "2", "lowered program": "sha256 b"}
+    assert differences([first, first]) == ""
+    assert differences([first, other, first, other]).startswith(
+        "processes 1, 3 differ from process 0 in jax ('2', not '1'), lowered program: "
+    )
+
+
+def seen(count: int, *, heard=100.0, moved=100.0, may_last=False, longest=0.0) -> Seen:
+    return Seen(Position(count, f"in step {count}", may_last), heard, moved, longest)
+
+
+@pytest.mark.parametrize(
+    ("processes", "says"),
+    [
+        ([seen(9), seen(9)], ""),
+        ([seen(9), seen(9, heard=60)], "process 1 has not answered for 40 s (it was in step 9)"),
+        ([seen(9), seen(9, heard=84)], "process 1 has not answered for 16 s"),
+        ([seen(9), seen(9, heard=84, may_last=True)], ""),
+        ([seen(9), *2 * [seen(9, heard=60)]], "processes 1, 2 have not answered"),
+        ([seen(9), seen(8, moved=60)], "process 1 has not moved on for 40 s (in step 8)"),
+        ([seen(9), seen(8, moved=80)], ""),
+        ([seen(9), seen(8, moved=60, may_last=True)], ""),
+        ([seen(9, moved=60), seen(9, moved=60)], "no process has moved on for 40 s (in step 9)"),
+        ([seen(9, moved=60, longest=5), seen(9, moved=60)], ""),
+        ([seen(2, moved=60), seen(2, moved=60)], ""),
+    ],
+)
+def test_the_one_that_keeps_the_others_waiting_is_found(processes, says):
+    """And nobody is blamed for work that may last, or for a first step."""
+    known = dict(enumerate(processes))
+    found = silent(known, 100.0, 30.0) or behind(known, 100.0, 30.0)
+    assert found.startswith(says) and bool(found) is bool(says)
+
+
+def test_what_one_move_takes_is_learnt():
+    """Not from those that may last, as compiling does, nor from the first."""
+    now = seen(2)
+    for count, time, may_last in (
+        (3, 150, False),
+        (4, 153, True),
+        (5, 190, False),
+        (6, 192, False),
+    ):
+        now = now.told(Position(count, "", may_last), time)
+    assert now.longest_seconds == 3 and now.moved == 192
+
+
+def test_long_work_is_told_and_ended_together():
+    """The others are met once it has succeeded, and only by the outermost."""
+    progress, met = Progress(), []
+    progress.meet = lambda: met.append(progress.position)
+    progress.at("in step 1")
+    with progress.long_work("compiling", together=True):
+        with progress.long_work("looking", together=True):
+            assert progress.position == Position(1, "compiling", True)
+        assert not met
+    assert len(met) == 1 and progress.position == Position(1, "in step 1", False)
+    with pytest.raises(ValueError), progress.long_work("compiling", together=True):
+        raise ValueError
+    assert len(met) == 1
+
+
+def test_a_stranger_is_not_listened_to():
+    """Who does not know the token; a process that does is heard, and missed when it goes."""
+    hub = Hub("127.0.0.1", "right")
+    stranger, other = (Spoke("127.0.0.1", hub.port, t, 1) for t in ("wrong", "right"))
+    stranger.send({"verdict": "end"})
+    other.send({"at": 1})
+    came = []
+    while len(came) < 1:
+        came += hub.poll(5)
+    assert came == [(1, {"at": 1})]
+    hub.send({"beat": 1})
+    assert other.poll(5) == [(0, {"beat": 1})] and stranger.poll(5) == [(0, None)]
+    other.close()
+    assert hub.poll(5) == [(1, None)]
+    stranger.close()
+    hub.close()
+
+
+SLEEP = "import time; time.sleep(600)"
+DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf'); {SLEEP}"
+
+
+def test_one_that_fails_ends_the_others(monkeypatch):
+    """By SIGTERM, and by SIGKILL where that does nothing; each one's words are passed on."""
+    monkeypatch.setattr(supervise, "SPEAK_SECONDS", 1.0)
+    monkeypatch.setattr(supervise, "TERM_SECONDS", 0.5)
+    said = []
+    scripts = (SLEEP, "print('a'); import sys; sys.exit(3)", DEAF)
+    children = supervise.Children(
+        [(sys.executable, "-S", "-u", "-c", script) for script in scripts],
+        lambda number, line: said.append((number, line)),
+    )
+    children.wait()
+    ended = [children.ended[n] for n in range(3)]
+    assert [end.status for end in ended] == [-signal.SIGTERM, 3, -signal.SIGKILL]
+    assert [end.by_us for end in ended] == [True, False, True]
+    assert sorted(said) == [(1, "a"), (2, "deaf")]
+
+
+def test_a_signal_is_handed_on_and_waited_for():
+    """Whoever is asked to end may save first, and its status counts."""
+    saves = (
+        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0));"
+        f"print('ready'); {SLEEP[13:]}"
+    )
+    ready = threading.Event()
+    children = supervise.Children(
+        [(sys.executable, "-S", "-u", "-c", saves)] * 2,
+        lambda number, line: ready.set(),
+        all_heard=True,
+    )
+    with supervise.handing_on(children) as came:
+        assert ready.wait(60)
+        signal.raise_signal(signal.SIGINT)
+        children.wait()
+    assert came == [signal.SIGINT]
+    assert [end.status for end in children.ended.values()] in ([0, 0], [0, -15], [-15, 0])
