@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from jaxpar.core.catalogue import DATA
 from jaxpar.core.jax_compat import coordination, process_and_count
 from jaxpar.data.iterable import dataset
 from jaxpar.hardware.cpu import hardware
+from jaxpar.program.devices import device_mesh
 from jaxpar.program.record import Program, compile_step
 from jaxpar.runtime.several import agreed, on_the_same
 from jaxpar.runtime.train import Training, optimizer_of, train
@@ -51,6 +53,11 @@ def losses(cases, steps):
     return found
 
 
+def facts(meshes):
+    """What the processes share, and the rows of each mesh that this one reads."""
+    return {"shared": shared(), "rows": rows_read(meshes)}
+
+
 def rows_read(meshes):
     """Of each mesh: the rows that this process reads, and whether its devices hold the right ones.
 
@@ -59,7 +66,7 @@ def rows_read(meshes):
     found = {}
     for strategy, mesh in meshes:
         step = make_step(small_layout("mlp", strategy, mesh, batch=8))
-        program = Program(step, hardware(), device_mesh_of(step))
+        program = Program(step, hardware(), device_mesh(step.layout.mesh, hardware()))
         rows = program.local_rows
         whole = {
             n: np.arange(np.prod(a.shape)).reshape(a.shape).astype(a.dtype)
@@ -75,16 +82,8 @@ def rows_read(meshes):
     return found
 
 
-def device_mesh_of(step):
-    from jaxpar.program.devices import device_mesh
-
-    return device_mesh(step.layout.mesh, hardware())
-
-
-def share():
+def shared():
     """This process's number, what it holds in common with the others, and a name they agree on."""
-    from pathlib import Path
-
     number, count = process_and_count()
     client, address = coordination()
     client.key_value_set(f"test/{number}", f"said by {number}")
@@ -96,7 +95,11 @@ def differ():
     """Compare programs that differ: process 1 has another seed."""
     training = Training(steps=1, seed=jax.process_index())
     step = make_step(small_layout("mlp", "data", "data=4"))
-    on_the_same(Program(step, hardware(), device_mesh_of(step)), DATA.load("digits")(), training)
+    on_the_same(
+        Program(step, hardware(), device_mesh(step.layout.mesh, hardware())),
+        DATA.load("digits")(),
+        training,
+    )
 
 
 def harmed(number: int, what: str):

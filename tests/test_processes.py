@@ -1,15 +1,19 @@
 """Several processes: one program, the numbers of one process, and an end with a sentence."""
 
 import json
+import os
 import re
+import shlex
 import signal
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import several
 
+from jaxpar.cli import options as command_line
 from jaxpar.cli import processes as command
 from jaxpar.cli.main import execute
 from jaxpar.core.errors import RequestError
@@ -23,8 +27,10 @@ from jaxpar.runtime.verdict import Seen, behind, silent
 
 pytest_plugins = ["jaxpar.testing.multiprocess"]
 
+QUICKLY = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=1"}
+"""Each process compiles anew."""
+
 CASES = [
-    ("mlp", "data", "data=4"),
     ("mlp", "fsdp", "data=4"),
     ("mlp", "hybrid", "data=2,model=2"),
     ("mlp", "local_sgd", "replica=2,data=2"),
@@ -34,7 +40,7 @@ CASES = [
 
 def test_two_processes_train_as_one_does(multiprocess):
     """To rounding: gloo may add in another order; and each process is told the same losses."""
-    result = multiprocess(several.losses, CASES, 4, processes=2, devices=2)
+    result = multiprocess(several.losses, CASES, 4, environment=QUICKLY)
     assert len(result.control) == len(CASES)
     for value in result.values:
         for named, losses in result.control.items():
@@ -43,48 +49,51 @@ def test_two_processes_train_as_one_does(multiprocess):
 
 
 def test_a_process_reads_the_rows_that_its_devices_hold(multiprocess):
-    """Sharded over several axes, replicated over processes, and where an order splits them up."""
+    """Sharded over several axes, replicated over processes, and where an order splits them up.
+
+    Keys with values are shared, and a name that all of them use.
+    """
     meshes = {
         ("data", "data=4"): [(0, 4), (4, 8)],
         ("replica", "replica=2,data=2"): [(0, 4), (4, 8)],
-        ("replica", "data=2,replica=2"): [(0, 6), (2, 8)],
+        ("replica+data", "data=2,replica=2"): [(0, 6), (2, 8)],
         ("tensor", "model=4"): [(0, 8), (0, 8)],
         ("hybrid", "model=2,data=2"): [(0, 8), (0, 8)],
     }
-    result = multiprocess(several.rows_read, list(meshes), control=False)
+    result = multiprocess(several.facts, list(meshes), control=False, environment=QUICKLY)
     for number, value in enumerate(result.values):
+        assert value["shared"] == [number, 2, True, ["said by 0", "said by 1"], "file-0"]
         for (strategy, mesh), rows in meshes.items():
-            assert value[f"{strategy} {mesh}"] == [*rows[number], True], (number, mesh)
-
-
-def test_processes_share_what_they_say(multiprocess):
-    """Keys with values, and a name that all of them use."""
-    values = multiprocess(several.share, control=False, devices=1).values
-    assert values == tuple([n, 2, True, ["said by 0", "said by 1"], "file-0"] for n in range(2))
+            assert value["rows"][f"{strategy} {mesh}"] == [*rows[number], True], (number, mesh)
 
 
 def test_processes_that_differ_refuse_to_train(multiprocess):
     """All of them, with the same sentence, and before anything is compiled."""
-    result = multiprocess(several.differ, control=False, check=False)
+    result = multiprocess(several.differ, control=False, check=False, environment=QUICKLY)
     assert [end.status for end in result.ended] == [2, 2]
     for log in result.logs:
-        assert "process 1 differs from process 0 in seed ('1', not '0'): all processes" in log
+        assert (
+            "process 1 differs from process 0 in first row of the data, seed ('1', not '0')" in log
+        )
 
 
 @pytest.mark.parametrize(
     ("number", "what", "says"),
     [
-        (1, "SIGKILL", r"process 1 has ended without a word \(it was .* step \d\)"),
+        (1, "SIGKILL", r"process 1 has ended without a word"),
         (0, "SIGKILL", r"process 0 has ended without a word"),
         (1, "SIGSTOP", r"process 1 has not answered for \d+ s"),
         (1, "hang", r"process 1 has not moved on for \d+ s \(reading the batch of step 5\)"),
     ],
 )
-def test_a_process_that_is_lost_ends_the_others_with_a_sentence(number, what, says, multiprocess):
+def test_a_process_that_is_lost_ends_the_others_with_a_sentence(
+    number, what, says, multiprocess, monkeypatch
+):
     """However it is lost, and whether it is the first one or another."""
-    result = multiprocess(
-        several.harmed, number, what, control=False, check=False, patience_seconds=5
-    )
+    monkeypatch.setattr(supervise, "SPEAK_SECONDS", 1.0)
+    monkeypatch.setattr(supervise, "TERM_SECONDS", 0.5)
+    how = {"control": False, "check": False, "patience_seconds": 5, "environment": QUICKLY}
+    result = multiprocess(several.harmed, number, what, **how)
     other = 1 - number
     assert result.ended[other].status == 1 and not result.ended[other].by_us
     assert re.search(rf"^test: process {other} of 2: {says}", result.logs[other], re.M)
@@ -170,7 +179,10 @@ def seen(count: int, *, heard=100.0, moved=100.0, may_last=False, longest=0.0) -
     ("processes", "says"),
     [
         ([seen(9), seen(9)], ""),
-        ([seen(9), seen(9, heard=60)], "process 1 has not answered for 40 s (it was in step 9)"),
+        (
+            [seen(9), seen(9, heard=60)],
+            "process 1 has not answered for 40 s (then it was in step 9)",
+        ),
         ([seen(9), seen(9, heard=84)], "process 1 has not answered for 16 s"),
         ([seen(9), seen(9, heard=84, may_last=True)], ""),
         ([seen(9), *2 * [seen(9, heard=60)]], "processes 1, 2 have not answered"),
@@ -274,3 +286,65 @@ def test_a_signal_is_handed_on_and_waited_for():
         children.wait()
     assert came == [signal.SIGINT]
     assert [end.status for end in children.ended.values()] in ([0, 0], [0, -15], [-15, 0])
+
+
+PAGE = (Path(__file__).parents[1] / "docs/several_processes.md").read_text(encoding="utf-8")
+TERMINALS = re.findall(r"^jaxpar (train .*--process-id \d)$", PAGE, re.M)
+IN_SLURM = re.search(r"^srun jaxpar (train .*)$", PAGE, re.M)
+IN_A_POD = re.search(r"jaxpar (train [^`]*?)\n          resources", PAGE)
+SMALLER = "--steps 1 --set width=16 --set hidden=1 --data digits --hardware cpu --strategy data"
+
+
+def started(lines: list[str], variables: list[dict[str, str]], tmp_path: Path) -> dict[int, str]:
+    """What processes say that are started each with its words and variables, and end well."""
+    said: dict[int, list[str]] = {number: [] for number in range(len(lines))}
+    start = "import sys; from jaxpar_command import main; sys.exit(main())"
+    children = supervise.Children(
+        [
+            ("env", *(f"{n}={x}" for n, x in each.items()), sys.executable, "-c", start)
+            + (*shlex.split(line), "--out", str(tmp_path / "out"))
+            for line, each in zip(lines, variables, strict=True)
+        ],
+        lambda number, line: said[number].append(line),
+        environment={"PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(tmp_path)},
+        all_heard=True,
+    )
+    children.wait(120)
+    assert [end.status for end in children.ended.values()] == [0] * len(lines), said
+    return {number: "\n".join(each) for number, each in said.items()}
+
+
+def test_two_terminals_train_together(tmp_path):
+    """As the page has it, on a port that is free; the second says nothing of its own."""
+    port = supervise.free_port()
+    lines = [re.sub(r"localhost:\d+", f"localhost:{port}", line) for line in TERMINALS]
+    lines = [re.sub(r"--steps \d+", "--steps 2", line) for line in lines]
+    said = started(lines, [{}, {}], tmp_path)
+    assert len(said) == 2 and "2 steps in" in said[0]
+    assert "step" not in said[1] and [p.name for p in (tmp_path / "out").iterdir()] == [
+        "metrics.jsonl"
+    ]
+
+
+def test_tasks_of_slurm_find_their_places(tmp_path):
+    """The line of the page's script, smaller, in two tasks: their variables are set by hand."""
+    assert IN_SLURM
+    options = command_line.parse(shlex.split(IN_SLURM[1]), "jaxpar")
+    assert options.hardware == "local" and options.mesh == "data=4,model=4"
+    shared = {"SLURM_JOB_ID": str(supervise.free_port()), "SLURM_STEP_NODELIST": "localhost"}
+    tasks = [
+        {**shared, "SLURM_NTASKS": "2", "SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)}
+        for n in range(2)
+    ]
+    said = started([f"train mlp {SMALLER} --mesh data=4"] * 2, tasks, tmp_path)
+    assert "1 steps in" in said[0] and "step" not in said[1]
+
+
+def test_a_pod_is_told_its_place(monkeypatch):
+    """The words in the page's Job, once a shell has put in the number of the pod."""
+    assert IN_A_POD
+    words = shlex.split(IN_A_POD[1].replace("$JOB_COMPLETION_INDEX", "3"))
+    options = command_line.parse(words, "jaxpar")
+    assert not command.starts_several(options)
+    assert options.values["process-id"] == 3 and options.values["process-count"] == 4
+    assert f"completions: {options.values['process-count']}" in PAGE

@@ -76,9 +76,11 @@ def run_here(options: Options, argv: Sequence[str], program: str) -> int:
     if len(refused) == count or not any(statuses):
         return statuses[0]
     first = min((n for n in ended if ended[n].status), key=lambda n: ended[n].seconds)
+    deaf = [f"process {n}" for n in ended if ended[n].by_us and ended[n].status == -signal.SIGKILL]
+    killed = f"; {' and '.join(deaf)} did not answer any more and had to be killed" if deaf else ""
     print(
         f"{program}: process {first} of {count} {_how(ended[first].status)} after "
-        f"{ended[first].seconds:.0f} s, and so the others were ended",
+        f"{ended[first].seconds:.0f} s, and so the others were ended{killed}",
         file=sys.stderr,
         flush=True,
     )

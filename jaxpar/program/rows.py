@@ -1,12 +1,13 @@
-"""Rows of a batch: which of them a process reads, and how they come onto its devices."""
+"""Arrays of several processes: the rows of a batch that each hands in, and what all are told."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 def rows_here(shape: tuple[int, ...], sharding: NamedSharding) -> slice:
@@ -45,3 +46,14 @@ def put_rows(values: Any, rows: slice, like: jax.ShapeDtypeStruct, sharding: Nam
         jax.device_put(shard(index), device) for device, index in indices if index is not None
     ]
     return jax.make_array_from_single_device_arrays(like.shape, sharding, shards)
+
+
+def replicated(array: Any) -> Any:
+    """An array of which other processes hold shards, whole on every device."""
+    return _replicate(array.sharding.mesh)(array)
+
+
+@cache
+def _replicate(mesh: Mesh) -> Any:
+    """What replicates an array on a mesh: kept, and so compiled once a shape."""
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))

@@ -26,6 +26,7 @@ from jaxpar.optimizers.record import Optimizer, Recipe, check_counts, make_optim
 from jaxpar.program.configuration import refuse_settings
 from jaxpar.program.out_of_memory import memory_told
 from jaxpar.program.record import Program
+from jaxpar.program.rows import replicated
 from jaxpar.runtime.evaluate import evaluate, evaluation_notes, training_notes
 from jaxpar.runtime.outcome import Outcome, TrainingStopped
 from jaxpar.runtime.reading import check_data, read_batch
@@ -227,16 +228,16 @@ def _synchronises(program: Program, done: int, steps: int) -> bool:
 
 
 def _told(waiting: tuple[int, Any]) -> dict[str, float]:
-    """The metrics of a step; of replicas of local SGD the mean over those of this process."""
+    """The metrics of a step; of replicas of local SGD the mean over all of them."""
     here = jax.device_get({name: _held_here(metric) for name, metric in waiting[1].items()})
     return {name: float(np.mean(value)) for name, value in here.items()}
 
 
 def _held_here(metric: jax.Array) -> Any:
-    """A metric, or the shards of it on this process, where each replica has its own."""
+    """A metric, sent to every process where each replica has its own on another one."""
     if metric.is_fully_replicated or metric.is_fully_addressable:
         return metric
-    return [shard.data for shard in metric.addressable_shards]
+    return replicated(metric)
 
 
 def _as_test(means: dict[str, float]) -> dict[str, float]:

@@ -58,8 +58,8 @@ def silent(seen: Mapping[int, Seen], now: float, patience_seconds: float) -> str
         return ""
     since = now - min(process.heard for process in lost.values())
     return (
-        f"{names_of(lost)} not answered for {since:.0f} s (it was {_where(lost)}): it is stopped, "
-        "or its machine cannot be reached"
+        f"{names_of(lost)} not answered for {since:.0f} s (then it was {_where(lost)}): it is "
+        "stopped, or its machine cannot be reached"
     )
 
 

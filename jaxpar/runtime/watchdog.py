@@ -114,7 +114,7 @@ class Watchdog:
         """Look at the others every second until this process leaves."""
         before = due = time.monotonic()
         while not self._leaving.is_set():
-            came = self._star.poll(max(0.0, due - time.monotonic()))
+            came = self._star.poll(min(max(0.0, due - time.monotonic()), BEAT_SECONDS / 5))
             now = time.monotonic()
             if now - before > self.patience_seconds / 3:  # this process itself was stopped
                 self._seen = {n: Seen(s.position, now, now) for n, s in self._seen.items()}
@@ -149,7 +149,7 @@ class Watchdog:
             if number in self._left:
                 return ""
             was = self._seen[number].position.where
-            return f"process {number} has ended without a word (it was {was})"
+            return f"process {number} has ended without a word (when last heard, it was {was})"
         if "verdict" in message:
             return str(message["verdict"])
         if "left" in message:
