@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ import jax
 from jaxpar.core.errors import RequestError, words_of
 from jaxpar.core.jax_compat import cluster, coordination
 from jaxpar.core.progress import here
+from jaxpar.runtime.abort import before_abort, exit_with
 from jaxpar.runtime.star import Hub, Spoke
 from jaxpar.runtime.watchdog import PATIENCE_SECONDS, Watchdog, Who
 
@@ -132,7 +135,7 @@ def join(
         RequestError: where the others cannot be reached.
     """
     global _joined
-    _initialize(place)
+    _initialize(place, program)
     who = Who(program, place.number, place.count, place.parent)
     watchdog = Watchdog(who, _star(place), patience_seconds)
     watchdog.start()
@@ -160,8 +163,12 @@ def join(
         _joined = None
 
 
-def _initialize(place: Place) -> None:
-    """Let JAX join the processes."""
+def _initialize(place: Place, program: str) -> None:
+    """Let JAX join the processes.
+
+    Raises:
+        RequestError: where the others cannot be reached.
+    """
     option = "xla_cpu_collective_timeout_seconds"
     flags = os.environ.get("XLA_FLAGS", "")
     if option not in flags:
@@ -169,8 +176,8 @@ def _initialize(place: Place) -> None:
     # Else JAX takes SIGTERM, and nothing ends the process any more.
     jax.config.update("jax_enable_preemption_service", False)
     told = {}
+    host, _, port = place.coordinator.rpartition(":")
     if place.coordinator:
-        host, _, port = place.coordinator.rpartition(":")
         told = {
             "coordinator_address": place.coordinator,
             "num_processes": place.count,
@@ -179,7 +186,16 @@ def _initialize(place: Place) -> None:
         }
         if host in _LOOPBACK:
             told["coordinator_bind_address"] = f"127.0.0.1:{port}"
+    at = place.coordinator or f"what {place.found_by} gives"
+    late = (
+        f"cannot join the others at {at}: start all of them within {ARRIVAL_SECONDS // 60} "
+        "minutes, with the same --coordinator, which is a host and a free port of process 0's "
+        "machine"
+    )
+    before_abort(lambda: exit_with(f"{program}: {place}: {late}", 2))
     try:
+        if place.coordinator and place.number:
+            _wait_for(host.strip("[]"), int(port))
         jax.distributed.initialize(
             **told,
             initialization_timeout=ARRIVAL_SECONDS,
@@ -187,12 +203,24 @@ def _initialize(place: Place) -> None:
             shutdown_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError, OSError) as error:
-        at = place.coordinator or f"what {place.found_by} gives"
-        raise RequestError(
-            f"{place} cannot join the others at {at} ({words_of(error)[:300]}): start all of them "
-            "within five minutes, with the same --coordinator, which is a host and a free port of "
-            "process 0's machine"
-        ) from error
+        before_abort(None)
+        raise RequestError(f"{late} ({words_of(error)[:300]})") from error
+
+
+def _wait_for(host: str, port: int) -> None:
+    """Wait until process 0 listens; JAX would end the process where it does not.
+
+    Raises:
+        OSError: it does not.
+    """
+    until = time.monotonic() + ARRIVAL_SECONDS
+    while True:
+        try:
+            return socket.create_connection((host, port), timeout=10).close()
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.2)
 
 
 def _star(place: Place) -> Hub | Spoke:
@@ -208,6 +236,6 @@ def _star(place: Place) -> Hub | Spoke:
         return Spoke(host, int(port), token, place.number)
     except OSError as error:
         raise RequestError(
-            f"{place} reaches process 0 for JAX and not for the watchdog, on port {port} of {host} "
+            f"process 0 is reached for JAX and not for the watchdog, on port {port} of {host} "
             f"({words_of(error)}): let the processes reach every port of one another"
         ) from error

@@ -6,9 +6,7 @@ it no longer says. JAX alone ends the others without a word, or after half an ho
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 import threading
 import time
@@ -19,6 +17,7 @@ from typing import Any
 
 from jaxpar.core.progress import Position, here
 from jaxpar.core.source_lines import own_file
+from jaxpar.runtime.abort import before_abort, exit_with
 from jaxpar.runtime.star import Hub, Spoke
 from jaxpar.runtime.verdict import Seen, behind, names_of, silent
 
@@ -73,8 +72,7 @@ class Watchdog:
 
     def start(self) -> None:
         """Begin to watch; whatever aborts this process from now on says a sentence first."""
-        self._on_abort = _CALLBACK(self._aborted)
-        _LIBC.signal(int(signal.SIGABRT), ctypes.cast(self._on_abort, ctypes.c_void_p))
+        before_abort(self._aborted)
         self._thread.start()
 
     def leave(self, why: str = "", *, refused: bool = False) -> None:
@@ -88,7 +86,7 @@ class Watchdog:
             return
         self._leaving.set()
         self._thread.join(10 * BEAT_SECONDS)
-        _LIBC.signal(int(signal.SIGABRT), None)
+        before_abort(None)
         self._star.send({"left": why, "refused": refused})
         self._star.close()
 
@@ -101,10 +99,7 @@ class Watchdog:
         with suppress(Exception):  # a person's disk, which may be what was lost
             good = self.last_good()
         more = f"; last good checkpoint: {good}" if good else ""
-        line = f"{self.who.program}: {self.who}: {sentence}{more}{_stands()}\n"
-        with suppress(OSError):
-            os.write(2, line.encode())
-        os._exit(LOST)
+        exit_with(f"{self.who.program}: {self.who}: {sentence}{more}{_stands()}", LOST)
 
     def wait_for_verdict(self, seconds: float) -> None:
         """Give this thread's watchdog time to end the process, and return if it does not."""
@@ -162,7 +157,7 @@ class Watchdog:
         self._seen[number] = self._seen[number].told(at, now)
         return ""
 
-    def _aborted(self, number: int) -> None:
+    def _aborted(self) -> None:
         """What runs where this process aborts: it says why, if the thread does not before."""
         time.sleep(2 * BEAT_SECONDS)
         now = time.monotonic()
@@ -172,12 +167,6 @@ class Watchdog:
         told = f" for {since:.0f} s" if since else ""
         self.end(f"{names_of(lost) or 'another process has'} not answered{told}")
         os._exit(LOST)
-
-
-_LIBC = ctypes.CDLL(None)
-_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_int)
-_LIBC.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
-_LIBC.signal.restype = ctypes.c_void_p
 
 
 def _stands() -> str:
