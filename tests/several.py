@@ -16,7 +16,7 @@ from jaxpar.data.iterable import dataset
 from jaxpar.hardware.cpu import hardware
 from jaxpar.program.devices import device_mesh
 from jaxpar.program.record import Program, compile_step
-from jaxpar.runtime.several import agreed, on_the_same
+from jaxpar.runtime.several import agreed, ask_to_stop, is_to_stop, on_the_same
 from jaxpar.runtime.train import Training, optimizer_of, train
 from jaxpar.step.make_step import make_step
 
@@ -54,8 +54,19 @@ def losses(cases, steps):
 
 
 def facts(meshes):
-    """What the processes share, and the rows of each mesh that this one reads."""
-    return {"shared": shared(), "rows": rows_read(meshes)}
+    """What the processes share, the rows of each mesh that this one reads, and when it stops."""
+    return {"shared": shared(), "rows": rows_read(meshes), "stopped": stopped()}
+
+
+def stopped():
+    """The step before which this process stops: process 1 is asked, and process 0 is faster."""
+    number, _ = process_and_count()
+    for step in range(10**6):
+        if is_to_stop(step):
+            return step
+        if number == 1 and step == 5:
+            ask_to_stop()
+        time.sleep(0.01 * (number + 1))
 
 
 def rows_read(meshes):

@@ -51,7 +51,7 @@ def test_two_processes_train_as_one_does(multiprocess):
 def test_a_process_reads_the_rows_that_its_devices_hold(multiprocess):
     """Sharded over several axes, replicated over processes, and where an order splits them up.
 
-    Keys with values are shared, and a name that all of them use.
+    Keys with values are shared, a name that all of them use, and a step before which all stop.
     """
     meshes = {
         ("data", "data=4"): [(0, 4), (4, 8)],
@@ -62,6 +62,7 @@ def test_a_process_reads_the_rows_that_its_devices_hold(multiprocess):
     }
     result = multiprocess(several.facts, list(meshes), control=False, environment=QUICKLY)
     for number, value in enumerate(result.values):
+        assert value["stopped"] == result.values[0]["stopped"] > 5
         assert value["shared"] == [number, 2, True, ["said by 0", "said by 1"], "file-0"]
         for (strategy, mesh), rows in meshes.items():
             assert value["rows"][f"{strategy} {mesh}"] == [*rows[number], True], (number, mesh)

@@ -153,6 +153,8 @@ def join(
     except BaseException as error:
         is_request = isinstance(error, RequestError)
         words = str(error) if is_request else f"{type(error).__name__}: {words_of(error)}"
+        if isinstance(error, KeyboardInterrupt):
+            words = "stopped by a signal"
         watchdog.leave(words[:1000], refused=is_request)
         raise
     else:

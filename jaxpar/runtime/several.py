@@ -22,6 +22,34 @@ def agreed(path: Path) -> Path:
     return path if mine is None else Path(mine.told("path", str(path))[0])
 
 
+def ask_to_stop() -> bool:
+    """Ask every process to stop soon, as a handler of SIGTERM may; False for one alone."""
+    mine = joined()
+    if mine is not None:
+        mine.watchdog.stop.ask()
+    return mine is not None
+
+
+def is_to_stop(step: int) -> bool:
+    """Whether every process stops before this step, since one was asked to; False for one alone.
+
+    To be asked before each step, in every process.
+    """
+    mine = joined()
+    return mine is not None and mine.watchdog.stop.is_due(step)
+
+
+def good_checkpoint(name: str) -> None:
+    """What training can go on from if a process is lost now: said with the sentence that ends it.
+
+    Args:
+        name: of a whole checkpoint, for people.
+    """
+    mine = joined()
+    if mine is not None:
+        mine.watchdog.last_good = name
+
+
 def on_the_same(program: Program, data: Dataset, training: Recipe) -> Dataset:
     """The data to train on, once every process was found to run the same program on it.
 

@@ -10,8 +10,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +17,7 @@ from jaxpar.core.progress import Position, here
 from jaxpar.core.source_lines import own_file
 from jaxpar.runtime.abort import before_abort, exit_with
 from jaxpar.runtime.star import Hub, Spoke
+from jaxpar.runtime.stop_together import StopTogether
 from jaxpar.runtime.verdict import Seen, behind, names_of, silent
 
 PATIENCE_SECONDS = 30.0
@@ -55,12 +54,14 @@ class Watchdog:
     """Watches the other processes of a program until it is told that this one leaves.
 
     Attributes:
-        last_good: says what training can go on from, for the sentence; "" for nothing.
+        last_good: what training can go on from, for the sentence; "" for nothing.
+        stop: when all stop, if one of them is asked to.
     """
 
     def __init__(self, who: Who, star: Hub | Spoke, patience_seconds: float = PATIENCE_SECONDS):
         self.who, self.patience_seconds = who, patience_seconds
-        self.last_good: Callable[[], str] = lambda: ""
+        self.last_good = ""
+        self.stop = StopTogether(who.number, who.count, star.send)
         self._star = star
         now = time.monotonic()
         self._seen = {n: Seen(Position(0, "starting", True), now, now) for n in range(who.count)}
@@ -95,10 +96,7 @@ class Watchdog:
         if self._leaving.is_set() or not self._said.acquire(blocking=False):
             return
         self._star.send({"verdict": sentence})
-        good = ""
-        with suppress(Exception):  # a person's disk, which may be what was lost
-            good = self.last_good()
-        more = f"; last good checkpoint: {good}" if good else ""
+        more = f"; last good checkpoint: {self.last_good}" if self.last_good else ""
         exit_with(f"{self.who.program}: {self.who}: {sentence}{more}{_stands()}", LOST)
 
     def wait_for_verdict(self, seconds: float) -> None:
@@ -114,6 +112,7 @@ class Watchdog:
             if now - before > self.patience_seconds / 3:  # this process itself was stopped
                 self._seen = {n: Seen(s.position, now, now) for n, s in self._seen.items()}
             before = now
+            self.stop.tick()
             for number, message in came:
                 if sentence := self._heard(number, message, now):
                     self.end(sentence)
@@ -153,6 +152,8 @@ class Watchdog:
                 wait = REFUSING_SECONDS if message["refused"] else 0.0
                 self._due = now + wait, f"process {number} has ended ({message['left']})"
             return ""
+        if "stop" in message:
+            self.stop.heard(number, message)
         at = Position(**message["at"]) if "at" in message else self._seen[number].position
         self._seen[number] = self._seen[number].told(at, now)
         return ""
