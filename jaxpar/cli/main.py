@@ -16,7 +16,7 @@ from jaxpar.cli import options as command_line
 from jaxpar.cli.environment import cache_folder, check_environment
 from jaxpar.cli.help import VERBS, show_help
 from jaxpar.cli.own_code import more_of, sentence_of
-from jaxpar.cli.processes import run_here, starts_several, taking_part
+from jaxpar.cli.processes import ProcessFailed, run_here, starts_several, taking_part
 from jaxpar.cli.stopping import STOPPED, stoppable, word_of
 from jaxpar.cli.streams import READER_GONE, prepare_streams, written
 from jaxpar.core.errors import RequestError, unknown
@@ -152,8 +152,10 @@ def _run(name: str, argv: list[str], options: command_line.Options, files: list[
         prefer_cpu()
     if "processes" not in VERBS.constant(name, "READS"):
         return _shown(name, argv, options, files)
+    status = 1
     with taking_part(options, options.program) as speaks:
-        return _shown(name, argv, options, files, speaks=speaks)
+        status = _shown(name, argv, options, files, speaks=speaks)
+    return status
 
 
 def _shown(
@@ -161,16 +163,29 @@ def _shown(
     argv: list[str],
     options: command_line.Options,
     files: list[Path],
-    speaks: bool = True,
+    speaks: bool | None = None,
 ) -> int:
-    """Run a verb on the screen; unless it `speaks`, nothing of it is shown."""
+    """Run a verb on the screen.
+
+    Args:
+        name: the verb's.
+        argv: the words that were typed.
+        options: the same, read.
+        files: becomes what the verb writes to disk.
+        speaks: whether this process of several shows what it does; None for one alone.
+
+    Raises:
+        ProcessFailed: for one of several that failed, which the others are told.
+    """
     from jaxpar.cli.screen import Screen
 
-    screen = Screen(options.json, pictured=options.picture is not None, silent=not speaks)
+    screen = Screen(options.json, pictured=options.picture is not None, silent=speaks is False)
     screen.files = files
     with screen.alone():
         status = VERBS.load(name)(options, screen)
-    if options.picture and speaks:
+    if status and speaks is not None:
+        raise ProcessFailed("; ".join(screen.faults) or f"status {status}")
+    if options.picture and speaks is not False:
         typed = [word for word in argv if word not in ("--picture", options.picture)]
         try:
             screen.picture(Path(options.picture), f"{options.program} {' '.join(typed)}")

@@ -87,11 +87,16 @@ def run_here(options: Options, argv: Sequence[str], program: str) -> int:
     return 1
 
 
+class ProcessFailed(RequestError):
+    """One of several processes failed, and has said so if it speaks; the others are to end too."""
+
+
 @contextmanager
-def taking_part(options: Options, program: str) -> Iterator[bool]:
+def taking_part(options: Options, program: str) -> Iterator[bool | None]:
     """Within, this process has joined the others, if it is one of several.
 
-    Yields whether it speaks for all: shows what a person reads, and writes files.
+    Yields whether it speaks for all: shows what a person reads, and writes files; None for one
+    alone. A `ProcessFailed` ends here.
     """
     from jaxpar.runtime.distributed import Place, detected, join
     from jaxpar.runtime.supervise import parent_of_all
@@ -102,12 +107,15 @@ def taking_part(options: Options, program: str) -> Iterator[bool]:
     else:
         place = None if options.processes is not None else detected()
     if place is None or place.count == 1:
-        yield True
+        yield None
         return
     _check_asked(options, place.count)
     try:
         with join(place, program=program, patience_seconds=options.patience):
             yield place.number == 0
+    except ProcessFailed as error:
+        if place.number:
+            print(f"{program}: {place}: {error}", file=sys.stderr, flush=True)
     except RequestError as error:
         error.args = (f"{place}: {error}",)
         raise

@@ -40,6 +40,7 @@ class Screen:
     Attributes:
         console: rich's, for what moves, such as a progress bar.
         files: what the command writes to disk, shown when it is stopped.
+        faults: what was said in red.
     """
 
     def __init__(self, as_json: bool, *, pictured: bool = False, silent: bool = False):
@@ -49,6 +50,7 @@ class Screen:
             file=beside, highlight=False, record=pictured, width=width, quiet=silent
         )
         self.files: list[Path] = []
+        self.faults: list[str] = []
         # A process that another one speaks for leaves standard output to that one's record.
         self._as_json, self._pictured, self._silent = as_json or silent, pictured, silent
         self._record: dict | None = None
@@ -78,6 +80,8 @@ class Screen:
 
     def say(self, text: str = "", style: str | None = None) -> None:
         """Print a line, never cut: a terminal goes on in the next one, and so does a picture."""
+        if style == "red":
+            self.faults.append(text)
         self.console.print(text, style=style, markup=False, soft_wrap=not self._pictured)
 
     @contextmanager

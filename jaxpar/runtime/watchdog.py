@@ -161,6 +161,8 @@ class Watchdog:
     def _aborted(self) -> None:
         """What runs where this process aborts: it says why, if the thread does not before."""
         time.sleep(2 * BEAT_SECONDS)
+        if self._due:  # one that refused, and the abort is what its end does to this process
+            self.end(self._due[1])
         now = time.monotonic()
         left = (self.who.number, *self._left)
         lost = {n: s for n, s in self._seen.items() if n not in left and now - s.heard > 4}
