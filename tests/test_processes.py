@@ -5,8 +5,10 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +22,7 @@ from jaxpar.core.errors import RequestError
 from jaxpar.core.mesh import MeshShape
 from jaxpar.core.progress import Position, Progress
 from jaxpar.program.shares import device_share, shared_out
-from jaxpar.runtime import supervise
+from jaxpar.runtime import distributed, supervise
 from jaxpar.runtime.fingerprint import differences
 from jaxpar.runtime.star import Hub, Spoke
 from jaxpar.runtime.verdict import Seen, behind, silent
@@ -349,3 +351,46 @@ def test_a_pod_is_told_its_place(monkeypatch):
     assert not command.starts_several(options)
     assert options.values["process-id"] == 3 and options.values["process-count"] == 4
     assert f"completions: {options.values['process-count']}" in PAGE
+
+
+ABORTS = """
+import os, threading
+from jaxpar.runtime.abort import before_abort, exit_with
+before_abort(lambda: exit_with("said", 1))
+threading.Thread(target=os.abort).start()
+threading.Event().wait(60)
+"""
+
+
+def test_an_abort_in_any_thread_says_a_sentence_first():
+    """As JAX's coordination aborts a process, from a thread of C++, once process 0 is gone."""
+    done = subprocess.run(
+        [sys.executable, "-c", ABORTS], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (1, "said\n")
+
+
+def test_a_process_that_fails_tells_the_others_what_it_said(monkeypatch, capsys):
+    """Its screen shows nothing; what was in red is said, here and by those that it ends."""
+    told = []
+
+    @contextmanager
+    def join(place, **options):
+        try:
+            yield
+        except RequestError as error:
+            told.append(str(error))
+            raise
+
+    def verb(options, screen):
+        screen.say("all is well")
+        screen.say("the data ended", style="red")
+        screen.finish({"ok": False})
+        return 1
+
+    monkeypatch.setattr(distributed, "detected", lambda: distributed.Place(1, 2, found_by="x"))
+    monkeypatch.setattr(distributed, "join", join)
+    monkeypatch.setattr("jaxpar.cli.verbs.train.verb", verb)
+    assert execute(["train", "mlp", "--json"], program="jaxpar") == 1
+    assert capsys.readouterr() == ("", "jaxpar: process 1 of 2: the data ended\n")
+    assert told == ["the data ended"]

@@ -176,9 +176,7 @@ def _command(
     argv: Sequence[str], program: str, number: int, count: int, port: int
 ) -> tuple[str, ...]:
     """What starts one of the processes: the same words, and its place."""
-    import jaxpar_command
-
-    folder = str(Path(jaxpar_command.__file__).parent)
+    folder = str(Path(__file__).parents[2])  # of jaxpar, and of jaxpar_command beside it
     start = f"import sys; sys.path.insert(0, {folder!r}); from jaxpar_command import main; "
     words = _without_count(argv)
     place = (
