@@ -271,6 +271,19 @@ def test_one_that_fails_ends_the_others(monkeypatch):
     assert sorted(said) == [(1, "a"), (2, "deaf")]
 
 
+def test_one_that_is_stopped_is_killed(monkeypatch):
+    """Before the processes have found each other nobody else would miss it."""
+    for name in ("STOPPED_SECONDS", "SPEAK_SECONDS", "TERM_SECONDS"):
+        monkeypatch.setattr(supervise, name, 0.3)
+    scripts = (SLEEP, f"import os; os.kill(os.getpid(), {signal.SIGSTOP.value}); {SLEEP}")
+    children = supervise.Children(
+        [(sys.executable, "-S", "-c", script) for script in scripts], print, all_heard=True
+    )
+    children.wait()
+    assert children.ended[1].stopped and children.ended[1].status == -signal.SIGKILL
+    assert children.ended[0].by_us and not children.ended[0].stopped
+
+
 def test_a_signal_is_handed_on_and_waited_for():
     """Whoever is asked to end may save first, and its status counts."""
     saves = (

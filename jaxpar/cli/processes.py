@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from jaxpar.cli.options import Options
 from jaxpar.core.errors import RequestError
@@ -79,7 +80,7 @@ def run_here(options: Options, argv: Sequence[str], program: str) -> int:
     deaf = [f"process {n}" for n in ended if ended[n].by_us and ended[n].status == -signal.SIGKILL]
     killed = f"; {' and '.join(deaf)} did not answer any more and had to be killed" if deaf else ""
     print(
-        f"{program}: process {first} of {count} {_how(ended[first].status)} after "
+        f"{program}: process {first} of {count} {_how(ended[first])} after "
         f"{ended[first].seconds:.0f} s, and so the others were ended{killed}",
         file=sys.stderr,
         flush=True,
@@ -202,8 +203,10 @@ def _without_count(argv: Sequence[str]) -> list[str]:
     return kept
 
 
-def _how(status: int) -> str:
+def _how(end: Any) -> str:
     """How a process ended, for people."""
-    if status < 0:
-        return f"was ended by {signal.Signals(-status).name}"
-    return f"ended with status {status}"
+    if end.stopped:
+        return "was stopped (SIGSTOP), did not go on, and was killed"
+    if end.status < 0:
+        return f"was ended by {signal.Signals(-end.status).name}"
+    return f"ended with status {end.status}"

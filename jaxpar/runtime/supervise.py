@@ -22,6 +22,10 @@ SPEAK_SECONDS = 4.0
 TERM_SECONDS = 3.0
 """And then to end after SIGTERM, before SIGKILL."""
 
+STOPPED_SECONDS = 20.0
+"""How long a process may be stopped (SIGSTOP) before it is killed; the watchdog is sooner, once
+the processes have found each other."""
+
 _POLL_SECONDS = 0.05
 
 
@@ -33,11 +37,13 @@ class Ended:
         status: its exit status; below 0 the signal that ended it.
         seconds: after the start of all.
         by_us: whether it was ended because of another.
+        stopped: whether it was stopped, and killed for that.
     """
 
     status: int
     seconds: float
     by_us: bool
+    stopped: bool = False
 
 
 def free_port() -> int:
@@ -79,6 +85,7 @@ class Children:
         self.ended: dict[int, Ended] = {}
         variables = {**os.environ, **(environment or {}), PARENT: str(os.getpid())}
         self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._stopped: dict[int, float] = {}
         self._threads = []
         for number, command in enumerate(commands):
             heard = all_heard or number > 0
@@ -132,8 +139,13 @@ class Children:
         for number, process in list(self._running.items()):
             if (status := process.poll()) is not None:
                 late = bool(failed) and seconds > min(failed) + SPEAK_SECONDS
-                self.ended[number] = Ended(status, seconds, late)
+                stopped = seconds - self._stopped.get(number, seconds) > STOPPED_SECONDS
+                self.ended[number] = Ended(status, seconds, late, stopped)
                 del self._running[number]
+            elif not _is_stopped(process.pid):
+                self._stopped.pop(number, None)
+            elif seconds - self._stopped.setdefault(number, seconds) > STOPPED_SECONDS:
+                process.kill()
 
 
 @contextmanager
@@ -157,6 +169,15 @@ def handing_on(children: Children) -> Iterator[list[int]]:
         signal.set_wakeup_fd(waking)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a child is stopped, as SIGSTOP does."""
+    looking = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+    try:
+        return os.waitid(os.P_PID, pid, looking) is not None
+    except ChildProcessError:  # it has ended meanwhile
+        return False
 
 
 def _read(number: int, stream: IO[bytes], listen: Callable[[int, str], None]) -> None:
