@@ -148,6 +148,17 @@ def test_what_makes_no_sense_of_several_processes_is_refused(words, says, capsys
     assert says in err and err.count("\n") == 1
 
 
+def test_a_task_whose_place_is_not_known_does_not_train_alone(monkeypatch, capsys):
+    """Each would write the same files; unless that is asked for, or it is the only one."""
+    monkeypatch.setattr("jaxpar.cli.verbs.train.verb", lambda options, screen: 0)
+    for count, status in (("2", 2), ("1", 0)):
+        monkeypatch.setenv("PMI_SIZE", count)
+        assert execute(["train", "mlp"], program="jaxpar") == status
+        assert ("--process-id $PMI_RANK" in capsys.readouterr().err) is bool(status)
+    monkeypatch.setenv("PMI_SIZE", "2")
+    assert execute(["train", "mlp", "--processes", "1"], program="jaxpar") == 0
+
+
 def test_words_of_the_children_are_those_of_the_parent():
     """Without the number of processes, however it is written, and nothing behind --."""
     given = ["train", "--processes", "2", "-processes=2", "--processes=2", "--", "--processes", "3"]

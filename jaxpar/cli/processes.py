@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -16,6 +17,9 @@ from jaxpar.core.mesh import MeshShape
 
 MOST = 64
 """Processes on one machine."""
+
+_MPI = (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK"))
+"""Variables of Open MPI, whose fifth version JAX 0.10 does not detect, and of other MPIs."""
 
 GLOO = "[Gloo] Rank "
 """What gloo prints of every connection."""
@@ -74,7 +78,7 @@ def run_here(options: Options, argv: Sequence[str], program: str) -> int:
     statuses = [ended[number].status for number in range(count)]
     if signals:
         return 0 if not any(statuses) else 128 + signals[0]
-    if len(refused) == count or not any(statuses):
+    if len(set(statuses)) == 1 and statuses[0] >= 0:  # each has said why itself
         return statuses[0]
     first = min((n for n in ended if ended[n].status), key=lambda n: ended[n].seconds)
     deaf = [f"process {n}" for n in ended if ended[n].by_us and ended[n].status == -signal.SIGKILL]
@@ -108,6 +112,8 @@ def taking_part(options: Options, program: str) -> Iterator[bool | None]:
     else:
         place = None if options.processes is not None else detected()
     if place is None or place.count == 1:
+        if options.processes is None:
+            _refuse_undetected()
         yield None
         return
     _check_asked(options, place.count)
@@ -120,6 +126,18 @@ def taking_part(options: Options, program: str) -> Iterator[bool | None]:
     except RequestError as error:
         error.args = (f"{place}: {error}",)
         raise
+
+
+def _refuse_undetected() -> None:
+    """Refuse to run alone as one of many tasks of MPI, whose files would be each other's."""
+    for size, rank in _MPI:
+        count = os.environ.get(size, "")
+        if count.isdigit() and int(count) > 1:
+            raise RequestError(
+                f"this is one of {count} tasks ({size}), and JAX does not detect its place: say "
+                f"--coordinator host:port --process-id ${rank} --process-count ${size}, or "
+                "--processes 1 to let each task train by itself"
+            )
 
 
 def _by_hand(options: Options) -> list[str]:

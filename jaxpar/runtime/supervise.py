@@ -19,6 +19,9 @@ PARENT = "JAXPAR_PARENT"
 SPEAK_SECONDS = 4.0
 """How long the others may take to say what they know, after one of them has ended."""
 
+SAVE_SECONDS = 60.0
+"""The same where all were asked to end, and some may be saving."""
+
 TERM_SECONDS = 3.0
 """And then to end after SIGTERM, before SIGKILL."""
 
@@ -63,6 +66,7 @@ class Children:
 
     Attributes:
         ended: by number, how they ended.
+        are_asked: whether all of them were asked to end.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class Children:
         """
         self._started = time.monotonic()
         self.ended: dict[int, Ended] = {}
+        self.are_asked = False
         variables = {**os.environ, **(environment or {}), PARENT: str(os.getpid())}
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._stopped: dict[int, float] = {}
@@ -113,7 +118,7 @@ class Children:
             self._look()
             failed = [e.seconds for e in self.ended.values() if e.status]
             over = time.monotonic() - self._started
-            due = min(min(failed, default=float("inf")) + SPEAK_SECONDS, most_seconds)
+            due = min(min(failed, default=float("inf")) + self._grace_seconds, most_seconds)
             if over > due + TERM_SECONDS:
                 self.signal(signal.SIGKILL)
             elif over > due:
@@ -132,13 +137,18 @@ class Children:
         """The system's numbers of those that run."""
         return {number: process.pid for number, process in self._running.items()}
 
+    @property
+    def _grace_seconds(self) -> float:
+        """From the first failure until the others are ended."""
+        return SAVE_SECONDS if self.are_asked else SPEAK_SECONDS
+
     def _look(self) -> None:
         """Take down who has ended."""
         seconds = time.monotonic() - self._started
         failed = [e.seconds for e in self.ended.values() if e.status]
         for number, process in list(self._running.items()):
             if (status := process.poll()) is not None:
-                late = bool(failed) and seconds > min(failed) + SPEAK_SECONDS
+                late = bool(failed) and seconds > min(failed) + self._grace_seconds
                 stopped = seconds - self._stopped.get(number, seconds) > STOPPED_SECONDS
                 self.ended[number] = Ended(status, seconds, late, stopped)
                 del self._running[number]
@@ -158,6 +168,7 @@ def handing_on(children: Children) -> Iterator[list[int]]:
 
     def hand_on(number, frame):
         came.append(number)
+        children.are_asked = True
         children.signal(signal.SIGTERM if len(came) < 3 else signal.SIGKILL)
 
     numbers = (signal.SIGINT, signal.SIGTERM)
