@@ -104,7 +104,9 @@ class Children:
             )
             self._running[number] = process
             if process.stdout is not None:
-                thread = threading.Thread(target=_read, args=(number, process.stdout, listen))
+                # Daemons: a process of the child's own may keep its output open.
+                heard_by = (number, process.stdout, listen)
+                thread = threading.Thread(target=_read, args=heard_by, daemon=True)
                 thread.start()
                 self._threads.append(thread)
 
@@ -114,6 +116,7 @@ class Children:
         Args:
             most_seconds: all are ended after that.
         """
+        is_told = False
         while self._running:
             self._look()
             failed = [e.seconds for e in self.ended.values() if e.status]
@@ -121,8 +124,9 @@ class Children:
             due = min(min(failed, default=float("inf")) + self._grace_seconds, most_seconds)
             if over > due + TERM_SECONDS:
                 self.signal(signal.SIGKILL)
-            elif over > due:
+            elif over > due and not is_told:
                 self.signal(signal.SIGTERM)
+                is_told = True
             time.sleep(_POLL_SECONDS)
         for thread in self._threads:
             thread.join(TERM_SECONDS)
