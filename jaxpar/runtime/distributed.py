@@ -6,7 +6,6 @@ here gives each process its place, and a watchdog that ends all of them if one i
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
 import time
@@ -20,6 +19,7 @@ import jax
 from jaxpar.core.errors import RequestError, words_of
 from jaxpar.core.jax_compat import cluster, coordination
 from jaxpar.core.progress import here
+from jaxpar.program.configuration import prepare_for_several
 from jaxpar.runtime.abort import before_abort, exit_with
 from jaxpar.runtime.star import Hub, Spoke
 from jaxpar.runtime.watchdog import PATIENCE_SECONDS, Watchdog, Who
@@ -171,12 +171,7 @@ def _initialize(place: Place, program: str) -> None:
     Raises:
         RequestError: where the others cannot be reached.
     """
-    option = "xla_cpu_collective_timeout_seconds"
-    flags = os.environ.get("XLA_FLAGS", "")
-    if option not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --{option}={COLLECTIVE_SECONDS}".strip()
-    # Else JAX takes SIGTERM, and nothing ends the process any more.
-    jax.config.update("jax_enable_preemption_service", False)
+    prepare_for_several(COLLECTIVE_SECONDS)
     told = {}
     host, _, port = place.coordinator.rpartition(":")
     if place.coordinator:

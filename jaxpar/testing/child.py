@@ -11,11 +11,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxpar.core.errors import RequestError
 from jaxpar.core.progress import here
-from jaxpar.program.configuration import prefer_cpu
+from jaxpar.program.configuration import prefer_cpu, simulate_devices
 from jaxpar.runtime.distributed import Place, join
 from jaxpar.runtime.supervise import parent_of_all
 
@@ -28,7 +26,7 @@ def main(asked: dict[str, Any]) -> int:
             `devices`, this process's `number` of `count`, the `coordinator`, and `patience`.
     """
     prefer_cpu()
-    jax.config.update("jax_num_cpu_devices", asked["devices"])
+    simulate_devices(asked["devices"])
     place = Place(asked["number"], asked["count"], asked["coordinator"], parent=parent_of_all())
     alone = nullcontext()
     joined = join(place, program="test", patience_seconds=asked["patience"])
