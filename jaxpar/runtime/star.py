@@ -9,6 +9,7 @@ import hmac
 import json
 import selectors
 import socket
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,6 +94,12 @@ class Hub:
         """Tell every process."""
         for line in self.lines.values():
             line.send(message)
+
+    def wait_until_alone(self, seconds: float) -> None:
+        """Wait until every process has closed its connection, or for so long."""
+        until = time.monotonic() + seconds
+        while self.lines and (left := until - time.monotonic()) > 0:
+            self.poll(left)
 
     def close(self) -> None:
         """Close every connection."""

@@ -87,8 +87,11 @@ class Watchdog:
             return
         self._leaving.set()
         self._thread.join(10 * BEAT_SECONDS)
-        before_abort(None)
         self._star.send({"left": why, "refused": refused})
+        if refused and isinstance(self._star, Hub):
+            # With process 0 JAX's coordination ends, which would abort those about to refuse.
+            self._star.wait_until_alone(REFUSING_SECONDS)
+        before_abort(_end_soon if why else None)
         self._star.close()
 
     def end(self, sentence: str) -> None:
@@ -161,6 +164,8 @@ class Watchdog:
     def _aborted(self) -> None:
         """What runs where this process aborts: it says why, if the thread does not before."""
         time.sleep(2 * BEAT_SECONDS)
+        if self._leaving.is_set():
+            _end_soon()
         if self._due:  # one that refused, and the abort is what its end does to this process
             self.end(self._due[1])
         now = time.monotonic()
@@ -170,6 +175,12 @@ class Watchdog:
         told = f" for {since:.0f} s" if since else ""
         self.end(f"{names_of(lost) or 'another process has'} not answered{told}")
         os._exit(LOST)
+
+
+def _end_soon() -> None:
+    """What runs where this process aborts on its way out: its main thread ends it first."""
+    time.sleep(10 * BEAT_SECONDS)
+    os._exit(LOST)
 
 
 def _stands() -> str:
