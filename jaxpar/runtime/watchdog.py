@@ -191,4 +191,6 @@ def _stands() -> str:
         files.append((frame.f_code.co_filename, frame.f_lineno))
         frame = frame.f_back
     at = own_file(file for file, _ in files)
-    return "" if at is None else f"; this process is at {files[at][0]}:{files[at][1]}"
+    if at is None or "site-packages" in files[at][0]:
+        return ""
+    return f"; this process is at {files[at][0]}:{files[at][1]}"
