@@ -145,3 +145,43 @@ def test_shardys_rules_stand_on_the_operations():
     assert "chlo.digamma" in text and lowered.as_text() == before
     expanded = str(jax_compat.with_shardy_rules(lowered, expanded=True))
     assert "chlo." not in expanded and "stablehlo.log" in expanded
+
+
+def test_one_process_alone_is_the_first_of_one():
+    """Several are in `test_processes`, by `jax_compat.coordination` as well."""
+    assert jax_compat.process_and_count() == (0, 1)
+    assert jax_compat.coordination() == (None, "")
+
+
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "node[001-004]",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "2",
+    "SLURM_LOCALID": "0",
+}
+MPIRUN = {
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1:34911",
+    "OMPI_COMM_WORLD_SIZE": "3",
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+}
+
+
+@pytest.mark.parametrize(
+    ("variables", "found"),
+    [
+        ({}, None),
+        (SLURM, ("SlurmCluster", 2, 4)),
+        (MPIRUN, ("OmpiCluster", 1, 3)),
+        (SLURM | {"SLURM_NTASKS": "many"}, None),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
+    ],
+)
+def test_a_cluster_is_known_by_its_variables(variables, found, monkeypatch):
+    """And a pod that is in no Indexed Job, or has not the package to ask, is one process alone."""
+    for name in {*SLURM, *MPIRUN, "KUBERNETES_SERVICE_HOST"}:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert jax_compat.cluster() == found

@@ -110,7 +110,7 @@ def _without(words, others):
         if c.split()[0] in CHEAPER and "--mesh auto" not in c  # which tests/test_elastic.py resumes
     ],
 )
-def test_every_command_succeeds(command, capsys, tmp_path, monkeypatch, request):
+def test_every_command_succeeds(command, capfd, tmp_path, monkeypatch, request):
     """Each command ends well, at fewer steps and layers; training draws its own first state."""
     monkeypatch.chdir(tmp_path)
     words = shlex.split(re.sub(r" --steps \d+", "", command))  # an option is said once
@@ -121,7 +121,7 @@ def test_every_command_succeeds(command, capsys, tmp_path, monkeypatch, request)
     if "pipeline" in command:  # as many layers as there are stages
         cheaper = [word.replace("layers=1", "layers=4") for word in cheaper]
     assert execute([*_without(words, cheaper), *cheaper], program="jaxpar") == 0
-    assert capsys.readouterr().out.startswith("{")
+    assert capfd.readouterr().out.startswith("{")
 
 
 def test_the_makefile_runs_what_the_readme_shows():

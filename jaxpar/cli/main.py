@@ -6,6 +6,7 @@ Exit status 0 when all is well, 1 when a check or claim failed, 2 when the reque
 
 import os
 import sys
+import traceback
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from jaxpar.cli import options as command_line
 from jaxpar.cli.environment import cache_folder, check_environment
 from jaxpar.cli.help import VERBS, show_help
 from jaxpar.cli.own_code import more_of, sentence_of
+from jaxpar.cli.processes import ProcessFailed, run_here, starts_several, taking_part
 from jaxpar.cli.stopping import STOPPED, stoppable, word_of
 from jaxpar.cli.streams import READER_GONE, prepare_streams, written
 from jaxpar.core.errors import RequestError, unknown
@@ -23,13 +25,31 @@ from jaxpar.core.errors import RequestError, unknown
 def main(program: str = "jaxpar") -> int:
     """Run what was typed after the program's name; returns the exit status, unless it was stopped.
 
-    A process that is stopped, or ran out of memory, ends here: XLA's threads may be at work still,
-    and Python would wait for them, or take down under them what they use.
+    A process that is stopped, ran out of memory, or leaves others behind, ends here: XLA's threads
+    may be at work still, and Python would wait for them, or take down under them what they use.
     """
-    status = execute(sys.argv[1:], program=program)
-    if status in STOPPED.values() or _ran_out():
+    try:
+        status = execute(sys.argv[1:], program=program)
+    except BaseException:
+        if not _is_abandoned():
+            raise
+        traceback.print_exc()
+        status = 1
+    if status in STOPPED.values() or _ran_out() or _is_abandoned():
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
         os._exit(status)
     return status
+
+
+def _is_abandoned() -> bool:
+    """Whether this was one of several processes, and does not end with the others."""
+    if "jaxpar.runtime.distributed" not in sys.modules:
+        return False
+    from jaxpar.runtime.distributed import is_abandoned
+
+    return is_abandoned()
 
 
 def _ran_out() -> bool:
@@ -94,6 +114,8 @@ def _obey(argv: list[str], program: str, files: list[Path]) -> int:
     if options.picture is not None:
         command_line.check_picture(options.picture, options.out)
     check_environment()
+    if "processes" in VERBS.constant(name, "READS") and starts_several(options):
+        return run_here(options, argv, program)
     _keep_compiled_programs()
     asked = command_line.Options(tuple(words), options.values, program, typed=tuple(argv))
     return _run(name, argv, asked, files)
@@ -124,16 +146,46 @@ def _check_options(name: str, options: command_line.Options) -> None:
 
 def _run(name: str, argv: list[str], options: command_line.Options, files: list[Path]) -> int:
     """Load a verb and run it; what it or a person's model prints stays out of a JSON record."""
-    from jaxpar.cli.screen import Screen
     from jaxpar.program.configuration import prefer_cpu
 
     if options.hardware != "local" and (name != "doctor" or options.words):
         prefer_cpu()
-    screen = Screen(options.json, pictured=options.picture is not None)
+    if "processes" not in VERBS.constant(name, "READS"):
+        return _shown(name, argv, options, files)
+    status = 1
+    with taking_part(options, options.program) as speaks:
+        status = _shown(name, argv, options, files, speaks=speaks)
+    return status
+
+
+def _shown(
+    name: str,
+    argv: list[str],
+    options: command_line.Options,
+    files: list[Path],
+    speaks: bool | None = None,
+) -> int:
+    """Run a verb on the screen.
+
+    Args:
+        name: the verb's.
+        argv: the words that were typed.
+        options: the same, read.
+        files: becomes what the verb writes to disk.
+        speaks: whether this process of several shows what it does; None for one alone.
+
+    Raises:
+        ProcessFailed: for one of several that failed, which the others are told.
+    """
+    from jaxpar.cli.screen import Screen
+
+    screen = Screen(options.json, pictured=options.picture is not None, silent=speaks is False)
     screen.files = files
     with screen.alone():
         status = VERBS.load(name)(options, screen)
-    if options.picture:
+    if status and speaks is not None:
+        raise ProcessFailed("; ".join(screen.faults) or f"status {status}")
+    if options.picture and speaks is not False:
         typed = [word for word in argv if word not in ("--picture", options.picture)]
         try:
             screen.picture(Path(options.picture), f"{options.program} {' '.join(typed)}")

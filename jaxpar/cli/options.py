@@ -74,6 +74,28 @@ flags.DEFINE_multi_string(
     "repeated",
     flag_values=VALUES,
 )
+flags.DEFINE_integer(
+    "processes",
+    None,
+    "processes to start on this machine, which share the mesh",
+    flag_values=VALUES,
+)
+flags.DEFINE_string(
+    "coordinator",
+    None,
+    "host:port of process 0, for a process of several that is started by hand",
+    flag_values=VALUES,
+)
+flags.DEFINE_integer(
+    "process-id", None, "which process of them this is, from 0", flag_values=VALUES
+)
+flags.DEFINE_integer("process-count", None, "how many processes there are", flag_values=VALUES)
+flags.DEFINE_integer(
+    "patience",
+    30,
+    "seconds that one process may be silent, or behind the others, before all are ended",
+    flag_values=VALUES,
+)
 flags.DEFINE_bool(
     "resume", False, "go on from the newest whole checkpoint of the run folder", flag_values=VALUES
 )

@@ -40,14 +40,19 @@ class Screen:
     Attributes:
         console: rich's, for what moves, such as a progress bar.
         files: what the command writes to disk, shown when it is stopped.
+        faults: what was said in red.
     """
 
-    def __init__(self, as_json: bool, *, pictured: bool = False):
+    def __init__(self, as_json: bool, *, pictured: bool = False, silent: bool = False):
         width = PICTURE_COLUMNS if pictured else None
-        beside: Any = Courtesy(sys.stderr) if as_json else None
-        self.console = _Console(file=beside, highlight=False, record=pictured, width=width)
+        beside: Any = Courtesy(sys.stderr) if as_json or silent else None
+        self.console = _Console(
+            file=beside, highlight=False, record=pictured, width=width, quiet=silent
+        )
         self.files: list[Path] = []
-        self._as_json, self._pictured = as_json, pictured
+        self.faults: list[str] = []
+        # A process that another one speaks for leaves standard output to that one's record.
+        self._as_json, self._pictured, self._silent = as_json or silent, pictured, silent
         self._record: dict | None = None
 
     @property
@@ -70,11 +75,13 @@ class Screen:
             out = closing.enter_context(_kept_apart())
             with redirect_stdout(self.console.file):
                 yield
-            if self._record is not None:
+            if self._record is not None and not self._silent:
                 print(json.dumps(_strict(self._record)), file=out, flush=True)
 
     def say(self, text: str = "", style: str | None = None) -> None:
         """Print a line, never cut: a terminal goes on in the next one, and so does a picture."""
+        if style == "red":
+            self.faults.append(text)
         self.console.print(text, style=style, markup=False, soft_wrap=not self._pictured)
 
     @contextmanager

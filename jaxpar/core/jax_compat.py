@@ -6,6 +6,7 @@ Every other file uses JAX's public names. Each name here has a test for each ver
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from types import CodeType
 from typing import Any
@@ -123,3 +124,45 @@ def with_shardy_rules(lowered: Any, *, expanded: bool = False) -> Any:
 
 READ_XLA_FLAGS = "from jaxlib import xla_client; xla_client.CompileOptions()"
 """A program that lets XLA read XLA_FLAGS, and fails if it cannot; a fifth of a second."""
+
+
+def process_and_count() -> tuple[int, int]:
+    """(this process's number, how many there are) of those that jax.distributed joined: (0, 1) for
+    one alone.
+
+    JAX's public names for them start its devices, whose number is decided by these.
+    """
+    from jax._src.distributed import global_state
+
+    return global_state.process_id, global_state.num_processes
+
+
+def coordination() -> tuple[Any, str]:
+    """(what the processes that jax.distributed joined share: keys with values, and barriers; the
+    address of process 0).
+
+    Its methods are `key_value_set`, `blocking_key_value_get` and `wait_at_barrier`.
+    """
+    from jax._src.distributed import global_state
+
+    return global_state.client, global_state.coordinator_address or ""
+
+
+def cluster() -> tuple[str, int, int] | None:
+    """(name, this process's number, how many there are), as jax.distributed would detect them.
+
+    None where it detects none, or one whose place it cannot tell: SLURM is detected within `srun`,
+    Open MPI within `mpirun`, Kubernetes in an Indexed Job with the package `kubernetes`.
+    """
+    from jax._src.clusters import ClusterEnv
+
+    for found in ClusterEnv._cluster_types:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a package is missing, in a pod of any kind
+                if found.opt_in_only_method or not found.is_env_present():
+                    continue
+                return found.__name__, found.get_process_id(), found.get_process_count()
+        except Exception:  # of an interface that is asked over a network, or a variable's value
+            return None
+    return None

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from jaxpar.core.errors import RequestError, words_of
+from jaxpar.core.progress import here
 from jaxpar.program.warnings import XlaWarning
 
 
@@ -39,7 +40,8 @@ def compiled(lowered: Any, options: Mapping[str, Any] | None, model: str, hardwa
         RequestError: XLA refuses an option or the program, in its words.
     """
     try:
-        return lowered.compile(options)
+        with here.long_work("compiling", together=True):
+            return lowered.compile(options)
     except RuntimeError as error:  # JaxRuntimeError is one; XLA's own bindings raise another
         words = words_of(error)
         if "compile option" in words or "While setting option" in words:

@@ -1,7 +1,8 @@
 """JAX's configuration where a program needs it otherwise: set in this file alone, and put back.
 
 JAX's settings hold for the whole process, so each is as it was once the last of those who need it
-otherwise is done. Two cannot be put back, and say so: `simulate_devices` and `prefer_cpu`.
+otherwise is done. Three cannot be put back, and say so: `simulate_devices`, `prefer_cpu` and
+`prepare_for_several`.
 """
 
 import logging
@@ -46,6 +47,25 @@ def simulate_devices(count: int) -> None:
     except RuntimeError:
         # JAX has started: what it has is what there is, and whoever needs more counts it.
         logging.getLogger(__name__).debug("JAX already started")
+
+
+_COLLECTIVES = "xla_cpu_collective_timeout_seconds"
+
+
+def prepare_for_several(collective_seconds: int) -> None:
+    """Let JAX be one of several processes: to be called before it starts.
+
+    Not put back: XLA reads its flags once. SIGTERM is left to the process, from which JAX would
+    take it, and nothing would end it any more.
+
+    Args:
+        collective_seconds: how long a collective on CPUs waits for another process, unless
+            XLA_FLAGS says it.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _COLLECTIVES not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{_COLLECTIVES}={collective_seconds}".strip()
+    jax.config.update("jax_enable_preemption_service", False)
 
 
 _UNFIT = {

@@ -14,9 +14,11 @@ from jax.extend.backend import backends
 from jax.sharding import AxisType, Mesh
 
 from jaxpar.core.errors import RequestError
+from jaxpar.core.jax_compat import process_and_count
 from jaxpar.core.mesh import MeshShape
 from jaxpar.hardware.record import Hardware
 from jaxpar.program.configuration import quiet_start, simulate_devices
+from jaxpar.program.shares import device_share, shared_out
 
 USUAL_SIMULATED_DEVICES = 8
 """A notebook's next mesh may be larger than its first."""
@@ -28,6 +30,8 @@ MOST_SIMULATED_DEVICES = 256
 def device_mesh(shape: MeshShape, hardware: Hardware) -> Mesh:
     """Devices of `hardware` in the shape of a mesh, outermost axis first.
 
+    Of several processes each has as many, those of the first one first.
+
     Raises:
         RequestError: when there are too few, or none, or JAX cannot start.
     """
@@ -35,6 +39,8 @@ def device_mesh(shape: MeshShape, hardware: Hardware) -> Mesh:
     find = {"simulated": _simulated, "local": _local, "described": _described}[hardware.kind]
     with quiet_start():
         devices = find(shape, hardware)
+    if hardware.kind != "described" and process_and_count()[1] > 1:
+        devices = shared_out(devices, shape)
     sizes = tuple(size for _, size in shape.sizes)
     return Mesh(
         np.asarray(devices[: shape.devices]).reshape(sizes),
@@ -50,6 +56,8 @@ def prepare(shape: MeshShape, hardware: Hardware) -> None:
     what is asked for next may be simulated.
     """
     needed = shape.devices if hardware.kind == "simulated" else 0
+    if process_and_count()[1] > 1:
+        return simulate_devices(device_share(shape, process_and_count()[1]))
     simulate_devices(min(max(needed, USUAL_SIMULATED_DEVICES), MOST_SIMULATED_DEVICES))
 
 
@@ -154,7 +162,7 @@ def refuse_to_run(hardware: Hardware, called: str, arrays: Any, shardings: Any) 
     """
     refuse_described(hardware)
     pairs = list(zip(jax.tree.leaves(arrays), jax.tree.leaves(shardings), strict=True))
-    devices = pairs[0][1].num_devices
+    devices = pairs[0][1].num_devices // process_and_count()[1]
     needed_bytes = devices * sum(
         math.prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize
         for array, sharding in pairs

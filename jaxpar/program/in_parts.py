@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpar.core.errors import RequestError
+from jaxpar.core.progress import here
 from jaxpar.hardware.record import Hardware
 from jaxpar.inference.probe import nudged, probe_batch, widened
 from jaxpar.inference.record import TracedLoss
@@ -62,7 +63,7 @@ def in_parts(model: Model, hardware: Hardware) -> InParts:
         return InParts()
     key = ("in parts", hardware.name)
     if key not in model.traced:
-        with jax.enable_x64(True):
+        with jax.enable_x64(True), here.long_work("trying the loss in parts"):
             model.traced[key] = _tried(widened(model))
     return model.traced[key]
 

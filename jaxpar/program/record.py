@@ -26,6 +26,7 @@ from jaxpar.program.given import Ready, Takes, as_array
 from jaxpar.program.in_parts import check_parts
 from jaxpar.program.out_of_memory import memory_told
 from jaxpar.program.quick import FEW_PASSES, QUICK
+from jaxpar.program.rows import put_rows, rows_here
 from jaxpar.program.warnings import compile_quietly, compile_with_warnings
 from jaxpar.step.make_step import make_step
 from jaxpar.step.record import State, Step
@@ -207,12 +208,7 @@ class Program:
     def local_rows(self) -> slice:
         """Which rows of a batch this process hands in: those that its own devices hold."""
         name, sharding = next(iter(self.batch_shardings.items()))
-        shape = self.step.batch[name].shape
-        indices = sharding.addressable_devices_indices_map(shape).values()
-        rows = [index[0] for index in indices if index is not None]
-        return slice(
-            min(r.indices(shape[0])[0] for r in rows), max(r.indices(shape[0])[1] for r in rows)
-        )
+        return rows_here(self.step.batch[name].shape, sharding)
 
     def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Put a batch on the devices; each process hands in only the rows it holds.
@@ -228,9 +224,7 @@ class Program:
             values = as_array(batch.get(name))
             self.takes.check_field(name, values, (len(range(rows)[self.local_rows]), *more))
             with jax.enable_x64(self.step.is_wide):
-                placed[name] = jax.make_array_from_process_local_data(
-                    sharding, values, self.step.batch[name].shape
-                )
+                placed[name] = put_rows(values, self.local_rows, self.step.batch[name], sharding)
         return placed
 
     def _compiled(self, lowered) -> Any:

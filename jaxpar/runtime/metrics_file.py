@@ -37,7 +37,7 @@ def cut_back(file: Path, step: int) -> None:
 
     A run that was killed has told of steps that no checkpoint has; it will train them again.
     """
-    if not file.is_file():
+    if jax.process_index() != 0 or not file.is_file():
         return
     kept = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():

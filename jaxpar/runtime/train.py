@@ -16,10 +16,12 @@ import jax
 import numpy as np
 
 from jaxpar.core.errors import RequestError, expect, words_of
+from jaxpar.core.progress import here
 from jaxpar.data.record import Dataset
 from jaxpar.program.configuration import refuse_settings
 from jaxpar.program.out_of_memory import memory_told
 from jaxpar.program.record import Program
+from jaxpar.program.rows import replicated
 from jaxpar.runtime.checkpoint.restoring import Restored, restore
 from jaxpar.runtime.evaluate import evaluate, evaluation_notes, training_notes
 from jaxpar.runtime.health import NotFinite, Spikes, check_finite, first_not_finite
@@ -27,6 +29,7 @@ from jaxpar.runtime.keeper import Keeper
 from jaxpar.runtime.metrics_file import writer
 from jaxpar.runtime.outcome import Outcome, TrainingStopped
 from jaxpar.runtime.reading import check_data, read_batch
+from jaxpar.runtime.several import good_checkpoint
 from jaxpar.runtime.training import Training
 from jaxpar.step.record import State
 
@@ -247,7 +250,9 @@ class _Run:
         """Save the state, unless a parameter of it is not finite."""
         if (path := first_not_finite(self.state.parameters)) is not None:
             raise NotFinite(f"after step {self.done} '{path}' is not finite", self.done)
-        (save or self.keeper.save)(self.state, self.done, self.last | test, self.left_out)
+        with here.long_work("saving a checkpoint"):
+            (save or self.keeper.save)(self.state, self.done, self.last | test, self.left_out)
+        good_checkpoint(str(self.keeper.last() or ""))
 
     def _go_back(self, error: NotFinite) -> None:
         """Go on from the last checkpoint, with the batches since left out, if that is wanted."""
@@ -274,16 +279,16 @@ def _synchronises(program: Program, done: int, steps: int) -> bool:
 
 
 def _told(waiting: tuple[int, Any]) -> dict[str, float]:
-    """The metrics of a step; of replicas of local SGD the mean over those of this process."""
+    """The metrics of a step; of replicas of local SGD the mean over all of them."""
     here = jax.device_get({name: _held_here(metric) for name, metric in waiting[1].items()})
     return {name: float(np.mean(value)) for name, value in here.items()}
 
 
 def _held_here(metric: jax.Array) -> Any:
-    """A metric, or the shards of it on this process, where each replica has its own."""
+    """A metric, sent to every process where each replica has its own on another one."""
     if metric.is_fully_replicated or metric.is_fully_addressable:
         return metric
-    return [shard.data for shard in metric.addressable_shards]
+    return replicated(metric)
 
 
 def _as_test(means: dict[str, float]) -> dict[str, float]:

@@ -267,6 +267,7 @@ OWNERS = {
     "rich": ("jaxpar/cli",),
     "absl": ("jaxpar/cli",),
     "sklearn": ("jaxpar/data/digits.py",),
+    "pytest": ("jaxpar/testing",),
     # Placing takes layers apart; a probe remakes a model's build in another dtype.
     "flax": (
         "experiments/any_model.py",  # a model that nobody wrote for jaxpar

@@ -10,6 +10,7 @@ from jaxpar.cli import repository
 from jaxpar.cli.elastic import resumed_case
 from jaxpar.cli.options import Options, make_folder
 from jaxpar.cli.own_code import more_of
+from jaxpar.cli.processes import as_typed
 from jaxpar.cli.run_files import RunFiles
 from jaxpar.cli.screen import Screen
 from jaxpar.cli.show.inspection import show_collectives, show_findings
@@ -31,6 +32,8 @@ from jaxpar.runtime.checkpoint.weights import start_from
 from jaxpar.runtime.evaluate import bits
 from jaxpar.runtime.metrics_file import cut_back
 from jaxpar.runtime.outcome import Outcome, TrainingStopped
+from jaxpar.runtime.several import agreed, on_the_same, stops_after
+from jaxpar.runtime.supervise import parent_of_all
 from jaxpar.runtime.train import train
 from jaxpar.step.record import State
 
@@ -53,6 +56,11 @@ READS = (
     "weights",
     "on-nan",
     "verify",
+    "processes",
+    "coordinator",
+    "process-id",
+    "process-count",
+    "patience",
 )
 
 
@@ -72,12 +80,15 @@ def verb(options: Options, screen: Screen) -> int:
         )
     folder = folder or options.file(asked.name, "metrics.jsonl").parent
     files = _files(options, folder, screen)
+    files = RunFiles(agreed(files.metrics), agreed(files.checkpoints))
     data = asked.load_data()
 
     # What can be refused is, before the long work.
     mesh = device_mesh(asked.layout.mesh, asked.hardware)
     step = asked.make(asked.layout)
-    Program(step, asked.hardware, mesh).check_runs()
+    program = Program(step, asked.hardware, mesh)
+    program.check_runs()
+    data = on_the_same(program, data, asked.training)
     with screen.doing(compiling(asked)):
         program = compile_step(step, hardware=asked.hardware)
         inspection = inspect(program, is_strict=options.lint == "error")
@@ -163,7 +174,8 @@ def _finished(start: Restored, asked: Resolved, screen: Screen) -> int:
 
 def _resuming(options: Options) -> str:
     """The command that goes on from the last checkpoint."""
-    typed = [word for word in options.typed if word != "--resume"]
+    words = options.typed if parent_of_all() is None else as_typed(options.typed)
+    typed = [word for word in words if word != "--resume"]
     return shlex.join([*options.program.split(), *typed, "--resume"])
 
 
@@ -192,7 +204,7 @@ def _trained(
                 watch=watch,
                 metrics_file=files.metrics,
                 checkpoints=files.checkpoints,
-                asked_to_stop=lambda step: is_asked(),
+                asked_to_stop=lambda step: stops_after(step, is_asked),
             ), None
         except TrainingStopped as error:
             if not isinstance(error.__cause__, RequestError | OSError):

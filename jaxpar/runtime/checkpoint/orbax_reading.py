@@ -30,7 +30,14 @@ def sharded_parts(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
     """
     items = {name: ocp.args.StandardRestore(part) for name, part in like.items() if part}
     empty = {name: part for name, part in like.items() if not part}
-    with _told(folder), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+    # Each process by itself: in Orbax's barriers all would wait for one that cannot read.
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=None, active_processes={jax.process_index()}, barrier_sync_key_prefix="jaxpar"
+    )
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+    )
+    with _told(folder), ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
         found = reader.restore(folder.absolute(), args=ocp.args.Composite(**items))
         return {**{name: found[name] for name in items}, **empty}
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 from jax.sharding import NamedSharding
@@ -20,7 +22,10 @@ from jaxpar.runtime.checkpoint.orbax_reading import sharded_parts
 from jaxpar.runtime.checkpoint.own_state import abstract_parts, own_specs, stored_state
 from jaxpar.runtime.checkpoint.reading import refuse_changed
 from jaxpar.runtime.checkpoint.saving import named
+from jaxpar.runtime.several import first_said
 from jaxpar.step.record import State
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -64,9 +69,9 @@ def restore(program: Program, path: str | Path) -> Restored:
     expect("restore's path", path, str | Path, "name a folder of checkpoints")
     program.check_runs()
     notes: list[str] = []
-    for one in one_of(path):
+    for one in _found(path):
         try:
-            metadata = one.metadata()
+            metadata = _by_all("the metadata", one.metadata)
             _check_is_of(program, metadata, one)
             return Restored(_read(program, one, metadata), metadata, one.folder, tuple(notes))
         except DamagedCheckpoint as error:
@@ -74,6 +79,31 @@ def restore(program: Program, path: str | Path) -> Restored:
     if notes:
         raise DamagedCheckpoint(f"{notes[0]}; no checkpoint in {path} is whole")
     raise RequestError(f"checkpoints {path}: there is none: name the folder of a run's checkpoints")
+
+
+def _found(path: str | Path) -> list[OnDisk]:
+    """The checkpoints that a path names, newest first, as process 0 sees them."""
+    there = one_of(path)
+    seen = "\n".join(str(one.folder) for one in there) if jax.process_index() == 0 else ""
+    folders = first_said("the checkpoints", seen).splitlines()
+    return [OnDisk(Path(folder), int(Path(folder).name)) for folder in folders]
+
+
+def _by_all(what: str, read: Callable[[], T]) -> T:
+    """What each process reads, once all of them can read it.
+
+    Raises:
+        DamagedCheckpoint: in every process, if one of them cannot; the others would wait for it.
+    """
+    found, failed = None, ""
+    try:
+        found = read()
+    except DamagedCheckpoint as error:
+        failed = str(error)
+    if failed := first_said(what, failed):
+        raise DamagedCheckpoint(failed)
+    assert found is not None
+    return found
 
 
 def _check_is_of(program: Program, metadata: Metadata, one: OnDisk) -> None:
@@ -107,7 +137,7 @@ def _read(program: Program, one: OnDisk, metadata: Metadata) -> State:
         own_specs(step),
     )
     with deliberate():
-        parts = sharded_parts(one.folder, like)
+        parts = _by_all("the arrays", lambda: sharded_parts(one.folder, like))
         found = digests(named(parts))
         for part in parts:
             refuse_changed(one, metadata, part, found)

@@ -30,6 +30,7 @@ from jaxpar.runtime.checkpoint.digest import digests
 from jaxpar.runtime.checkpoint.folder import METADATA, checkpoints_in
 from jaxpar.runtime.checkpoint.metadata import Metadata
 from jaxpar.runtime.checkpoint.own_state import PARTS, own_specs, own_state
+from jaxpar.runtime.several import meet
 from jaxpar.step.record import State
 
 BEST = "test_loss"
@@ -156,6 +157,7 @@ class Saver:
                 aside = there.with_name(f"{step}.replaced")
                 shutil.rmtree(aside, ignore_errors=True)
                 there.rename(aside)
+            meet()
             self.manager.reload()
 
 

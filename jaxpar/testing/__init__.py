@@ -1,0 +1,1 @@
+"""For tests of your own: what jaxpar tests itself with."""
