@@ -34,6 +34,7 @@ from jaxpar.runtime.checkpoint.reading import check_arrays
 STEPS, EVERY = 60, 4
 MINUTES = 10.0
 LAYOUTS = (("fsdp", "data=4"), ("hybrid", "data=2,model=2"), ("data", "data=2"))
+PROCESSES = (1, 2)
 PATIENCE_SECONDS = 180
 
 
@@ -55,7 +56,7 @@ class Run:
 
     Attributes:
         folder: of its files.
-        seed, strategy, mesh: as it was started.
+        seed, strategy, mesh, processes: as it was started.
         moved: whether its layout was changed meanwhile.
         broken: promises that were not kept, a sentence each.
         faults: how often each fault was done to it.
@@ -65,6 +66,7 @@ class Run:
     seed: int
     strategy: str
     mesh: str
+    processes: int = 1
     moved: bool = False
     broken: list[str] = field(default_factory=list)
     faults: Counter = field(default_factory=Counter)
@@ -79,7 +81,9 @@ class Run:
         options = {"save_every": EVERY, "keep": 3, "on_nan": "skip", "seed": self.seed}
         sets = [word for name, value in options.items() for word in ("--set", f"{name}={value}")]
         layout = ["--strategy", self.strategy, "--mesh", self.mesh, "--steps", str(STEPS)]
-        own = ["train", "experiments.benchmarks.soak:model", "--data", "text", *layout, *sets]
+        several = ["--processes", str(self.processes)] if self.processes > 1 else []
+        own = ["train", "experiments.benchmarks.soak:model", "--data", "text", *layout, *several]
+        own += sets
         return [sys.executable, "-m", "experiments", *own, "--out", str(self.folder), "--resume"]
 
     def start(self, **how: Any) -> subprocess.Popen:
@@ -168,7 +172,31 @@ def moved(run: Run, draw: random.Random) -> None:
     """Another layout, on another number of devices."""
     killed(run, draw)
     run.strategy, run.mesh = draw.choice(LAYOUTS)
+    run.processes = draw.choice(PROCESSES)
     run.moved = True
+
+
+def bereft(run: Run, draw: random.Random) -> None:
+    """One of several processes killed: the others end too, with 1 and a sentence."""
+    busy = _until_it_saves(run, draw)
+    children = _children(busy.pid) if run.processes > 1 else []
+    if children:
+        os.kill(draw.choice(children), signal.SIGKILL)
+        began = time.monotonic()
+        _, err = busy.communicate(timeout=PATIENCE_SECONDS)
+        run.promise(
+            busy.returncode in (0, 1), "a lost process ended the others with", busy.returncode
+        )
+        run.promise(time.monotonic() - began < 60, "a lost process was noticed late")
+        run.promise(busy.returncode == 0 or "process" in err, "no sentence of a lost process:", err)
+    busy.kill()
+    busy.communicate()
+
+
+def _children(parent: int) -> list[int]:
+    """The processes that a process has started."""
+    listed = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True).stdout
+    return [int(number) for number in listed.split()]
 
 
 FAULTS: tuple[Callable[[Run, random.Random], None], ...] = (
@@ -178,6 +206,7 @@ FAULTS: tuple[Callable[[Run, random.Random], None], ...] = (
     damaged,
     without_room,
     moved,
+    bereft,
 )
 
 
@@ -191,7 +220,7 @@ def benchmark(rounds: int, minutes: float = MINUTES) -> Iterator[dict[str, Any]]
             run = _faulted(Path(folder) / str(number), number, draw, until)
             yield {
                 "run": number,
-                "layout": f"{run.strategy} {run.mesh}",
+                "layout": f"{run.strategy} {run.mesh}, {run.processes} processes",
                 **{name: run.faults[name] for name in sorted(run.faults)},
                 "broken": "; ".join(run.broken) or "none",
                 "ok": not run.broken,
@@ -201,9 +230,8 @@ def benchmark(rounds: int, minutes: float = MINUTES) -> Iterator[dict[str, Any]]
 
 def _faulted(folder: Path, seed: int, draw: random.Random, until: float) -> Run:
     """A run that meets faults until it has come to its end, compared with one that met none."""
-    strategy, mesh = draw.choice(LAYOUTS)
-    run = Run(folder / "harmed", seed, strategy, mesh)
-    alone = Run(folder / "alone", seed, strategy, mesh)
+    layout = (*draw.choice(LAYOUTS), draw.choice(PROCESSES))
+    run, alone = (Run(folder / name, seed, *layout) for name in ("harmed", "alone"))
     while run.newest_whole() < STEPS and time.monotonic() < until:
         fault = draw.choice(FAULTS)
         before = run.newest_whole()

@@ -10,6 +10,7 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
+from absl import flags as absl_flags
 from absl import logging
 
 from jaxpar.cli import options as command_line
@@ -25,8 +26,9 @@ from jaxpar.core.errors import RequestError, unknown
 def main(program: str = "jaxpar") -> int:
     """Run what was typed after the program's name; returns the exit status, unless it was stopped.
 
-    A process that is stopped, ran out of memory, or leaves others behind, ends here: XLA's threads
-    may be at work still, and Python would wait for them, or take down under them what they use.
+    A process that is stopped, ran out of memory, leaves others behind or could not save ends here:
+    XLA's threads may be at work still, and Python would wait for them, or take down under them what
+    they use.
     """
     try:
         status = execute(sys.argv[1:], program=program)
@@ -35,7 +37,7 @@ def main(program: str = "jaxpar") -> int:
             raise
         traceback.print_exc()
         status = 1
-    if status in STOPPED.values() or _ran_out() or _is_abandoned():
+    if status in STOPPED.values() or _ran_out() or _is_abandoned() or _left_waiting():
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
@@ -50,6 +52,15 @@ def _is_abandoned() -> bool:
     from jaxpar.runtime.distributed import is_abandoned
 
     return is_abandoned()
+
+
+def _left_waiting() -> bool:
+    """Whether threads may wait long for a checkpoint that could not be written."""
+    if "jaxpar.runtime.checkpoint.quiet" not in sys.modules:
+        return False
+    from jaxpar.runtime.checkpoint.quiet import left_waiting
+
+    return left_waiting.is_set()
 
 
 def _ran_out() -> bool:
@@ -67,6 +78,7 @@ def execute(argv: list[str], *, program: str) -> int:
         program: how it was started, which messages and hints repeat.
     """
     logging.use_absl_handler()
+    absl_flags.FLAGS.mark_as_parsed()  # else a first line says that they are not
     files: list[Path] = []
 
     def stopped(word: str) -> None:

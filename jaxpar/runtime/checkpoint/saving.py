@@ -10,7 +10,7 @@ import importlib.metadata
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from jaxpar.runtime.checkpoint.digest import digests
 from jaxpar.runtime.checkpoint.folder import METADATA, checkpoints_in
 from jaxpar.runtime.checkpoint.metadata import Metadata
 from jaxpar.runtime.checkpoint.own_state import PARTS, own_specs, own_state
+from jaxpar.runtime.checkpoint.quiet import left_waiting, quiet, said
 from jaxpar.runtime.several import meet
 from jaxpar.step.record import State
 
@@ -55,6 +56,8 @@ class Saver:
         self.program, self.about = program, about
         self.folder = Path(folder).absolute()
         policies = [LatestN(keep), _best()]
+        self.closing = ExitStack()
+        self.closing.enter_context(quiet(self.folder))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(policies), cleanup_tmp_directories=True
         )
@@ -145,7 +148,7 @@ class Saver:
 
     def close(self) -> None:
         """Wait, and write no more."""
-        with told(self.folder):
+        with self.closing, told(self.folder):
             self.manager.close()
 
     def _make_way(self, step: int) -> None:
@@ -210,7 +213,8 @@ def told(folder: Path) -> Iterator[None]:
     except RequestError:
         raise
     except Exception as error:  # Orbax, TensorStore and the system each have their own
-        raise CannotSave(f"checkpoints {folder}: cannot write there ({words_of(error)})") from error
+        left_waiting.set()
+        raise CannotSave(f"checkpoints {folder}: cannot write there ({said(error)})") from error
 
 
 def _writer(program: Program) -> ocp.PyTreeCheckpointHandler:
