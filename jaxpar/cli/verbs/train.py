@@ -112,7 +112,7 @@ def verb(options: Options, screen: Screen) -> int:
     show_outcome(screen, outcome)
     record = _record(asked, data, inspection, outcome) | {"metrics": str(files.metrics)}
     record["resumed_from_step"] = start and start.metadata.step
-    ok = math.isfinite((outcome.test or outcome.last).get("loss", math.nan))
+    ok = _is_number(outcome)
     if stopped:
         record["stopped"] = str(stopped)
         screen.say(f"{stopped}{more_of(stopped)}", style="red")
@@ -128,6 +128,13 @@ def verb(options: Options, screen: Screen) -> int:
     record["seconds_with_start"] = time.perf_counter() - started
     screen.finish(record)
     return 0 if ok and not stopped else 1
+
+
+def _is_number(outcome: Outcome) -> bool:
+    """Whether what training came to is a number; an update that was skipped may have had none."""
+    if not outcome.test and "skipped" in outcome.last:
+        return True
+    return math.isfinite((outcome.test or outcome.last).get("loss", math.nan))
 
 
 def _files(options: Options, folder: Path, screen: Screen) -> RunFiles:
