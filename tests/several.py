@@ -16,8 +16,10 @@ from jaxpar.data.iterable import dataset
 from jaxpar.hardware.cpu import hardware
 from jaxpar.program.devices import device_mesh
 from jaxpar.program.record import Program, compile_step
-from jaxpar.runtime.several import agreed, ask_to_stop, is_to_stop, on_the_same
-from jaxpar.runtime.train import Training, optimizer_of, train
+from jaxpar.runtime.checkpoint.restoring import restore
+from jaxpar.runtime.several import agreed, ask_to_stop, is_to_stop, meet, on_the_same
+from jaxpar.runtime.train import train
+from jaxpar.runtime.training import Training, optimizer_of
 from jaxpar.step.make_step import make_step
 
 
@@ -127,3 +129,28 @@ def harmed(number: int, what: str):
         return digits.draw(step, size, seed, rows)
 
     train(program, on_the_same(program, replace(digits, draw=draw), training), training)
+
+
+def saved(folder: str, harm: bool):
+    """Train, save, restore, train on: the losses, the step restored, and whether all came again.
+
+    `harm` is done to the newest checkpoint by the last process, before both restore.
+    """
+    training = Training(steps=6, save_every=2, learning_rate=1e-2)
+    program = program_of("mlp", "fsdp", "data=4", training)
+    digits = replace(DATA.load("digits")(), walk=None, test_size=None)
+    seen = {}
+
+    def trained(**how):
+        train(program, digits, training, watch=lambda s, m: seen.update({s: m["loss"]}), **how)
+
+    trained(checkpoints=folder)
+    if harm and jax.process_index() == jax.process_count() - 1:
+        for file in (Path(folder) / "6" / "params").rglob("manifest.ocdbt"):
+            file.unlink()
+    meet()
+    start = restore(program, folder)
+    step = start.metadata.step
+    before = dict(seen)
+    trained(state=start)
+    return {"restored": step, "losses": [before[s] for s in range(1, 7)], "same": before == seen}

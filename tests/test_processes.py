@@ -23,8 +23,10 @@ from jaxpar.core.mesh import MeshShape
 from jaxpar.core.progress import Position, Progress
 from jaxpar.program.shares import device_share, shared_out
 from jaxpar.runtime import distributed, supervise
+from jaxpar.runtime.checkpoint.restoring import restore
 from jaxpar.runtime.fingerprint import differences
 from jaxpar.runtime.star import Hub, Spoke
+from jaxpar.runtime.training import Training
 from jaxpar.runtime.verdict import Seen, behind, silent
 
 pytest_plugins = ["jaxpar.testing.multiprocess"]
@@ -68,6 +70,24 @@ def test_a_process_reads_the_rows_that_its_devices_hold(multiprocess):
         assert value["shared"] == [number, 2, True, ["said by 0", "said by 1"], "file-0"]
         for (strategy, mesh), rows in meshes.items():
             assert value["rows"][f"{strategy} {mesh}"] == [*rows[number], True], (number, mesh)
+
+
+@pytest.mark.parametrize("harm", [False, True])
+def test_processes_save_and_restore_together(harm, multiprocess, tmp_path):
+    """The newest checkpoint, or the one before if it is damaged; the losses are the same again."""
+    result = multiprocess(
+        several.saved, str(tmp_path / "run"), harm, control=False, environment=QUICKLY
+    )
+    assert result.values[0] == result.values[1]
+    assert result.values[0]["restored"] == (4 if harm else 6) and result.values[0]["same"]
+    # One process reads what two have written.
+    training = Training(steps=6, save_every=2, learning_rate=1e-2)
+    program = several.program_of("mlp", "data", "data=2", training)
+    found = restore(program, tmp_path / "run")
+    assert found.metadata.step == (4 if harm else 6)
+    assert found.metadata.metrics["loss"] == pytest.approx(
+        result.values[0]["losses"][found.metadata.step - 1]
+    )
 
 
 def test_processes_that_differ_refuse_to_train(multiprocess):
