@@ -130,7 +130,13 @@ def terminated(run: Run, draw: random.Random) -> None:
     busy.send_signal(signal.SIGTERM)
     out, err = busy.communicate(timeout=PATIENCE_SECONDS)
     was_asked = "once more ends at once" in out
-    run.promise(not was_asked or busy.returncode == 0, "SIGTERM ended with", busy.returncode)
+    run.promise(
+        not was_asked or busy.returncode == 0,
+        "SIGTERM ended with",
+        busy.returncode,
+        out[-700:],
+        err[-1500:],
+    )
     run.promise(not was_asked or run.newest_whole() >= before, "SIGTERM lost steps")
     run.promise("Traceback" not in err, "a traceback:", err[-300:])
 
@@ -242,7 +248,7 @@ def _faulted(folder: Path, seed: int, draw: random.Random, until: float) -> Run:
     for one in (run, alone):
         out, err = one.start().communicate(timeout=PATIENCE_SECONDS)
         run.promise("Traceback" not in err, "a traceback:", err[-300:])
-        run.promise(one.newest_whole() == STEPS, "no end:", err[-300:] or out[-300:])
+        run.promise(one.newest_whole() == STEPS, "no end:", err[-2500:] or out[-300:])
     if not run.moved and not run.broken:
         digests = [
             {name: array["digest"] for name, array in one.checkpoints[0].metadata().arrays.items()}

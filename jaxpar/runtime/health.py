@@ -60,8 +60,9 @@ def first_not_finite(arrays: Mapping[str, Any]) -> str | None:
 
     In the order of the names; the arrays may be sharded, over processes too.
     """
-    found = {name: _all_finite(x) for name, x in arrays.items() if _is_float(x)}
-    return next((name for name in sorted(found) if not bool(jax.device_get(found[name]))), None)
+    # One after another, as every process does, which meet in each of them.
+    names = (name for name in sorted(arrays) if _is_float(arrays[name]))
+    return next((n for n in names if not jax.device_get(_all_finite(arrays[n]))), None)
 
 
 @jax.jit

@@ -33,11 +33,15 @@ def digests(arrays: Mapping[str, Any]) -> dict[str, str]:
     >>> digests({"numpy": np.arange(3.0, dtype=np.float32)})
     {'numpy': '6ce028b30536b2fd'}
     """
+    # Each is waited for: of programs that do not depend on each other, processes on CPUs would
+    # meet in the sums over devices in different orders.
     found = {
-        name: _sums_on_devices(x) if isinstance(x, jax.Array) else _sums(np, _words_here(x))
+        name: np.asarray(_sums_on_devices(x))
+        if isinstance(x, jax.Array)
+        else _sums(np, _words_here(x))
         for name, x in arrays.items()
     }
-    return {name: "".join(f"{int(s):08x}" for s in np.asarray(two)) for name, two in found.items()}
+    return {name: "".join(f"{int(s):08x}" for s in two) for name, two in found.items()}
 
 
 @jax.jit

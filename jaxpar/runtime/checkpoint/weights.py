@@ -59,7 +59,8 @@ def start_from(program: Program, weights: Any, *, seed: int = 0) -> State:
             folder = _folder(Path(weights))
             _check(shapes_there(folder), wanted, f"checkpoint {folder}")
             own = tree_there(folder, like)
-        state = program.init(seed)
+        jax.block_until_ready(own)
+        state = jax.block_until_ready(program.init(seed))
         return replace(state, parameters=_stored(program, step)(own))
 
 
