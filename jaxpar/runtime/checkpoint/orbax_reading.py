@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxpar.core.errors import words_of
+from jaxpar.runtime.checkpoint.files import check_files
 from jaxpar.runtime.checkpoint.folder import METADATA
 from jaxpar.runtime.checkpoint.metadata import DamagedCheckpoint
 from jaxpar.runtime.checkpoint.own_state import PARTS
@@ -58,9 +59,10 @@ def shapes_there(folder: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         DamagedCheckpoint: when its folder is none of Orbax's.
     """
-    with _told(folder), ocp.StandardCheckpointer() as reader:
-        found = reader.metadata(folder.absolute())
-        flat = jax.tree_util.tree_leaves_with_path(getattr(found, "item_metadata", found).tree)
+    # The handler alone, as a Checkpointer warns of a part that has no metadata of a whole.
+    with _told(folder):
+        found = ocp.PyTreeCheckpointHandler().metadata(Path(folder).absolute())
+        flat = jax.tree_util.tree_leaves_with_path(found.tree)
         return {
             jax.tree_util.keystr(keys, simple=True, separator="/"): tuple(x.shape)
             for keys, x in flat
@@ -80,6 +82,7 @@ def tree_there(folder: Path, like: Any) -> Any:
 @contextmanager
 def _told(folder: Path) -> Iterator[None]:
     """Within, whatever keeps Orbax from reading is one sentence."""
+    check_files(folder)
     policy = asyncio.get_event_loop_policy()
     asyncio.set_event_loop_policy(_Quiet())
     try:

@@ -7,6 +7,7 @@ the next is whole.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
@@ -150,11 +151,14 @@ class Saver:
     def _make_way(self, step: int) -> None:
         """Move away a checkpoint of this step, a damaged one or one that the run went back from."""
         there = self.folder / str(step)
-        if there.exists():
+        if os.path.lexists(there):
             self.manager.wait_until_finished()
             if jax.process_index() == 0:
                 aside = there.with_name(f"{step}.replaced")
-                shutil.rmtree(aside, ignore_errors=True)
+                if aside.is_dir() and not aside.is_symlink():
+                    shutil.rmtree(aside)
+                else:
+                    aside.unlink(missing_ok=True)
                 there.rename(aside)
             self.manager.reload()
 
