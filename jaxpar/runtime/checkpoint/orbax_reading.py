@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
 from jaxpar.core.errors import words_of
 from jaxpar.runtime.checkpoint.files import check_files
@@ -59,12 +60,21 @@ def shapes_there(folder: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         DamagedCheckpoint: when its folder is none of Orbax's.
     """
+    return {name: shape for name, (shape, _) in kinds_there(folder).items()}
+
+
+def kinds_there(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Name -> shape and dtype of each array of a tree that Orbax wrote.
+
+    Raises:
+        DamagedCheckpoint: when its folder is none of Orbax's.
+    """
     # The handler alone, as a Checkpointer warns of a part that has no metadata of a whole.
     with _told(folder):
         found = ocp.PyTreeCheckpointHandler().metadata(Path(folder).absolute())
         flat = jax.tree_util.tree_leaves_with_path(found.tree)
         return {
-            jax.tree_util.keystr(keys, simple=True, separator="/"): tuple(x.shape)
+            jax.tree_util.keystr(keys, simple=True, separator="/"): (tuple(x.shape), str(x.dtype))
             for keys, x in flat
         }
 
@@ -85,12 +95,17 @@ def _told(folder: Path) -> Iterator[None]:
     check_files(folder)
     policy = asyncio.get_event_loop_policy()
     asyncio.set_event_loop_policy(_Quiet())
+    log = logging.get_absl_logger()
+    log.disabled, was = True, log.disabled  # it tells of each file that is not as it should be
     try:
         yield
     except Exception as error:  # Orbax, TensorStore and JSON have their own for what is damaged
-        why = words_of(error).partition(" [tensorstore_spec")[0]
+        why = words_of(error).partition(" [tensorstore_spec")[0].partition(". See full Ten")[0]
+        if isinstance(error, LookupError | TypeError | AttributeError):  # of no use to a person
+            why = "what describes its arrays is not as Orbax writes it"
         raise DamagedCheckpoint(f"checkpoint {folder}: cannot be read ({why})") from error
     finally:
+        log.disabled = was
         asyncio.set_event_loop_policy(policy)
 
 

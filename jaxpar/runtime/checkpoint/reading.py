@@ -7,7 +7,7 @@ import jax
 from jaxpar.runtime.checkpoint.digest import digests
 from jaxpar.runtime.checkpoint.folder import OnDisk
 from jaxpar.runtime.checkpoint.metadata import DamagedCheckpoint, Metadata
-from jaxpar.runtime.checkpoint.orbax_reading import part_here, shapes_there
+from jaxpar.runtime.checkpoint.orbax_reading import kinds_there, part_here
 from jaxpar.runtime.checkpoint.own_state import PARTS
 
 
@@ -26,19 +26,19 @@ def check_arrays(one: OnDisk, metadata: Metadata) -> None:
 
 
 def check_told(one: OnDisk, metadata: Metadata) -> None:
-    """Compare the arrays that a checkpoint tells of with those that it has, by name and shape.
+    """Compare the arrays that a checkpoint tells of with those there: names, shapes and dtypes.
 
     Raises:
         DamagedCheckpoint: for the first that is in one and not in the other.
     """
-    there: dict[str, tuple[int, ...]] = {}
+    there: dict[str, tuple[tuple[int, ...], str]] = {}
     for part in PARTS:
         if (one.folder / part).is_dir():
-            found = shapes_there(one.folder / part)
-            there |= {f"{part}/{name}": shape for name, shape in found.items()}
-    for name in sorted(there.keys() | metadata.arrays.keys()):
-        told = metadata.arrays.get(name)
-        if told is None or there.get(name) != tuple(told["shape"]):
+            found = kinds_there(one.folder / part)
+            there |= {f"{part}/{name}": kind for name, kind in found.items()}
+    told = {name: (tuple(x["shape"]), x["dtype"]) for name, x in metadata.arrays.items()}
+    for name in sorted(there.keys() | told.keys()):
+        if there.get(name) != told.get(name):
             raise DamagedCheckpoint(
                 f"checkpoint {one.folder}: its metadata does not tell of '{name}' as it is there"
             )
