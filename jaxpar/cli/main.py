@@ -7,6 +7,7 @@ Exit status 0 when all is well, 1 when a check or claim failed, 2 when the reque
 import os
 import sys
 from contextlib import suppress
+from logging import LogRecord
 from pathlib import Path
 
 from absl import logging
@@ -47,6 +48,7 @@ def execute(argv: list[str], *, program: str) -> int:
         program: how it was started, which messages and hints repeat.
     """
     logging.use_absl_handler()
+    logging.get_absl_logger().addFilter(_is_told)
     files: list[Path] = []
 
     def stopped(word: str) -> None:
@@ -72,6 +74,11 @@ def execute(argv: list[str], *, program: str) -> int:
                 raise
             _tell(f"{program}: {sentence}")
             return 2
+
+
+def _is_told(record: LogRecord) -> bool:
+    """Whether a line of a log is for a person: Orbax's errors are told as a sentence of ours."""
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 def _tell(line: str) -> None:

@@ -73,6 +73,7 @@ def train(
     refuse_settings()
     check_data(program.step.layout.model, data)
     expect("train's watch", watch, Callable, "give a function of a step and its metrics")
+    expect("train's asked_to_stop", asked_to_stop, Callable, "give a function of a step")
     if training.evaluate_every and data.walk is None:
         raise RequestError(
             f"evaluate_every={training.evaluate_every}, and data '{data.name}' has no test split: "

@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,13 +23,14 @@ from jax.sharding import NamedSharding
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 from orbax.checkpoint.type_handlers import ArrayHandler, create_type_handler_registry
 
-from jaxpar.core.errors import RequestError, expect, words_of
+from jaxpar.core.errors import RequestError, words_of
 from jaxpar.core.mesh import axes_of
 from jaxpar.program.configuration import deliberate
 from jaxpar.program.record import Program
+from jaxpar.runtime.checkpoint.claim import locked, place_of
 from jaxpar.runtime.checkpoint.digest import digests
 from jaxpar.runtime.checkpoint.folder import METADATA, checkpoints_in
-from jaxpar.runtime.checkpoint.metadata import Metadata
+from jaxpar.runtime.checkpoint.metadata import DamagedCheckpoint, Metadata, OtherFormat
 from jaxpar.runtime.checkpoint.own_state import PARTS, own_specs, own_state
 from jaxpar.step.record import State
 
@@ -51,9 +52,9 @@ class Saver:
             keep: how many of the newest stay, beside the one with the least test loss.
             about: what every checkpoint of the run says of itself.
         """
-        expect("the checkpoints' folder", folder, str | Path, "name a folder")
         self.program, self.about = program, about
-        self.folder = Path(folder).absolute()
+        self.folder = place_of(folder)
+        self._lock = locked(self.folder) if jax.process_index() == 0 else None
         policies = [LatestN(keep), _best()]
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(policies), cleanup_tmp_directories=True
@@ -66,6 +67,7 @@ class Saver:
                 item_handlers={**writers, METADATA: ocp.JsonCheckpointHandler()},
             )
         except OSError as error:
+            self._unlock()
             raise RequestError(
                 f"checkpoints {self.folder}: cannot write there ({words_of(error)}); name another "
                 "folder"
@@ -89,8 +91,11 @@ class Saver:
 
     def newest(self) -> Path | None:
         """The newest checkpoint that is whole on disk."""
-        there = checkpoints_in(self.folder)
-        return there[0].folder if there else None
+        for one in checkpoints_in(self.folder):
+            with suppress(DamagedCheckpoint, OtherFormat):
+                one.metadata()
+                return one.folder
+        return None
 
     def save(
         self, state: State, step: int, metrics: Mapping[str, float], *, left_out: int = 0
@@ -145,8 +150,16 @@ class Saver:
 
     def close(self) -> None:
         """Wait, and write no more."""
-        with told(self.folder):
-            self.manager.close()
+        try:
+            with told(self.folder):
+                self.manager.close()
+        finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
+        """Let other runs have the folder."""
+        if self._lock:
+            self._lock.close()
 
     def _make_way(self, step: int) -> None:
         """Move away a checkpoint of this step, a damaged one or one that the run went back from."""
