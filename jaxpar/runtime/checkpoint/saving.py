@@ -57,7 +57,10 @@ class Saver:
         self._lock = locked(self.folder) if jax.process_index() == 0 else None
         policies = [LatestN(keep), _best()]
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy(policies), cleanup_tmp_directories=True
+            preservation_policy=AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=True,
+            # Else threads wait ten minutes, at the process's end, for one that cannot be made.
+            async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
         )
         try:
             writers = {part: _writer(program) for part in PARTS}
