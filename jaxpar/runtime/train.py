@@ -79,8 +79,8 @@ def train(
             f"evaluate_every={training.evaluate_every}, and data '{data.name}' has no test split: "
             "give it one, or leave evaluate_every out"
         )
-    write = writer(metrics_file)
     keeper = None if checkpoints is None else Keeper(program, data, training, checkpoints)
+    write = writer(metrics_file)
     start = program.init(training.seed) if state is None else state
 
     def tell(step: int, metrics: dict[str, float]) -> None:

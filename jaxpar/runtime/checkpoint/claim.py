@@ -27,7 +27,7 @@ def place_of(folder: str | Path) -> Path:
     expect("the checkpoints' folder", folder, str | Path, "name a folder")
     try:
         str(folder).encode()
-        if not str(folder).strip() or re.match(r"\w{2,}:/", str(folder)):
+        if not str(folder).strip() or re.match(r"(gs|s3|https?|file):/", str(folder)):
             raise ValueError("it is no folder of a file system")
         place = Path(folder).absolute()
         place.mkdir(parents=True, exist_ok=True)
@@ -46,10 +46,10 @@ def place_of(folder: str | Path) -> Path:
     return place
 
 
-def locked(folder: Path) -> TextIO | None:
+def locked(folder: Path) -> TextIO:
     """The lock on a folder, which ends when it is closed, or with the process however that ends.
 
-    None where the file system has no locks.
+    Where the file system has no locks, it keeps nobody out.
 
     Raises:
         RequestError: when another run has it.
@@ -68,9 +68,8 @@ def locked(folder: Path) -> TextIO | None:
             f"checkpoints {folder}: another run writes there now: wait for its end, or name "
             "another folder"
         ) from error
-    except OSError:
-        file.close()
-        return None
+    except OSError:  # a file system without locks
+        pass
     return file
 
 

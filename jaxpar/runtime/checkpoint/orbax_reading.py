@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from jaxpar.runtime.checkpoint.files import check_files
 from jaxpar.runtime.checkpoint.folder import METADATA
 from jaxpar.runtime.checkpoint.metadata import DamagedCheckpoint
 from jaxpar.runtime.checkpoint.own_state import PARTS
+from jaxpar.runtime.checkpoint.quiet_loops import quiet_loops
 
 
 def sharded_parts(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,12 +93,11 @@ def tree_there(folder: Path, like: Any) -> Any:
 def _told(folder: Path) -> Iterator[None]:
     """Within, whatever keeps Orbax from reading is one sentence."""
     check_files(folder)
-    policy = asyncio.get_event_loop_policy()
-    asyncio.set_event_loop_policy(_Quiet())
     log = logging.get_absl_logger()
     log.disabled, was = True, log.disabled  # it tells of each file that is not as it should be
     try:
-        yield
+        with quiet_loops():
+            yield
     except Exception as error:  # Orbax, TensorStore and JSON have their own for what is damaged
         why = words_of(error).partition(" [tensorstore_spec")[0].partition(". See full Ten")[0]
         if isinstance(error, LookupError | TypeError | AttributeError):  # of no use to a person
@@ -106,34 +105,3 @@ def _told(folder: Path) -> Iterator[None]:
         raise DamagedCheckpoint(f"checkpoint {folder}: cannot be read ({why})") from error
     finally:
         log.disabled = was
-        asyncio.set_event_loop_policy(policy)
-
-
-class _Loop(asyncio.SelectorEventLoop):
-    """An event loop to which one may speak when it is closed.
-
-    Orbax closes its loop when one read has failed. Others are under way then, and each of them
-    would print a traceback when it is done.
-    """
-
-    def call_soon_threadsafe(self, callback, *args, context=None):
-        """Let the loop call a function, unless it has ended."""
-        try:
-            return super().call_soon_threadsafe(callback, *args, context=context)
-        except RuntimeError:
-            if not self.is_closed():
-                raise
-            return asyncio.Handle(callback, args, self, context)  # which nobody calls
-
-    def call_exception_handler(self, context):
-        """Log what nobody catches, but not the errors of those others."""
-        if "never retrieved" not in context.get("message", ""):
-            super().call_exception_handler(context)
-
-
-class _Quiet(asyncio.DefaultEventLoopPolicy):
-    """Makes such loops."""
-
-    def new_event_loop(self):
-        """A new loop."""
-        return _Loop()

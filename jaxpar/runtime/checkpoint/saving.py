@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from jaxpar.runtime.checkpoint.digest import digests
 from jaxpar.runtime.checkpoint.folder import METADATA, checkpoints_in
 from jaxpar.runtime.checkpoint.metadata import DamagedCheckpoint, Metadata, OtherFormat
 from jaxpar.runtime.checkpoint.own_state import PARTS, own_specs, own_state
+from jaxpar.runtime.checkpoint.quiet_loops import quiet_loops
 from jaxpar.step.record import State
 
 BEST = "test_loss"
@@ -54,7 +55,10 @@ class Saver:
         """
         self.program, self.about = program, about
         self.folder = place_of(folder)
-        self._lock = locked(self.folder) if jax.process_index() == 0 else None
+        self._closing = ExitStack()
+        if jax.process_index() == 0:
+            self._closing.enter_context(locked(self.folder))
+        self._closing.enter_context(quiet_loops())
         policies = [LatestN(keep), _best()]
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(policies),
@@ -70,7 +74,7 @@ class Saver:
                 item_handlers={**writers, METADATA: ocp.JsonCheckpointHandler()},
             )
         except OSError as error:
-            self._unlock()
+            self._closing.close()
             raise RequestError(
                 f"checkpoints {self.folder}: cannot write there ({words_of(error)}); name another "
                 "folder"
@@ -157,12 +161,7 @@ class Saver:
             with told(self.folder):
                 self.manager.close()
         finally:
-            self._unlock()
-
-    def _unlock(self) -> None:
-        """Let other runs have the folder."""
-        if self._lock:
-            self._lock.close()
+            self._closing.close()
 
     def _make_way(self, step: int) -> None:
         """Move away a checkpoint of this step, a damaged one or one that the run went back from."""
