@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from contextlib import suppress
+from logging import LogRecord
 from pathlib import Path
 
 from absl import flags as absl_flags
@@ -79,6 +80,7 @@ def execute(argv: list[str], *, program: str) -> int:
     """
     logging.use_absl_handler()
     absl_flags.FLAGS.mark_as_parsed()  # else a first line says that they are not
+    logging.get_absl_logger().addFilter(_is_told)
     files: list[Path] = []
 
     def stopped(word: str) -> None:
@@ -104,6 +106,11 @@ def execute(argv: list[str], *, program: str) -> int:
                 raise
             _tell(f"{program}: {sentence}")
             return 2
+
+
+def _is_told(record: LogRecord) -> bool:
+    """Whether a line of a log is for a person: Orbax's errors are told as a sentence of ours."""
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 def _tell(line: str) -> None:

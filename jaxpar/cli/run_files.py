@@ -4,10 +4,11 @@ The first run of a folder has `metrics.jsonl` and `checkpoints`, the second `met
 `checkpoints-2`: none empties what another has written.
 """
 
-import re
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+
+from jaxpar.runtime.checkpoint.folder import run_folder, run_numbers
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,12 @@ class RunFiles:
     def numbered(cls, folder: Path, number: int) -> "RunFiles":
         """Those of the run of this number in a folder, from 1 up."""
         end = "" if number == 1 else f"-{number}"
-        return cls(folder / f"metrics{end}.jsonl", folder / f"checkpoints{end}")
+        return cls(folder / f"metrics{end}.jsonl", run_folder(folder, number))
 
     @classmethod
     def fresh(cls, folder: Path) -> "RunFiles":
-        """Those of the next run."""
-        several = (cls.numbered(folder, number) for number in count(1))
+        """Those of the next run: after all that have checkpoints there, be the first ones gone."""
+        several = (cls.numbered(folder, number) for number in count(1 + _last(folder)))
         return next(one for one in several if not one.is_used())
 
     def is_used(self) -> bool:
@@ -37,7 +38,10 @@ class RunFiles:
     @classmethod
     def newest(cls, folder: Path) -> "RunFiles | None":
         """Those of the last run, be it one that has no checkpoint yet; None if there was none."""
-        names = [one.name for one in folder.iterdir()] if folder.is_dir() else []
-        found = [re.fullmatch(r"checkpoints(?:-(\d{1,9}))?", name) for name in names]
-        numbers = [int(match[1] or 1) for match in found if match]
-        return cls.numbered(folder, max(numbers)) if numbers else None
+        number = _last(folder)
+        return cls.numbered(folder, number) if number else None
+
+
+def _last(folder: Path) -> int:
+    """The number of the last run that has checkpoints in a folder, 0 if none has."""
+    return max(run_numbers(folder), default=0)

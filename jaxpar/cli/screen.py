@@ -20,6 +20,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from jaxpar.cli.streams import Courtesy
 from jaxpar.cli.tables import table
+from jaxpar.core.errors import visible
 
 PICTURE_COLUMNS = 108
 SECONDS_UNSAID = 3.0
@@ -79,9 +80,13 @@ class Screen:
                 print(json.dumps(_strict(self._record)), file=out, flush=True)
 
     def say(self, text: str = "", style: str | None = None) -> None:
-        """Print a line, never cut: a terminal goes on in the next one, and so does a picture."""
+        """Print lines, never cut: a terminal goes on in the next one, and so does a picture.
+
+        Names come from anywhere, so what a terminal would obey is shown instead.
+        """
         if style == "red":
             self.faults.append(text)
+        text = "\n".join(map(visible, text.split("\n")))
         self.console.print(text, style=style, markup=False, soft_wrap=not self._pictured)
 
     @contextmanager
@@ -90,6 +95,7 @@ class Screen:
 
         The line comes after some seconds only, so that what is refused at once is all that is said.
         """
+        what = visible(what)
         if self.console.is_interactive and not self._pictured:
             columns = (
                 SpinnerColumn("line"),

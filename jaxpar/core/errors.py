@@ -45,19 +45,25 @@ def one_line(text: str) -> str:
     >>> one_line("a \\x1b[31mname\\n" + "x" * 1000)
     'a \\\\x1b[31mname xxxxxxxxxxxxxxxxxxxx...(960 more)...xxxxxxxxxxxxxxxxxxxx'
     """
-    line = " ".join(text.split())
-    if not line.isprintable():
-        line = "".join(c if c.isprintable() else _escaped(c) for c in line)
     line = _LONG.sub(
-        lambda word: f"{word[0][:20]}...({len(word[0]) - 40} more)...{word[0][-20:]}", line
+        lambda word: f"{word[0][:20]}...({len(word[0]) - 40} more)...{word[0][-20:]}",
+        visible(" ".join(text.split())),
     )
     over = len(line) - LONGEST_SENTENCE
     return f"{line[:LONGEST_SENTENCE]} ...({over} more)" if over > 0 else line
 
 
-def _escaped(character: str) -> str:
-    """A character as Python writes it in a string."""
-    return character.encode("unicode_escape").decode("ascii")
+def visible(line: str) -> str:
+    """A line in which what a terminal would obey, or cannot show, is written as Python writes it.
+
+    >>> visible("a \x1b[31mname")
+    'a \\x1b[31mname'
+    """
+    if line.isprintable():
+        return line
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line
+    )
 
 
 def words_of(error: BaseException) -> str:

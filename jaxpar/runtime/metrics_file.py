@@ -35,20 +35,25 @@ def writer(path: str | Path | None) -> Callable[[dict], None]:
 def cut_back(file: Path, step: int) -> None:
     """Take the rows of later steps out of a file of metrics, and a last row that is half written.
 
-    A run that was killed has told of steps that no checkpoint has; it will train them again.
+    A run that was killed has told of steps that no checkpoint has; it will train them again. Lines
+    that are no rows stay, as somebody else has written them.
     """
     if jax.process_index() != 0 or not file.is_file():
         return
-    kept = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError, TypeError, KeyError):
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
     other = file.with_name(f"{file.name}.new")
     try:
-        other.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        other.unlink(missing_ok=True)  # be it a link that leads out of the folder
+        with file.open("rb") as before, other.open("xb") as after:
+            after.writelines(line for line in before if not _is_later(line, step))
         os.replace(other, file)
     except OSError as error:
         raise RequestError(
             f"metrics file {file}: cannot write there ({words_of(error)})"
         ) from error
+
+
+def _is_later(line: bytes, step: int) -> bool:
+    """Whether a line is a row of a later step, or half a row."""
+    with suppress(ValueError, TypeError, LookupError, RecursionError):
+        return json.loads(line)["step"] > step
+    return not line.endswith(b"\n")

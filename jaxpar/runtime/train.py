@@ -76,13 +76,14 @@ def train(
     refuse_settings()
     check_data(program.step.layout.model, data)
     expect("train's watch", watch, Callable, "give a function of a step and its metrics")
+    expect("train's asked_to_stop", asked_to_stop, Callable, "give a function of a step")
     if training.evaluate_every and data.walk is None:
         raise RequestError(
             f"evaluate_every={training.evaluate_every}, and data '{data.name}' has no test split: "
             "give it one, or leave evaluate_every out"
         )
-    write = writer(metrics_file)
     keeper = None if checkpoints is None else Keeper(program, data, training, checkpoints)
+    write = writer(metrics_file)
     start = program.init(training.seed) if state is None else state
 
     def tell(step: int, metrics: dict[str, float]) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 from jaxpar.cli.figures import bytes_text, metrics_text
 from jaxpar.cli.options import Options
 from jaxpar.cli.screen import Screen
-from jaxpar.core.errors import RequestError, unknown
+from jaxpar.core.errors import RequestError, one_line, unknown
 from jaxpar.runtime.checkpoint.folder import OnDisk, one_of
-from jaxpar.runtime.checkpoint.metadata import DamagedCheckpoint, Metadata
+from jaxpar.runtime.checkpoint.metadata import DamagedCheckpoint, Metadata, OtherFormat
 
 TAKES = "show PATH"
 READS = ("verify",)
@@ -18,7 +18,7 @@ READS = ("verify",)
 def verb(options: Options, screen: Screen) -> int:
     """Show every checkpoint of a run in a line, and the newest whole one, or the only one, in full.
 
-    No device is needed for that. Returns 1 if a checkpoint is damaged.
+    No device is needed for that. Returns 1 if a checkpoint is damaged, or of another version.
     """
     what, path = options.words
     if what != "show":
@@ -56,13 +56,13 @@ def _row(one: OnDisk, *, is_read: bool, screen: Screen) -> tuple[dict, Metadata 
 
             with screen.doing(f"reading {one.folder}"):
                 check_arrays(one, metadata)
-    except DamagedCheckpoint as error:
+    except (DamagedCheckpoint, OtherFormat) as error:
         metadata, damage = None, str(error)
+        word = "damaged" if isinstance(error, DamagedCheckpoint) else "of another version"
+        screen.say(f"{word}: {damage}", style="red")
     if metadata:
         told = metrics_text(f"{one.folder}: step {one.step}", metadata.metrics)
-        screen.say(f"{told}{', whole' if is_read else ''}")
-    else:
-        screen.say(f"damaged: {damage}", style="red")
+        screen.say(one_line(f"{told}{', whole' if is_read else ''}"))
     return {"folder": str(one.folder), "step": one.step, "damage": damage}, metadata
 
 
@@ -70,18 +70,19 @@ def _show(metadata: Metadata, screen: Screen) -> None:
     """Show what a checkpoint says of itself."""
     screen.say("")
     layout = ", ".join(f"{name} {value}" for name, value in metadata.layout.items())
-    screen.say(f"step {metadata.step} of model {metadata.model}: {layout}")
+    screen.say(one_line(f"step {metadata.step} of model {metadata.model}: {layout}"))
     versions = ", ".join(f"{name} {value}" for name, value in metadata.versions.items())
-    screen.say(f"written by {versions}; data {metadata.data.get('name', 'unknown')}")
+    screen.say(one_line(f"written by {versions}; data {metadata.data.get('name', 'unknown')}"))
     rows, sums = [], {}
     for name, array in metadata.arrays.items():
         part, _, path = name.partition("/")
         sums[part] = sums.get(part, 0) + array["bytes"]
         if part == "params":
             shape = " x ".join(map(str, array["shape"])) or "scalar"
-            rows.append([path, array["dtype"], _sharded(array), bytes_text(array["bytes"]), shape])
+            cells = [path, array["dtype"], _sharded(array), bytes_text(array["bytes"]), shape]
+            rows.append([one_line(cell) for cell in cells])
     screen.table(["parameter", "type", "sharding", "bytes", "shape"], rows)
-    screen.say(", ".join(f"{part} {bytes_text(size)}" for part, size in sums.items()))
+    screen.say(one_line(", ".join(f"{part} {bytes_text(size)}" for part, size in sums.items())))
 
 
 def _sharded(array: Mapping[str, Any]) -> str:

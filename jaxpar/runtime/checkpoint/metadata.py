@@ -3,10 +3,11 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from jaxpar.core.errors import RequestError
+from jaxpar.runtime.checkpoint.schema import fault_of
 
 FORMAT = 1
 """Of the checkpoints that this version writes."""
@@ -14,6 +15,10 @@ FORMAT = 1
 
 class DamagedCheckpoint(RequestError):
     """A checkpoint that is not whole, or not what was written."""
+
+
+class OtherFormat(RequestError):
+    """A checkpoint that another version of jaxpar wrote, and this one cannot read."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,6 @@ class Metadata:
     versions: Mapping[str, str]
     arrays: Mapping[str, Mapping[str, Any]]
     format: int = FORMAT
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """As JSON has it, with a checksum of itself."""
@@ -54,19 +58,26 @@ class Metadata:
 
         Raises:
             DamagedCheckpoint: when it is not as it was written.
-            RequestError: when a later version wrote it.
+            OtherFormat: when another version wrote it.
         """
-        if not isinstance(record, dict) or "sha256" not in record or "format" not in record:
+        if not isinstance(record, dict) or not isinstance(record.get("sha256"), str):
             raise DamagedCheckpoint(f"checkpoint {where}: its metadata is not jaxpar's")
         own = {name: value for name, value in record.items() if name != "sha256"}
-        if _checksum(own) != record["sha256"]:
+        try:
+            is_whole = _checksum(own) == record["sha256"]
+        except RecursionError:  # nothing that is written is so deep
+            is_whole = False
+        if not is_whole:
             raise DamagedCheckpoint(f"checkpoint {where}: its metadata is not what was written")
-        if own["format"] != FORMAT:
-            raise RequestError(
-                f"checkpoint {where}: it has format {own['format']}, and this version of jaxpar "
-                f"reads {FORMAT}: use the version that wrote it, "
-                f"{own.get('versions', {}).get('jaxpar', 'unknown')}"
+        form, versions = own.get("format"), own.get("versions")
+        if type(form) is int and form != FORMAT:
+            by = versions.get("jaxpar", "unknown") if isinstance(versions, dict) else "unknown"
+            raise OtherFormat(
+                f"checkpoint {where}: it has format {form}, and this version of jaxpar "
+                f"reads {FORMAT}: use the version that wrote it, {by}"
             )
+        if fault := fault_of(own):
+            raise DamagedCheckpoint(f"checkpoint {where}: its metadata is none: {fault}")
         return cls(**own)
 
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxpar.runtime.checkpoint.files import check_files
 from jaxpar.runtime.checkpoint.folder import METADATA
 from jaxpar.runtime.checkpoint.metadata import DamagedCheckpoint
 from jaxpar.runtime.checkpoint.own_state import PARTS
@@ -64,11 +65,21 @@ def shapes_there(folder: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         DamagedCheckpoint: when its folder is none of Orbax's.
     """
-    with _told(folder), ocp.StandardCheckpointer() as reader:
-        found = reader.metadata(folder.absolute())
-        flat = jax.tree_util.tree_leaves_with_path(getattr(found, "item_metadata", found).tree)
+    return {name: shape for name, (shape, _) in kinds_there(folder).items()}
+
+
+def kinds_there(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Name -> shape and dtype of each array of a tree that Orbax wrote.
+
+    Raises:
+        DamagedCheckpoint: when its folder is none of Orbax's.
+    """
+    # The handler alone, as a Checkpointer warns of a part that has no metadata of a whole.
+    with _told(folder):
+        found = ocp.PyTreeCheckpointHandler().metadata(Path(folder).absolute())
+        flat = jax.tree_util.tree_leaves_with_path(found.tree)
         return {
-            jax.tree_util.keystr(keys, simple=True, separator="/"): tuple(x.shape)
+            jax.tree_util.keystr(keys, simple=True, separator="/"): (tuple(x.shape), str(x.dtype))
             for keys, x in flat
         }
 
@@ -86,8 +97,12 @@ def tree_there(folder: Path, like: Any) -> Any:
 @contextmanager
 def _told(folder: Path) -> Iterator[None]:
     """Within, whatever keeps Orbax from reading is one sentence."""
+    check_files(folder)
     try:
         with quiet(folder.absolute()):
             yield
     except Exception as error:  # Orbax, TensorStore and JSON have their own for what is damaged
-        raise DamagedCheckpoint(f"checkpoint {folder}: cannot be read ({said(error)})") from error
+        why = said(error)
+        if isinstance(error, LookupError | TypeError | AttributeError):  # of no use to a person
+            why = "what describes its arrays is not as Orbax writes it"
+        raise DamagedCheckpoint(f"checkpoint {folder}: cannot be read ({why})") from error

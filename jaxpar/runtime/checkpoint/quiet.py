@@ -31,18 +31,26 @@ def quiet(folder: Path) -> Iterator[None]:
     _folders.add(str(folder))
     _within.append(folder)
     logging.getLogger("absl").addFilter(_is_shown)
-    policy = asyncio.get_event_loop_policy()
+    policy, uncaught = asyncio.get_event_loop_policy(), threading.excepthook
     asyncio.set_event_loop_policy(_Policy())
+
+    def of_others(error: threading.ExceptHookArgs) -> None:
+        if not any(place in str(error.exc_value) for place in _folders):
+            uncaught(error)
+
+    threading.excepthook = of_others
     try:
         yield
     finally:
         _within.pop()
         asyncio.set_event_loop_policy(policy)
+        if not left_waiting.is_set():  # else its threads may fail later
+            threading.excepthook = uncaught
 
 
 def said(error: Exception) -> str:
     """What an error says, without TensorStore's account of how it was to be read."""
-    return words_of(error).partition(" [tensorstore_spec")[0]
+    return words_of(error).partition(" [tensorstore_spec")[0].partition(". See full Ten")[0]
 
 
 def _is_shown(record: logging.LogRecord) -> bool:

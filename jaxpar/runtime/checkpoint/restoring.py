@@ -20,7 +20,7 @@ from jaxpar.runtime.checkpoint.folder import OnDisk, one_of
 from jaxpar.runtime.checkpoint.metadata import DamagedCheckpoint, Metadata
 from jaxpar.runtime.checkpoint.orbax_reading import sharded_parts
 from jaxpar.runtime.checkpoint.own_state import abstract_parts, own_specs, stored_state
-from jaxpar.runtime.checkpoint.reading import refuse_changed
+from jaxpar.runtime.checkpoint.reading import check_told, refuse_changed
 from jaxpar.runtime.checkpoint.saving import named
 from jaxpar.runtime.several import first_said
 from jaxpar.step.record import State
@@ -61,7 +61,8 @@ def restore(program: Program, path: str | Path) -> Restored:
         path: the folder of a run's checkpoints, or that of one.
 
     Raises:
-        RequestError: when it is of another model or optimizer. DamagedCheckpoint: when no
+        RequestError: when it is of another model or optimizer, or of another version of jaxpar.
+            DamagedCheckpoint: when no
             checkpoint there is whole.
     """
     made = "jaxpar.compile_step(step, hardware=...) makes one"
@@ -114,6 +115,7 @@ def _check_is_of(program: Program, metadata: Metadata, one: OnDisk) -> None:
     for name in sorted({*there, *wanted}):
         if there.get(name) == wanted.get(name):
             continue
+        check_told(one, metadata)  # before another model is blamed for it
         has, wants = (_told(found.get(name)) for found in (there, wanted))
         what = "optimizer" if name.startswith("optimizer/") else "model"
         raise RequestError(

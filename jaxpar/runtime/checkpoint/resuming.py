@@ -32,7 +32,7 @@ def differences(
             f"--seed {saved.training.get('seed')}"
         )
     for what in ("name", "fields"):
-        if saved.data and saved.data.get(what) != now.data[what]:
+        if what in saved.data and saved.data[what] != now.data[what]:
             raise RequestError(
                 f"the checkpoint of step {saved.step} was trained on data "
                 f"'{saved.data.get('name')}' with {_fields(saved.data)}, and this is "

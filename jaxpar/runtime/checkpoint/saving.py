@@ -7,10 +7,11 @@ the next is whole.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,13 +23,14 @@ from jax.sharding import NamedSharding
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 from orbax.checkpoint.type_handlers import ArrayHandler, create_type_handler_registry
 
-from jaxpar.core.errors import RequestError, expect, words_of
+from jaxpar.core.errors import RequestError, words_of
 from jaxpar.core.mesh import axes_of
 from jaxpar.program.configuration import deliberate
 from jaxpar.program.record import Program
+from jaxpar.runtime.checkpoint.claim import locked, place_of
 from jaxpar.runtime.checkpoint.digest import digests
 from jaxpar.runtime.checkpoint.folder import METADATA, checkpoints_in
-from jaxpar.runtime.checkpoint.metadata import Metadata
+from jaxpar.runtime.checkpoint.metadata import DamagedCheckpoint, Metadata, OtherFormat
 from jaxpar.runtime.checkpoint.own_state import PARTS, own_specs, own_state
 from jaxpar.runtime.checkpoint.quiet import left_waiting, quiet, said
 from jaxpar.runtime.several import meet
@@ -52,14 +54,18 @@ class Saver:
             keep: how many of the newest stay, beside the one with the least test loss.
             about: what every checkpoint of the run says of itself.
         """
-        expect("the checkpoints' folder", folder, str | Path, "name a folder")
         self.program, self.about = program, about
-        self.folder = Path(folder).absolute()
+        self.folder = place_of(folder)
+        self._closing = ExitStack()
+        if jax.process_index() == 0:
+            self._closing.enter_context(locked(self.folder))
+        self._closing.enter_context(quiet(self.folder))
         policies = [LatestN(keep), _best()]
-        self.closing = ExitStack()
-        self.closing.enter_context(quiet(self.folder))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy(policies), cleanup_tmp_directories=True
+            preservation_policy=AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=True,
+            # Else threads wait ten minutes, at the process's end, for one that cannot be made.
+            async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
         )
         try:
             writers = {part: _writer(program) for part in PARTS}
@@ -69,6 +75,7 @@ class Saver:
                 item_handlers={**writers, METADATA: ocp.JsonCheckpointHandler()},
             )
         except OSError as error:
+            self._closing.close()
             raise RequestError(
                 f"checkpoints {self.folder}: cannot write there ({words_of(error)}); name another "
                 "folder"
@@ -92,8 +99,11 @@ class Saver:
 
     def newest(self) -> Path | None:
         """The newest checkpoint that is whole on disk."""
-        there = checkpoints_in(self.folder)
-        return there[0].folder if there else None
+        for one in checkpoints_in(self.folder):
+            with suppress(DamagedCheckpoint, OtherFormat):
+                one.metadata()
+                return one.folder
+        return None
 
     def save(
         self, state: State, step: int, metrics: Mapping[str, float], *, left_out: int = 0
@@ -148,17 +158,23 @@ class Saver:
 
     def close(self) -> None:
         """Wait, and write no more."""
-        with self.closing, told(self.folder):
-            self.manager.close()
+        try:
+            with told(self.folder):
+                self.manager.close()
+        finally:
+            self._closing.close()
 
     def _make_way(self, step: int) -> None:
         """Move away a checkpoint of this step, a damaged one or one that the run went back from."""
         there = self.folder / str(step)
-        if there.exists():
+        if os.path.lexists(there):
             self.manager.wait_until_finished()
             if jax.process_index() == 0:
                 aside = there.with_name(f"{step}.replaced")
-                shutil.rmtree(aside, ignore_errors=True)
+                if aside.is_dir() and not aside.is_symlink():
+                    shutil.rmtree(aside)
+                else:
+                    aside.unlink(missing_ok=True)
                 there.rename(aside)
             meet()
             self.manager.reload()

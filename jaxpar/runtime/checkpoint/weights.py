@@ -26,6 +26,9 @@ from jaxpar.runtime.checkpoint.own_state import (
 )
 from jaxpar.step.record import State, Step
 
+DEEPEST = 100
+"""Dicts in dicts, of a tree of weights."""
+
 
 def start_from(program: Program, weights: Any, *, seed: int = 0) -> State:
     """A fresh state with these weights: step 0, no optimizer state yet, random keys of the seed.
@@ -53,6 +56,7 @@ def start_from(program: Program, weights: Any, *, seed: int = 0) -> State:
     )
     with deliberate():
         if isinstance(weights, Mapping):
+            _check_tree(weights)
             _check(_shapes(weights), wanted, "the weights")
             own = jax.tree.map(_placed, like, _as(like, weights))
         else:
@@ -103,6 +107,24 @@ def _check(there: Mapping[str, tuple[int, ...]], wanted: Any, what: str) -> None
             )
 
 
+def _check_tree(tree: Any, depth: int = 0) -> None:
+    """Refuse what is no nested dicts of real numbers; a tree may come from anywhere."""
+    if depth > DEEPEST:
+        raise RequestError(f"the weights are nested more than {DEEPEST} deep: give Flax's own tree")
+    if len({type(key) for key in tree}) > 1 or not all(isinstance(k, str | int) for k in tree):
+        raise RequestError("the weights' names are not all words, or all numbers, in each dict")
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            _check_tree(value, depth + 1)
+        elif hasattr(value, "dtype") and not _is_real(value.dtype):
+            raise RequestError(f"the weights: '{key}' is of dtype {value.dtype}: give real numbers")
+
+
+def _is_real(dtype: Any) -> bool:
+    """Whether a dtype is of numbers that a weight can be made of."""
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
+
+
 def _told(shape: tuple[int, ...] | None) -> str:
     """What is there of a weight."""
     return "is not there" if shape is None else f"has shape {tuple(shape)}"
@@ -121,5 +143,6 @@ def _placed(like: jax.ShapeDtypeStruct, value: Any) -> jax.Array:
     """An array on its devices, each of which gets its shard alone."""
     if isinstance(value, jax.Array):
         return jax.device_put(value.astype(like.dtype), like.sharding)
-    value = np.asarray(value).astype(jnp.dtype(like.dtype))
+    with np.errstate(over="ignore"):  # what is too large is told when it is trained
+        value = np.asarray(value).astype(jnp.dtype(like.dtype))
     return jax.make_array_from_callback(like.shape, like.sharding, lambda index: value[index])
