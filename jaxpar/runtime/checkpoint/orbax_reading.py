@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 
 from jaxpar.core.errors import words_of
 from jaxpar.runtime.checkpoint.files import check_files
@@ -71,7 +71,8 @@ def kinds_there(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """
     # The handler alone, as a Checkpointer warns of a part that has no metadata of a whole.
     with _told(folder):
-        found = ocp.PyTreeCheckpointHandler().metadata(Path(folder).absolute())
+        handler: Any = ocp.PyTreeCheckpointHandler()
+        found = handler.metadata(folder.absolute())
         flat = jax.tree_util.tree_leaves_with_path(found.tree)
         return {
             jax.tree_util.keystr(keys, simple=True, separator="/"): (tuple(x.shape), str(x.dtype))
@@ -93,7 +94,7 @@ def tree_there(folder: Path, like: Any) -> Any:
 def _told(folder: Path) -> Iterator[None]:
     """Within, whatever keeps Orbax from reading is one sentence."""
     check_files(folder)
-    log = logging.get_absl_logger()
+    log = logging.getLogger("absl")
     log.disabled, was = True, log.disabled  # it tells of each file that is not as it should be
     try:
         with quiet_loops():
