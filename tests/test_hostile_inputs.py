@@ -300,10 +300,8 @@ def test_a_place_for_checkpoints_that_is_none_is_refused(place, own_folder):
 
 def test_two_runs_do_not_write_in_one_folder_at_once(program, digits, tmp_path):
     """The second is refused; when the first has ended, however it did, another may."""
-    first = locked(place_of(tmp_path))
-    with pytest.raises(RequestError, match="another run writes there now"):
+    with locked(place_of(tmp_path)), pytest.raises(RequestError, match="another run writes there"):
         train(program, digits, TRAINING, checkpoints=tmp_path)
-    first.close()
     assert train(program, digits, replace(TRAINING, steps=1), checkpoints=tmp_path).finished
 
 
@@ -323,8 +321,9 @@ def test_a_folder_that_becomes_a_file_stops_nothing_but_the_last(program, digits
         thread.join(0 if thread.daemon else 5)
         assert thread.daemon or not thread.is_alive(), thread
     assert place.read_text() == ""
+    word: Any = 3
     with pytest.raises(RequestError, match="asked_to_stop is of type int"):
-        train(program, digits, TRAINING, asked_to_stop=3)  # pyright: ignore
+        train(program, digits, TRAINING, asked_to_stop=word)
 
 
 CIRCLE: dict = {}

@@ -3,14 +3,12 @@
 import fcntl
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 from jaxpar.core.errors import RequestError, expect, words_of
 from jaxpar.runtime.checkpoint.folder import METADATA
-
-LOCK = "lock"
-"""The file in the folder that the run which writes there has locked."""
 
 _STEP = re.compile(r"[0-9]+")
 _SIGNS = (METADATA, "_CHECKPOINT_METADATA", "commit_success.txt")
@@ -46,31 +44,29 @@ def place_of(folder: str | Path) -> Path:
     return place
 
 
-def locked(folder: Path) -> TextIO:
-    """The lock on a folder, which ends when it is closed, or with the process however that ends.
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Within, no other run may lock the folder; that ends with the process however it ends.
 
-    Where the file system has no locks, it keeps nobody out.
+    Where the file system has no locks of folders, nobody is kept out.
 
     Raises:
-        RequestError: when another run has it.
+        RequestError: when another run has locked it.
     """
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        file = (folder / LOCK).open("a", encoding="utf-8")
-    except OSError as error:
-        raise RequestError(
-            f"checkpoints {folder}: cannot write there ({words_of(error)}); name another folder"
-        ) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise RequestError(
-            f"checkpoints {folder}: another run writes there now: wait for its end, or name "
-            "another folder"
-        ) from error
-    except OSError:  # a file system without locks
-        pass
-    return file
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RequestError(
+                f"checkpoints {folder}: another run writes there now: wait for its end, or name "
+                "another folder"
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _fault_of(entry: Path) -> str:

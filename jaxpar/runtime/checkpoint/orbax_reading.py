@@ -76,7 +76,8 @@ def kinds_there(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """
     # The handler alone, as a Checkpointer warns of a part that has no metadata of a whole.
     with _told(folder):
-        found = ocp.PyTreeCheckpointHandler().metadata(Path(folder).absolute())
+        handler: Any = ocp.PyTreeCheckpointHandler()
+        found = handler.metadata(folder.absolute())
         flat = jax.tree_util.tree_leaves_with_path(found.tree)
         return {
             jax.tree_util.keystr(keys, simple=True, separator="/"): (tuple(x.shape), str(x.dtype))

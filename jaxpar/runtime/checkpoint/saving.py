@@ -33,7 +33,7 @@ from jaxpar.runtime.checkpoint.folder import METADATA, checkpoints_in
 from jaxpar.runtime.checkpoint.metadata import DamagedCheckpoint, Metadata, OtherFormat
 from jaxpar.runtime.checkpoint.own_state import PARTS, own_specs, own_state
 from jaxpar.runtime.checkpoint.quiet import left_waiting, quiet, said
-from jaxpar.runtime.several import meet
+from jaxpar.runtime.several import first_said, meet
 from jaxpar.step.record import State
 
 BEST = "test_loss"
@@ -57,8 +57,7 @@ class Saver:
         self.program, self.about = program, about
         self.folder = place_of(folder)
         self._closing = ExitStack()
-        if jax.process_index() == 0:
-            self._closing.enter_context(locked(self.folder))
+        self._closing.enter_context(_locked_by_one(self.folder))
         self._closing.enter_context(quiet(self.folder))
         policies = [LatestN(keep), _best()]
         options = ocp.CheckpointManagerOptions(
@@ -231,6 +230,21 @@ def told(folder: Path) -> Iterator[None]:
     except Exception as error:  # Orbax, TensorStore and the system each have their own
         left_waiting.set()
         raise CannotSave(f"checkpoints {folder}: cannot write there ({said(error)})") from error
+
+
+@contextmanager
+def _locked_by_one(folder: Path) -> Iterator[None]:
+    """Within, the folder is this run's: process 0 locks it, and all are refused if it cannot."""
+    with ExitStack() as closing:
+        refused = ""
+        try:
+            if jax.process_index() == 0:
+                closing.enter_context(locked(folder))
+        except RequestError as error:
+            refused = str(error)
+        if refused := first_said("the lock of the checkpoints", refused):
+            raise RequestError(refused)
+        yield
 
 
 def _writer(program: Program) -> ocp.PyTreeCheckpointHandler:
