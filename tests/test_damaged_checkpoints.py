@@ -15,6 +15,7 @@ from jaxpar.core.errors import RequestError
 from jaxpar.hardware.cpu import hardware as cpu
 from jaxpar.program.record import compile_step
 from jaxpar.runtime.checkpoint import saving
+from jaxpar.runtime.checkpoint.about import about_run
 from jaxpar.runtime.checkpoint.folder import checkpoints_in
 from jaxpar.runtime.checkpoint.metadata import DamagedCheckpoint
 from jaxpar.runtime.checkpoint.reading import check_arrays
@@ -199,7 +200,7 @@ def test_a_later_format_is_told(program, folder):
 
 def test_the_newest_and_the_best_are_kept(program, tmp_path):
     """Two newest, and the one with the least test loss."""
-    saver = saving.Saver(program, tmp_path, keep=2, about=saving.about_run(program))
+    saver = saving.Saver(program, tmp_path, keep=2, about=about_run(program))
     for step, loss in enumerate([3.0, 1.0, 2.0, 2.5, 2.4], 1):
         saver.save(program.init(0), step, {"loss": loss, "test_loss": loss})
     saver.close()

@@ -54,10 +54,10 @@ def one_line(text: str) -> str:
 
 
 def visible(line: str) -> str:
-    """A line in which what a terminal would obey, or cannot show, is written as Python writes it.
+    r"""A line in which what a terminal would obey, or cannot show, is written as Python writes it.
 
-    >>> visible("a \x1b[31mname")
-    'a \\x1b[31mname'
+    >>> print(visible("a \x1b[31mname"))
+    a \x1b[31mname
     """
     if line.isprintable():
         return line

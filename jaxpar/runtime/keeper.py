@@ -8,7 +8,8 @@ from pathlib import Path
 
 from jaxpar.data.record import Dataset
 from jaxpar.program.record import Program
-from jaxpar.runtime.checkpoint.saving import CannotSave, Saver, about_run
+from jaxpar.runtime.checkpoint.about import CannotSave, about_run
+from jaxpar.runtime.checkpoint.saving import Saver
 from jaxpar.runtime.training import Training
 from jaxpar.step.record import State
 

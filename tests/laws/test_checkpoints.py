@@ -21,11 +21,12 @@ from jaxpar.core.mesh import MeshShape
 from jaxpar.hardware.cpu import hardware as cpu
 from jaxpar.layout.lay_out import lay_out
 from jaxpar.program.record import Program, compile_step
+from jaxpar.runtime.checkpoint.about import about_run, named
 from jaxpar.runtime.checkpoint.digest import digests
 from jaxpar.runtime.checkpoint.folder import checkpoints_in
 from jaxpar.runtime.checkpoint.own_state import own_state
 from jaxpar.runtime.checkpoint.restoring import restore
-from jaxpar.runtime.checkpoint.saving import Saver, about_run, named
+from jaxpar.runtime.checkpoint.saving import Saver
 from jaxpar.runtime.checkpoint.weights import start_from
 from jaxpar.runtime.train import train
 from jaxpar.runtime.training import Training, optimizer_of

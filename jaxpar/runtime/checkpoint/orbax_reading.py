@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from jaxpar.runtime.checkpoint.files import check_files
 from jaxpar.runtime.checkpoint.folder import METADATA
+from jaxpar.runtime.checkpoint.library import orbax
 from jaxpar.runtime.checkpoint.metadata import DamagedCheckpoint
 from jaxpar.runtime.checkpoint.own_state import PARTS
 from jaxpar.runtime.checkpoint.quiet import quiet, said
@@ -28,6 +28,7 @@ def sharded_parts(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         DamagedCheckpoint: when a part cannot be read.
     """
+    ocp = orbax()
     items = {name: ocp.args.StandardRestore(part) for name, part in like.items() if part}
     empty = {name: part for name, part in like.items() if not part}
     # Each process by itself: in Orbax's barriers all would wait for one that cannot read.
@@ -48,6 +49,7 @@ def part_here(folder: Path, part: str) -> Any:
     Raises:
         DamagedCheckpoint: when it cannot be read.
     """
+    ocp = orbax()
     # It warns of every part that it has no handler for.
     handlers: dict[str, Any] = {name: ocp.PyTreeCheckpointHandler() for name in PARTS}
     handlers[METADATA] = ocp.JsonCheckpointHandler()
@@ -74,6 +76,7 @@ def kinds_there(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     Raises:
         DamagedCheckpoint: when its folder is none of Orbax's.
     """
+    ocp = orbax()
     # The handler alone, as a Checkpointer warns of a part that has no metadata of a whole.
     with _told(folder):
         handler: Any = ocp.PyTreeCheckpointHandler()
@@ -91,6 +94,7 @@ def tree_there(folder: Path, like: Any) -> Any:
     Raises:
         DamagedCheckpoint: when it cannot be read.
     """
+    ocp = orbax()
     with _told(folder), ocp.StandardCheckpointer() as reader:
         return reader.restore(folder.absolute(), like)
 

@@ -15,13 +15,13 @@ from jax.sharding import NamedSharding
 from jaxpar.core.errors import RequestError, expect
 from jaxpar.program.configuration import deliberate
 from jaxpar.program.record import Program
+from jaxpar.runtime.checkpoint.about import named
 from jaxpar.runtime.checkpoint.digest import digests
 from jaxpar.runtime.checkpoint.folder import OnDisk, one_of
 from jaxpar.runtime.checkpoint.metadata import DamagedCheckpoint, Metadata
 from jaxpar.runtime.checkpoint.orbax_reading import sharded_parts
 from jaxpar.runtime.checkpoint.own_state import abstract_parts, own_specs, stored_state
 from jaxpar.runtime.checkpoint.reading import check_told, refuse_changed
-from jaxpar.runtime.checkpoint.saving import named
 from jaxpar.runtime.several import first_said
 from jaxpar.step.record import State
 

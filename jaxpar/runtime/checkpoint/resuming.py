@@ -8,8 +8,8 @@ from typing import Any
 from jaxpar.core.errors import RequestError
 from jaxpar.data.record import Dataset
 from jaxpar.program.record import Program
+from jaxpar.runtime.checkpoint.about import about_run
 from jaxpar.runtime.checkpoint.metadata import Metadata
-from jaxpar.runtime.checkpoint.saving import about_run
 from jaxpar.runtime.training import Training
 
 SURROUNDS = ("evaluate_every", "save_every", "keep", "on_nan")

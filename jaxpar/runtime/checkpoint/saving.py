@@ -6,9 +6,7 @@ the next is whole.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,18 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
-from orbax.checkpoint.type_handlers import ArrayHandler, create_type_handler_registry
 
 from jaxpar.core.errors import RequestError, words_of
 from jaxpar.core.mesh import axes_of
 from jaxpar.program.configuration import deliberate
 from jaxpar.program.record import Program
+from jaxpar.runtime.checkpoint.about import CannotSave, named
 from jaxpar.runtime.checkpoint.claim import locked, place_of
 from jaxpar.runtime.checkpoint.digest import digests
 from jaxpar.runtime.checkpoint.folder import METADATA, checkpoints_in
+from jaxpar.runtime.checkpoint.library import orbax
 from jaxpar.runtime.checkpoint.metadata import DamagedCheckpoint, Metadata, OtherFormat
 from jaxpar.runtime.checkpoint.own_state import PARTS, own_specs, own_state
 from jaxpar.runtime.checkpoint.quiet import left_waiting, quiet, said
@@ -38,8 +35,6 @@ from jaxpar.step.record import State
 
 BEST = "test_loss"
 """The metric of which the checkpoint with the least is kept."""
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "jaxpar")
 
 
 class Saver:
@@ -59,9 +54,10 @@ class Saver:
         self._closing = ExitStack()
         self._closing.enter_context(_locked_by_one(self.folder))
         self._closing.enter_context(quiet(self.folder))
-        policies = [LatestN(keep), _best()]
+        ocp = orbax()
+        policies = [ocp.checkpoint_managers.LatestN(keep), _best()]
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy(policies),
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
             # Else threads wait ten minutes, at the process's end, for one that cannot be made.
             async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
@@ -139,6 +135,7 @@ class Saver:
                 },
             )
             self._make_way(step)
+            ocp = orbax()
             items: dict[str, Any] = {
                 name: ocp.args.PyTreeSave(part) for name, part in parts.items() if part
             }
@@ -179,47 +176,6 @@ class Saver:
             self.manager.reload()
 
 
-class CannotSave(RequestError):
-    """A checkpoint that cannot be written, such as for a disk that is full."""
-
-
-def about_run(program: Program, data: Any = None, training: Any = None) -> Metadata:
-    """What all checkpoints of a run say of themselves."""
-    layout = program.step.layout
-    fields = {} if data is None else {n: [list(s), str(d)] for n, (s, d) in data.fields.items()}
-    return Metadata(
-        step=0,
-        model=layout.model.name,
-        layout={
-            "strategy": layout.strategy.name,
-            "mesh": str(layout.mesh),
-            "devices": layout.mesh.devices,
-            "batch": layout.model.batch_size,
-            "mode": program.step.mode,
-            "microbatches": program.step.microbatches,
-            "hardware": program.hardware.name,
-        },
-        training={} if training is None else dict(vars(training)),
-        data={}
-        if data is None
-        else {
-            "name": data.name,
-            "fields": fields,
-            "fingerprint": data.fingerprint,
-        },
-        metrics={},
-        versions={"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in PACKAGES},
-        arrays={},
-    )
-
-
-def named(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Name -> each array, or whatever else stands for one, of nested dicts of them."""
-    flat = jax.tree_util.tree_flatten_with_path(parts, is_leaf=lambda x: isinstance(x, jax.P))[0]
-    return {jax.tree_util.keystr(keys, simple=True, separator="/"): x for keys, x in flat}
-
-
 @contextmanager
 def told(folder: Path) -> Iterator[None]:
     """Within, whatever keeps a checkpoint from being written is one sentence."""
@@ -247,20 +203,21 @@ def _locked_by_one(folder: Path) -> Iterator[None]:
         yield
 
 
-def _writer(program: Program) -> ocp.PyTreeCheckpointHandler:
+def _writer(program: Program) -> Any:
     """What writes a tree of arrays.
 
     Orbax lets copies of a replicated array each write a slice. Simulated devices share one memory,
     and making the slices compiles a program for each shape.
     """
-    arrays = ArrayHandler(use_replica_parallel=program.hardware.kind != "simulated")
-    registry = create_type_handler_registry((jax.Array, arrays))
-    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    handlers = orbax().type_handlers
+    arrays = handlers.ArrayHandler(use_replica_parallel=program.hardware.kind != "simulated")
+    registry = handlers.create_type_handler_registry((jax.Array, arrays))
+    return orbax().PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
-def _best() -> BestN:
+def _best() -> Any:
     """Keeps the checkpoint with the least test loss."""
-    return BestN(
+    return orbax().checkpoint_managers.BestN(
         get_metric_fn=lambda metrics: metrics[BEST],
         reverse=True,
         n=1,
