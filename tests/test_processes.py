@@ -106,7 +106,12 @@ def test_processes_that_differ_refuse_to_train(multiprocess):
         (1, "SIGKILL", r"process 1 has ended without a word"),
         (0, "SIGKILL", r"process 0 has ended without a word"),
         (1, "SIGSTOP", r"process 1 has not answered for \d+ s"),
-        (1, "hang", r"process 1 has not moved on for \d+ s \(reading the batch of step 5\)"),
+        pytest.param(
+            1,
+            "hang",
+            r"process 1 has not moved on for \d+ s \(reading the batch of step 5\)",
+            marks=pytest.mark.claims,
+        ),
     ],
 )
 def test_a_process_that_is_lost_ends_the_others_with_a_sentence(
@@ -362,6 +367,7 @@ def started(lines: list[str], variables: list[dict[str, str]], tmp_path: Path) -
     return {number: "\n".join(each) for number, each in said.items()}
 
 
+@pytest.mark.claims
 def test_two_terminals_train_together(tmp_path):
     """As the page has it, on a port that is free; the second says nothing of its own."""
     port = supervise.free_port()
@@ -372,6 +378,7 @@ def test_two_terminals_train_together(tmp_path):
     assert "step" not in said[1] and [p.name for p in (tmp_path / "out").iterdir()] in FILES
 
 
+@pytest.mark.claims
 def test_tasks_of_slurm_find_their_places(tmp_path):
     """The line of the page's script, smaller, in two tasks: their variables are set by hand."""
     assert IN_SLURM
