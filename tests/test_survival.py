@@ -15,6 +15,7 @@ from small import small_layout
 
 from jaxpar.cli.main import execute
 from jaxpar.core.catalogue import DATA
+from jaxpar.core.errors import RequestError
 from jaxpar.hardware.cpu import hardware as cpu
 from jaxpar.program.quick import QUICK
 from jaxpar.program.record import compile_step
@@ -234,3 +235,10 @@ def test_nothing_to_resume_is_said_and_a_second_run_has_files_of_its_own(capsys)
     }
     assert execute([*argv, "--resume"], program="jaxpar") == 2
     assert "was trained with seed 1, and seed 0 gives other batches" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_begin_leaves_the_folder_to_the_next(program, digits, tmp_path):
+    """One whose metrics cannot be written, before its first step."""
+    with pytest.raises(RequestError, match="metrics file"):
+        train(program, digits, TRAINING, checkpoints=tmp_path / "c", metrics_file=tmp_path)
+    assert train(program, digits, TRAINING, checkpoints=tmp_path / "c").finished

@@ -2,7 +2,7 @@
 
 import traceback
 
-from jaxpar.cli.options import VALUES
+from jaxpar.cli.flags import VALUES
 from jaxpar.core.errors import OwnCodeError
 from jaxpar.core.source_lines import passed_own_code
 

@@ -49,7 +49,7 @@ def put_rows(values: Any, rows: slice, like: jax.ShapeDtypeStruct, sharding: Nam
 
 
 def replicated(array: Any) -> Any:
-    """An array of which other processes hold shards, whole on every device."""
+    """An array of which other processes hold shards, replicated on every device."""
     return _replicate(array.sharding.mesh)(array)
 
 

@@ -8,7 +8,7 @@ accident: the loop runs under JAX's transfer guard.
 import math
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,58 +67,46 @@ def train(
         TrainingStopped: for an error after the first step, of the data, of `watch` or of the disk,
             or for a loss that is no finite number; it has what was trained.
     """
-    expect("train's program", program, Program, "jaxpar.compile_step(step, hardware=...) makes one")
-    expect("train's training", training, Training, "jaxpar.Training(steps=...) makes one")
     left_out = state.left_out if isinstance(state, Restored) else 0
     state = state.state if isinstance(state, Restored) else state
+    _check(program, data, training, state)
+    expect("train's watch", watch, Callable, "give a function of a step and its metrics")
+    expect("train's asked_to_stop", asked_to_stop, Callable, "give a function of a step")
+    with ExitStack() as closing:
+        keeper = None
+        if checkpoints is not None:
+            keeper = Keeper(program, data, training, checkpoints)
+            closing.callback(keeper.close)
+        write = writer(metrics_file)
+        start = program.init(training.seed) if state is None else state
+
+        def tell(step: int, metrics: dict[str, float]) -> None:
+            watch(step, metrics)
+            write({"step": step, **metrics})
+
+        run = _Run(program, data, training, start, tell, keeper, left_out)
+        try:
+            run.whole(asked_to_stop)
+        except Exception as error:  # of a person's data or `watch`, or of the disk
+            if run.done == run.begun:
+                raise
+            raise run.stopped(error) from error
+        return run.outcome()
+
+
+def _check(program: Program, data: Dataset, training: Training, state: State | None) -> None:
+    """Refuse what cannot be trained, before anything is written."""
+    expect("train's program", program, Program, "jaxpar.compile_step(step, hardware=...) makes one")
+    expect("train's training", training, Training, "jaxpar.Training(steps=...) makes one")
     if state is not None:
         program.takes.check_state(state)
     refuse_settings()
     check_data(program.step.layout.model, data)
-    expect("train's watch", watch, Callable, "give a function of a step and its metrics")
-    expect("train's asked_to_stop", asked_to_stop, Callable, "give a function of a step")
     if training.evaluate_every and data.walk is None:
         raise RequestError(
             f"evaluate_every={training.evaluate_every}, and data '{data.name}' has no test split: "
             "give it one, or leave evaluate_every out"
         )
-    keeper = None if checkpoints is None else Keeper(program, data, training, checkpoints)
-    write = writer(metrics_file)
-    start = program.init(training.seed) if state is None else state
-
-    def tell(step: int, metrics: dict[str, float]) -> None:
-        watch(step, metrics)
-        write({"step": step, **metrics})
-
-    run = _Run(program, data, training, start, tell, keeper, left_out)
-    try:
-        told = memory_told(program.step.layout.model.name, program.hardware)
-        with told, jax.transfer_guard("disallow"):
-            run.steps(asked_to_stop)
-            if run.finished:
-                run.last_test()
-            run.keep_last()
-        run.notes += training_notes(program)
-        if run.test:
-            run.notes += evaluation_notes(program, data)
-    except Exception as error:  # of a person's data or `watch`, or of the disk
-        if run.done == run.begun:
-            raise
-        run.settle()
-        kind = "" if isinstance(error, RequestError) else f"{type(error).__name__}: "
-        outcome = run.outcome()
-        kept = "in Python, this error's `outcome` has what was trained"
-        if outcome.checkpoint:
-            kept = f"the last good checkpoint is {outcome.checkpoint}"
-        raise TrainingStopped(
-            f"training stopped after step {run.done} of {training.steps} "
-            f"({kind}{words_of(error)}); {kept}",
-            outcome,
-        ) from error
-    finally:
-        if keeper:
-            keeper.close()
-    return run.outcome()
 
 
 class _Run:
@@ -137,6 +125,32 @@ class _Run:
         self.waiting: tuple[int, Any] | None = None
         self.started = time.perf_counter()
         self.stepped_seconds = self.saved_seconds = 0.0
+
+    def whole(self, asked_to_stop: Callable[[int], bool]) -> None:
+        """The steps, the last test and the last checkpoint, and what is to be known of them."""
+        told = memory_told(self.program.step.layout.model.name, self.program.hardware)
+        with told, jax.transfer_guard("disallow"):
+            self.steps(asked_to_stop)
+            if self.finished:
+                self.last_test()
+            self.keep_last()
+        self.notes += training_notes(self.program)
+        if self.test:
+            self.notes += evaluation_notes(self.program, self.data)
+
+    def stopped(self, error: Exception) -> TrainingStopped:
+        """What is raised for an error in the middle, with what was trained until then."""
+        self.settle()
+        kind = "" if isinstance(error, RequestError) else f"{type(error).__name__}: "
+        outcome = self.outcome()
+        kept = "in Python, this error's `outcome` has what was trained"
+        if outcome.checkpoint:
+            kept = f"the last good checkpoint is {outcome.checkpoint}"
+        return TrainingStopped(
+            f"training stopped after step {self.done} of {self.training.steps} "
+            f"({kind}{words_of(error)}); {kept}",
+            outcome,
+        )
 
     def steps(self, asked_to_stop: Callable[[int], bool]) -> None:
         """All steps, and the tests and checkpoints between them, until it is asked to stop."""

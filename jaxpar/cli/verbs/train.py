@@ -112,6 +112,26 @@ def verb(options: Options, screen: Screen) -> int:
     show_outcome(screen, outcome)
     record = _record(asked, data, inspection, outcome) | {"metrics": str(files.metrics)}
     record["resumed_from_step"] = start and start.metadata.step
+    ok = _judged(options, asked, outcome, stopped, record, screen)
+    screen.say(f"metrics: {files.metrics}; checkpoint: {outcome.checkpoint}")
+    if not outcome.finished and outcome.checkpoint:
+        screen.say(f"to go on: {_resuming(options)}")
+    else:
+        _say_what_next(asked.case, options.program, screen)
+    record["seconds_with_start"] = time.perf_counter() - started
+    screen.finish(record)
+    return 0 if ok else 1
+
+
+def _judged(
+    options: Options,
+    asked: Resolved,
+    outcome: Outcome,
+    stopped: TrainingStopped | None,
+    record: dict,
+    screen: Screen,
+) -> bool:
+    """Whether training went well and, if that is asked for, is verified; said, and recorded."""
     ok = _is_number(outcome)
     if stopped:
         record["stopped"] = str(stopped)
@@ -120,14 +140,7 @@ def verb(options: Options, screen: Screen) -> int:
         screen.say("the loss is no number: lower --set learning_rate, or clip", style="red")
     if options.verify:
         ok = _verified(asked, screen, record) and ok
-    screen.say(f"metrics: {files.metrics}; checkpoint: {outcome.checkpoint}")
-    if not outcome.finished and outcome.checkpoint:
-        screen.say(f"to go on: {_resuming(options)}")
-    else:
-        _say_what_next(asked.case, options.program, screen)
-    record["seconds_with_start"] = time.perf_counter() - started
-    screen.finish(record)
-    return 0 if ok and not stopped else 1
+    return ok and not stopped
 
 
 def _is_number(outcome: Outcome) -> bool:
