@@ -7,13 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import small_layout
+from small_runs import perceptron, untested
 
 from jaxpar.cli.main import execute
-from jaxpar.core.catalogue import DATA
 from jaxpar.core.errors import RequestError
-from jaxpar.hardware.cpu import hardware as cpu
-from jaxpar.program.record import compile_step
 from jaxpar.runtime.checkpoint import saving
 from jaxpar.runtime.checkpoint.about import about_run
 from jaxpar.runtime.checkpoint.folder import checkpoints_in
@@ -23,17 +20,14 @@ from jaxpar.runtime.checkpoint.restoring import restore
 from jaxpar.runtime.checkpoint.resuming import differences
 from jaxpar.runtime.outcome import TrainingStopped
 from jaxpar.runtime.train import train
-from jaxpar.runtime.training import Training, optimizer_of
-from jaxpar.step.make_step import make_step
+from jaxpar.runtime.training import Training
 
 TRAINING = Training(steps=6, save_every=2, keep=9)
 
 
 def program_of(training=TRAINING, **changes):
-    """A small perceptron on four devices."""
-    layout = small_layout("mlp", "fsdp", "data=4", batch=16, **{"width": 128, **changes})
-    step = make_step(layout, optimizer=optimizer_of(training, layout))
-    return compile_step(step, hardware=cpu(), for_speed=False)
+    """A perceptron whose matrices fill files of their own."""
+    return perceptron(training, **{"width": 128, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +37,7 @@ def program():
 
 @pytest.fixture(scope="module")
 def digits():
-    return replace(DATA.load("digits")(), walk=None, test_size=None)
+    return untested("digits")
 
 
 @pytest.fixture(scope="module")

@@ -19,17 +19,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import small_layout
+from small_runs import perceptron, untested
 
 from jaxpar.cli.figures import metrics_text
 from jaxpar.cli.main import execute
 from jaxpar.cli.run_files import RunFiles
 from jaxpar.cli.screen import Screen
 from jaxpar.cli.verbs.checkpoint import _show
-from jaxpar.core.catalogue import DATA
 from jaxpar.core.errors import RequestError
-from jaxpar.hardware.cpu import hardware as cpu
-from jaxpar.program.record import compile_step
 from jaxpar.runtime.checkpoint.claim import locked, place_of
 from jaxpar.runtime.checkpoint.files import MOST_TEXT_BYTES
 from jaxpar.runtime.checkpoint.folder import checkpoints_in, one_of
@@ -40,8 +37,7 @@ from jaxpar.runtime.checkpoint.weights import start_from
 from jaxpar.runtime.metrics_file import cut_back
 from jaxpar.runtime.outcome import TrainingStopped
 from jaxpar.runtime.train import train
-from jaxpar.runtime.training import Training, optimizer_of
-from jaxpar.step.make_step import make_step
+from jaxpar.runtime.training import Training
 
 TRAINING = Training(steps=4, save_every=2, keep=9)
 BIAS = "params/layers/0/bias"
@@ -49,14 +45,12 @@ BIAS = "params/layers/0/bias"
 
 @pytest.fixture(scope="module")
 def program():
-    layout = small_layout("mlp", "fsdp", "data=4", batch=16, width=16, hidden=1)
-    step = make_step(layout, optimizer=optimizer_of(TRAINING, layout))
-    return compile_step(step, hardware=cpu(), for_speed=False)
+    return perceptron(TRAINING, width=16, hidden=1)
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return replace(DATA.load("digits")(), walk=None, test_size=None)
+    return untested("digits")
 
 
 @pytest.fixture(scope="module")

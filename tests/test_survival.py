@@ -11,41 +11,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import small_layout
+from small_runs import perceptron, untested
 
 from jaxpar.cli.main import execute
-from jaxpar.core.catalogue import DATA
 from jaxpar.core.errors import RequestError
-from jaxpar.hardware.cpu import hardware as cpu
 from jaxpar.program.quick import QUICK
-from jaxpar.program.record import compile_step
 from jaxpar.runtime import train as training_room
 from jaxpar.runtime.checkpoint.folder import checkpoints_in
 from jaxpar.runtime.checkpoint.restoring import restore
 from jaxpar.runtime.health import SEEN, Spikes
 from jaxpar.runtime.outcome import TrainingStopped
 from jaxpar.runtime.train import train
-from jaxpar.runtime.training import Training, optimizer_of
-from jaxpar.step.make_step import make_step
+from jaxpar.runtime.training import Training
 
 TRAINING = Training(steps=6, save_every=2)
 
 
-def program_of(training):
-    """A small perceptron on four devices."""
-    layout = small_layout("mlp", "fsdp", "data=4", batch=16, width=16)
-    step = make_step(layout, optimizer=optimizer_of(training, layout))
-    return compile_step(step, hardware=cpu(), for_speed=False)
-
-
 @pytest.fixture(scope="module")
 def program():
-    return program_of(TRAINING)
+    return perceptron(TRAINING, width=16)
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return replace(DATA.load("digits")(), walk=None, test_size=None)
+    return untested("digits")
 
 
 def with_nan_at(digits, *steps):
@@ -95,7 +84,7 @@ def test_a_state_that_is_no_number_is_not_saved(program, digits, tmp_path):
 def test_an_update_that_is_not_finite_can_be_skipped(digits):
     """As if its batch had changed nothing but the count."""
     training = replace(TRAINING, on_nan="skip")
-    program = program_of(training)
+    program = perceptron(training, width=16)
     seen, outcome = losses_of(program, with_nan_at(digits, 3), training)
     assert outcome.last["skipped"] == 1 and outcome.steps == 6
     assert [np.isfinite(loss) for _, loss in seen] == [True] * 3 + [False] + [True] * 2

@@ -1,6 +1,5 @@
 """Checkpoints: whatever was saved is there again, under any layout."""
 
-from dataclasses import replace
 from functools import cache
 
 import flax.linen as nn
@@ -12,10 +11,10 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from small import small_model
+from small_runs import untested
 
 import jaxpar
 from jaxpar.case import load_strategy
-from jaxpar.core.catalogue import DATA
 from jaxpar.core.errors import RequestError
 from jaxpar.core.mesh import MeshShape
 from jaxpar.hardware.cpu import hardware as cpu
@@ -55,7 +54,7 @@ def program_of(strategy: str, mesh: str, training: Training = TRAINING, *, dropo
 @pytest.fixture(scope="module")
 def text():
     """Text without a test split, which would take longer than the training."""
-    return replace(DATA.load("text")(sequence=16), walk=None, test_size=None)
+    return untested("text", sequence=16)
 
 
 @pytest.fixture(scope="module")
