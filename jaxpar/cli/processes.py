@@ -77,7 +77,10 @@ def run_here(options: Options, argv: Sequence[str], program: str) -> int:
             print(line, file=sys.stderr, flush=True)
     statuses = [ended[number].status for number in range(count)]
     if signals:
-        return 0 if not any(statuses) else 128 + signals[0]
+        # Process 0 speaks for all. Another that was past its last step ends by the signal itself.
+        usual = (0, 128 + signal.SIGTERM)
+        whole = statuses[0] == 0 and all(status in usual for status in statuses)
+        return 0 if whole else 128 + signals[0]
     if len(set(statuses)) == 1 and statuses[0] >= 0:  # each has said why itself
         return statuses[0]
     first = min((n for n in ended if ended[n].status), key=lambda n: ended[n].seconds)
