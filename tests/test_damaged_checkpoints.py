@@ -1,6 +1,7 @@
 """Harm done to checkpoints and runs: told in a sentence, and the last whole state is there."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -199,6 +200,25 @@ def test_the_newest_and_the_best_are_kept(program, tmp_path):
         saver.save(program.init(0), step, {"loss": loss, "test_loss": loss})
     saver.close()
     assert [one.step for one in checkpoints_in(tmp_path)] == [5, 4, 2]
+
+
+def test_nothing_is_deleted_under_a_checkpoints_name(program, tmp_path, monkeypatch):
+    """A deletion that a kill cuts short leaves no half of a checkpoint behind, under its name."""
+    unlink, deleted = os.unlink, []
+
+    def watched(path, *, dir_fd=None):
+        at = Path(os.readlink(f"/proc/self/fd/{dir_fd}") if dir_fd is not None else "", path)
+        deleted.append(at.relative_to(tmp_path).parts[0] if at.is_relative_to(tmp_path) else "")
+        unlink(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", watched)
+    saver = saving.Saver(program, tmp_path, keep=1, about=about_run(program))
+    for step in (1, 2, 3):
+        saver.save(program.init(0), step, {})
+    saver.close()
+    assert [one.step for one in checkpoints_in(tmp_path)] == [3]
+    assert saving.DELETED in deleted and not {"1", "2"} & set(deleted)
+    assert not list((tmp_path / saving.DELETED).iterdir())
 
 
 def test_a_checkpoint_that_cannot_be_written_stops_nothing_but_the_last(

@@ -33,6 +33,10 @@ from jaxpar.runtime.checkpoint.quiet import left_waiting, quiet, said
 from jaxpar.runtime.several import first_said, meet
 from jaxpar.step.record import State
 
+DELETED = "deleted"
+"""Where old checkpoints are moved before they are deleted, so that one whose deletion is cut short
+is none any more."""
+
 BEST = "test_loss"
 """The metric of which the checkpoint with the least is kept."""
 
@@ -59,6 +63,7 @@ class Saver:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
+            todelete_subdir=DELETED,
             # Else threads wait ten minutes, at the process's end, for one that cannot be made.
             async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
         )
@@ -75,6 +80,13 @@ class Saver:
                 f"checkpoints {self.folder}: cannot write there ({words_of(error)}); name another "
                 "folder"
             ) from error
+
+    def _delete_old(self) -> None:
+        """Delete what was moved away; the folder itself stays, for more may be on its way."""
+        if jax.process_index() == 0:
+            with suppress(FileNotFoundError):
+                for one in (self.folder / DELETED).iterdir():
+                    shutil.rmtree(one, ignore_errors=True)
 
     @cached_property
     def specs(self) -> dict[str, Any]:
@@ -135,6 +147,7 @@ class Saver:
                 },
             )
             self._make_way(step)
+            self._delete_old()
             ocp = orbax()
             items: dict[str, Any] = {
                 name: ocp.args.PyTreeSave(part) for name, part in parts.items() if part
@@ -157,6 +170,7 @@ class Saver:
         try:
             with told(self.folder):
                 self.manager.close()
+                self._delete_old()
         finally:
             self._closing.close()
 
