@@ -21,6 +21,8 @@ from jaxpar.layout.lay_out import lay_out as lay_out
 from jaxpar.layout.record import Layout as Layout
 from jaxpar.measures.inspect import Inspection as Inspection
 from jaxpar.measures.inspect import inspect as inspect
+from jaxpar.measures.predict import Prediction as Prediction
+from jaxpar.measures.predict import predict as predict
 from jaxpar.measures.verify.verdict import Verdict as Verdict
 from jaxpar.measures.verify.verify import verify as verify
 from jaxpar.models.record import Field as Field

@@ -16,11 +16,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from jaxpar.core.catalogue import DATA, HARDWARE, MODES, OPTIMIZERS, STRATEGIES
+from jaxpar.core.catalogue import DATA, MODES, OPTIMIZERS, STRATEGIES
 from jaxpar.core.errors import OwnCodeError, RequestError, expect, unknown, words_of
 from jaxpar.core.kinds import fitting, kinds_of
 from jaxpar.core.mesh import MeshShape
 from jaxpar.data.record import Dataset
+from jaxpar.hardware.own import PREFIX, hardware_of, with_figures
 from jaxpar.hardware.record import XLA, Hardware
 from jaxpar.inference.calling import told, trying
 from jaxpar.layout.lay_out import lay_out
@@ -45,11 +46,12 @@ class Case:
         strategy: a catalogue name, or several joined by +.
         mesh: `axis=size,axis=size`, outermost first; None means data=4,model=2 on simulated
             and described devices and one device on local ones.
-        hardware: a catalogue name.
+        hardware: a catalogue name, or a file that ends in .json.
         mode: auto or manual.
         data: a catalogue name, a token file, or None for the model's usual.
         set: by name, fields of the model or of training, options of the optimizer or of the
-            strategy, and `batch`; by `xla.NAME`, XLA's own options.
+            strategy, and `batch`; by `xla.NAME`, XLA's own options; by `hardware.NAME`, figures of
+            the hardware.
     """
 
     model: str
@@ -80,7 +82,11 @@ class Case:
         batch = {"size": changes.pop("batch")} if "batch" in changes else {}
         told = {name: changes.pop(name) for name in list(changes) if name.startswith(XLA)}
         training, changes = set_fields(Training(), _typed(Training(), changes))
-        hardware = HARDWARE.load(self.hardware)().with_options(told)
+        figures = {n: changes.pop(n) for n in list(changes) if n.startswith(PREFIX)}
+        hardware = with_figures(
+            hardware_of(self.hardware).with_options(told),
+            {name.removeprefix(PREFIX): value for name, value in figures.items()},
+        )
         usual = "data=1" if hardware.kind == "local" else "data=4,model=2"
         mesh = MeshShape.parse(usual if self.mesh is None else self.mesh)
         prepare(mesh, hardware)

@@ -5,7 +5,7 @@ flies. A claim is a sentence with a test on the rows, and says how many rows it 
 of none" is true.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,9 @@ class Experiment:
         claims: what a machine checks of the rows.
         columns: entries of a row worth showing, in order; dots reach into records.
         trains: whether each case is trained as well, which is the row's entry `train`.
+        adds: (number of the case, its row) -> entries beside what was measured, such as figures
+            that others published of the same case.
+        remarks: (rows) -> sentences to end with.
     """
 
     cases: tuple[Case, ...]
@@ -51,6 +54,8 @@ class Experiment:
     claims: tuple[Claim, ...]
     columns: tuple[str, ...] = ()
     trains: bool = False
+    adds: Callable[[int, Row], Mapping[str, Any]] | None = None
+    remarks: Callable[[Rows], Iterable[str]] | None = None
 
     def __post_init__(self):
         for name in ("cases", "measures", "claims", "columns"):
@@ -70,7 +75,7 @@ def walk(experiment: Experiment) -> Iterator[dict[str, Any]]:
     """
     expect("walk's experiment", experiment, Experiment, "jaxpar.Experiment(...) makes one")
     measures = {name: MEASURES.load(name) for name in experiment.measures}
-    for case in experiment.cases:
+    for number, case in enumerate(experiment.cases):
         row: dict[str, Any] = {
             "model": case.model,
             "strategy": case.strategy,
@@ -97,6 +102,8 @@ def walk(experiment: Experiment) -> Iterator[dict[str, Any]]:
         for name, measure in measures.items():
             if runs or not measure.runs:
                 row[name] = measure.take(program, resolved.make)
+        if experiment.adds is not None:
+            row |= experiment.adds(number, row)
         yield row
 
 

@@ -14,8 +14,7 @@ import jaxpar
 from experiments.benchmarks.plain_decoders import PLAIN, plain_model
 from jaxpar.core.catalogue import HARDWARE, MODELS
 from jaxpar.hardware.presets import PRESETS
-from jaxpar.hlo.collectives import Collective, axes_of, collectives
-from jaxpar.hlo.exposed import Speeds, exposed
+from jaxpar.hlo.collectives import axes_of, collectives
 from jaxpar.hlo.parse import parse
 from jaxpar.hlo.touched import touched
 from jaxpar.program.record import Program
@@ -40,9 +39,6 @@ LAYOUTS = (
     ("linen", "fsdp", "data=8"),
     ("nnx", "fsdp", "data=8"),
 )
-REACHED = {"products": 0.7, "memory": 0.8, "links": 0.75}
-"""Shares of published rates that are assumed, so that layouts and options can be compared."""
-
 SMALL = {"width": 2048, "layers": 8, "heads": 16, "kv_heads": 16, "ffn": 5504}
 """The sizes at which unannotated decoders are compared with the catalogue's."""
 
@@ -85,42 +81,15 @@ def figures(program: Program) -> dict[str, float]:
     memory = inspection.device_memory
     assert memory is not None
     seen = touched(parse(program.text))
-    work = inspection.work
+    work, predicted = inspection.work, jaxpar.predict(program)
     return {
         "peak_gb": program.update.memory_analysis().peak_memory_in_bytes / GIGA,
         "tflop": (work.device_flops + work.device_recomputed_flops) / 1e12,
         "touched_gb": float(seen.bytes) / GIGA,
         "copied_gb": float(seen.copied_bytes) / GIGA,
-        **exposure(program),
-    }
-
-
-def exposure(program: Program) -> dict[str, float]:
-    """Seconds of communication, and of what no work hides, at `REACHED` of published rates."""
-    hardware = program.hardware
-    rates, per_node = hardware.rates, hardware.devices_per_node
-    assert rates is not None and per_node is not None
-
-    def link(one: Collective) -> float:
-        # A group with m members in a node sends by m adapters.
-        groups = one.groups or one.pairs
-        inside = all(len({member // per_node for member in group}) == 1 for group in groups)
-        members = max(
-            Counter(m // per_node for m in group).most_common(1)[0][1] for group in groups
-        )
-        network = min(rates.network_bytes_per_second * members, rates.link_bytes_per_second)
-        return REACHED["links"] * (rates.link_bytes_per_second if inside else network)
-
-    names = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "f64": "float64"}
-    speeds = Speeds(
-        lambda dtype: REACHED["products"] * rates.flops_per_second[names.get(dtype, "bfloat16")],
-        REACHED["memory"] * rates.memory_bytes_per_second,
-        link,
-    )
-    found = exposed(parse(program.text), speeds)
-    return {
-        "communication_s": found.communication_seconds,
-        "exposed_s": found.exposed_seconds,
+        "predicted_s": predicted.step_seconds,
+        "communication_s": predicted.communication_seconds,
+        "exposed_s": predicted.exposed_seconds,
     }
 
 

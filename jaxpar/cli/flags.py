@@ -24,8 +24,8 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "hardware",
     "cpu",
-    "what to compile for: cpu (simulated CPU devices), local (accelerators of this machine) or "
-    "h100 (described, none needed)",
+    "what to compile for: cpu (simulated CPU devices), local (accelerators of this machine), h100 "
+    "or others that are described and need not be here (see list), or a .json file of your own",
     flag_values=VALUES,
 )
 flags.DEFINE_string(
@@ -57,8 +57,8 @@ flags.DEFINE_float(
 flags.DEFINE_multi_string(
     "set",
     [],
-    "field=value of the model, training, optimizer or strategy, or xla.NAME=value for XLA; may be "
-    "repeated",
+    "field=value of the model, training, optimizer or strategy, xla.NAME=value for XLA, or "
+    "hardware.NAME=value for its figures; may be repeated",
     flag_values=VALUES,
 )
 flags.DEFINE_integer(
@@ -108,6 +108,18 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("out", None, "folder for files (default: runs/...)", flag_values=VALUES)
 flags.DEFINE_string("picture", None, "save what is shown as an SVG picture", flag_values=VALUES)
+flags.DEFINE_string(
+    "timeline",
+    None,
+    "save a predicted step as a trace that ui.perfetto.dev opens",
+    flag_values=VALUES,
+)
+flags.DEFINE_float(
+    "price",
+    None,
+    "of a device for an hour, in any currency: what a step then costs",
+    flag_values=VALUES,
+)
 flags.DEFINE_bool("json", False, "one JSON record on standard output", flag_values=VALUES)
 flags.DEFINE_bool("verify", False, "after training, verify the layout too", flag_values=VALUES)
 flags.DEFINE_bool(

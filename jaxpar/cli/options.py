@@ -16,6 +16,7 @@ from absl import flags
 from jaxpar.case import Case
 from jaxpar.cli.flags import VALUES
 from jaxpar.core.errors import RequestError, unknown
+from jaxpar.hardware.own import PREFIX
 from jaxpar.hardware.record import XLA
 
 SHARED = ("picture", "json", "traceback", "help")
@@ -207,7 +208,7 @@ def help_lines(names: Iterable[str]) -> list[tuple[str, str]]:
 def _pair(text: str) -> tuple[str, Any]:
     """The name and the value of `field=value`: a Python literal, else a word."""
     name, equals, value = (part.strip() for part in text.partition("="))
-    if not equals or not name.removeprefix(XLA).isidentifier():
+    if not equals or not name.removeprefix(XLA).removeprefix(PREFIX).isidentifier():
         raise RequestError(f"--set {text}: write field=value, for example --set layers=2")
     try:
         with warnings.catch_warnings():

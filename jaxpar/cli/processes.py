@@ -190,10 +190,10 @@ def _check_by_hand(options: Options, told: list[str]) -> None:
 
 def _check_asked(options: Options, count: int) -> None:
     """Refuse what several processes cannot do, before any of them starts its devices."""
-    from jaxpar.core.catalogue import HARDWARE
+    from jaxpar.hardware.own import hardware_of
     from jaxpar.program.shares import device_share
 
-    hardware = HARDWARE.load(options.hardware)()
+    hardware = hardware_of(options.hardware)
     if hardware.kind == "described":
         raise RequestError(
             f"hardware '{hardware.name}' is described, not present, so {count} processes cannot "

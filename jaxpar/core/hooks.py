@@ -30,6 +30,12 @@ REMAT = ("none", "full", "dots", "minimal")
 """What is kept from forward for backward: everything, only layer inputs, matrix products, or
 whatever has a name."""
 
+ALIKE = {
+    "query_proj": "query", "key_proj": "key", "value_proj": "value", "context": "attended",
+    "mlpwi": "ffn_inner", "mlpwi_0": "ffn_inner", "mlpwi_1": "ffn_inner", "mlpwo": "mlp_out",
+}  # fmt: skip
+"""What MaxText calls the same arrays, so that its configurations can be typed as they are."""
+
 ATTENDED = "attended"
 """The `checkpoint_name` of attention's result, and of the log-sums that backward needs with it."""
 
@@ -58,7 +64,7 @@ def rematerialized(
         "minimal": policies.save_any_names_but_these(ARRIVED),
     }
     if remat not in named:
-        policy = policies.save_only_these_names(*remat.split(","))
+        policy = policies.save_only_these_names(*(ALIKE.get(n, n) for n in remat.split(",")))
     elif (policy := named[remat]) is None:
         return body
     return jax.checkpoint(body, policy=policy, prevent_cse=not looped)
@@ -68,7 +74,7 @@ def check_remat(remat: str, names: tuple[str, ...]) -> str:
     """Return `remat` if it is a policy or a comma-joined list of the model's saved `names`."""
     if remat not in REMAT:
         for name in remat.split(","):
-            if name not in names:
+            if ALIKE.get(name, name) not in names:
                 raise unknown("remat policy or saved name", name, (*REMAT, *names))
     return remat
 

@@ -1,6 +1,7 @@
-"""The scope around the gather of a weight: its name in a compiled program, written and read here.
+"""Scopes that say what a part of a compiled program is: their names, written and read here.
 
-Letters, digits and `_` of a path stand as they are and `/` is a dot; of anything else, which
+One is around the gather of a weight, one around the work of a pipeline's tick. In a weight's name
+letters, digits and `_` of its path stand as they are and `/` is a dot; of anything else, which
 compilers may read in their own way, the code point stands between hyphens.
 """
 
@@ -11,6 +12,9 @@ import jax
 
 WEIGHT = re.compile(r"weight\(([\w.\-]+)\)", re.ASCII)
 """The scope, as it stands in the name of an operation."""
+
+TICK = "tick"
+"""The scope of the conditional by which each stage of a pipeline does its own work of a tick."""
 
 _CODED = re.compile(r"-([0-9a-f]+)-")
 _OTHER = re.compile(r"[^\w/]", re.ASCII)

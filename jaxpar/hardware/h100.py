@@ -1,35 +1,23 @@
 """NVIDIA H100 SXM 80 GB, described to XLA: as many as a mesh needs, eight a node, none present."""
 
-from jaxpar.hardware.record import Hardware, Rates
+from jaxpar.hardware.presets import TRAINING
+from jaxpar.hardware.record import Hardware, Rates, Reached
+from jaxpar.hardware.target import Target
 
-_DEVICE = """
-gpu_device_info {
-  threads_per_block_limit: 1024
-  threads_per_warp: 32
-  shared_memory_per_block: 49152
-  shared_memory_per_core: 233472
-  threads_per_core_limit: 2048
-  core_count: 132
-  fpus_per_core: 128
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000
-  l2_cache_size: 52428800
-  clock_rate_ghz: 1.98
-  device_memory_size: 84942979072
-  shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 minor: 0 }
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 8 }
-runtime_version { major: 12 minor: 8 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
+TARGET = Target(
+    name="NVIDIA H100 80GB HBM3",
+    capability=(9, 0),
+    multiprocessors=132,
+    lanes=128,
+    clock_ghz=1.98,
+    memory_bytes=84_942_979_072,
+    memory_bytes_per_second=3_352_320_000_000,
+    cache_bytes=52_428_800,
+    shared_bytes=233_472,
+    block_bytes=232_448,
+)
 
-_RATES = Rates(
+RATES = Rates(
     # Products of float32 run as TF32, which is what XLA does with them unless it is told otherwise.
     flops_per_second={
         "float64": 66.9e12,
@@ -47,6 +35,34 @@ _RATES = Rates(
     "sparsity, NVLink 900 GB/s both ways; NVIDIA DGX H100 datasheet: eight 400 Gb/s adapters",
 )
 
+REACHED = Reached(
+    tables="h100",
+    products=0.789,
+    # A product of 16,384 cubed, which lasts long enough for the power limit of 700 W to lower the
+    # clock, reaches 700.6 TFLOP/s where 4,096 cubed reaches 780.2.
+    sustained=0.898,
+    memory=0.85,
+    # Sixteen GPUs of two nodes, 4 GiB: what eight adapters of 50 GB/s could do at most is 400 GB/s.
+    network={
+        "all-reduce": 0.91,
+        "all-gather": 0.70,
+        "reduce-scatter": 0.70,
+        "all-to-all": 0.70,
+        "collective-permute": 0.92,
+    },
+    network_seconds=14e-6,
+    launch_seconds=2.5e-6,
+    # Collectives take 16 of 132 multiprocessors from what runs beside them.
+    crowding=132 / (132 - 16),
+    # GPUs of one node differ by 5 %: the slowest is half of that behind the mean.
+    slowest=1.025,
+    usable=0.92,
+    source="XLA's tables of products and collectives (2026); Marin's measurements of JAX on H100s "
+    "(2026-07): products, memory, collectives of two nodes; NCCL's own constants of latency "
+    "(src/graph/tuning.cc) and its usual 16 channels; stas00/ml-engineering (2026-08): GPUs of a "
+    "node differ by 5 %",
+)
+
 
 def hardware() -> Hardware:
     """Return described H100s."""
@@ -54,17 +70,10 @@ def hardware() -> Hardware:
         name="h100",
         kind="described",
         devices_per_node=8,
-        memory_bytes=84_942_979_072,
-        target=_DEVICE,
-        # The scheduler that real training runs use; and matrix products as cuBLAS calls, because
-        # the tiles of Triton's would be picked by timing on a device that is not there. Copies are
-        # left out where live ranges allow it: it hides as much communication as without, and
-        # spares 13 GB of memory traffic a step of Llama 2 7B, 65 of 70B (`bench gpu_program`).
-        compiler_options={
-            "xla_gpu_copy_insertion_use_region_analysis": True,
-            "xla_gpu_enable_latency_hiding_scheduler": True,
-            "xla_gpu_enable_triton_gemm": False,
-        },
+        memory_bytes=TARGET.memory_bytes,
+        target=TARGET.text,
+        compiler_options=TRAINING,
         source="XLA's own description of an H100 SXM; NVIDIA H100 datasheet",
-        rates=_RATES,
+        rates=RATES,
+        reached=REACHED,
     )

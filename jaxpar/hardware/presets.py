@@ -11,6 +11,17 @@ import jax
 
 from jaxpar.core.errors import unknown
 
+TRAINING = {
+    "xla_gpu_copy_insertion_use_region_analysis": True,
+    "xla_gpu_enable_latency_hiding_scheduler": True,
+    "xla_gpu_enable_triton_gemm": False,
+}
+"""What every described GPU is compiled with: the scheduler that real training runs use, and matrix
+products as cuBLAS calls, because the tiles of Triton's would be picked by timing on a device that
+is not there. Copies are left out where live ranges allow it: it hides as much communication as
+without, and spares 13 GB of memory traffic a step of Llama 2 7B, 65 of 70B (`bench gpu_program`).
+"""
+
 
 @dataclass(frozen=True)
 class Preset:

@@ -42,6 +42,40 @@ class Rates:
 
 
 @dataclass(frozen=True)
+class Reached:
+    """What programs reach of the published rates, as measured.
+
+    Attributes:
+        tables: the device of `jaxpar.hardware.measured` whose tables tell how a rate grows with
+            size; of another device than this, its rates are taken as shares of its peaks.
+        products: best share of the peak rate that a product of bfloat16 reaches.
+        sustained: share of a product's rate alone that is left in a step that lasts, at the clock
+            that the power limit then allows.
+        memory: share of the memory's rate.
+        network: kind of a collective -> share of the network's rate that the largest reach.
+        network_seconds: from one node to the next, of a small message.
+        launch_seconds: least time of a kernel.
+        crowding: how much longer work takes while a collective runs beside it.
+        slowest: how much longer work takes on the slowest device, which sets the pace, than on the
+            mean one that tables tell of.
+        usable: share of the memory that a training program can have.
+        source: where the figures were measured.
+    """
+
+    tables: str
+    products: float
+    sustained: float
+    memory: float
+    network: Mapping[str, float]
+    network_seconds: float
+    launch_seconds: float
+    crowding: float
+    slowest: float
+    usable: float
+    source: str
+
+
+@dataclass(frozen=True)
 class Hardware:
     """Devices to compile for.
 
@@ -55,6 +89,7 @@ class Hardware:
         compiler_options: what XLA is told beside it.
         source: where the figures come from.
         rates: what is published of its speed, or None.
+        reached: what is measured of it, or None; with `rates`, time can be predicted.
     """
 
     name: str
@@ -65,6 +100,7 @@ class Hardware:
     compiler_options: Mapping[str, bool | int | str] = field(default_factory=dict)
     source: str = ""
     rates: Rates | None = None
+    reached: Reached | None = None
 
     def __post_init__(self):
         expect("the name of hardware", self.name, str, "give a word")
@@ -76,6 +112,7 @@ class Hardware:
         expect("the target of hardware", self.target, str | None, "give XLA's text of a GPU")
         expect("XLA's options of hardware", self.compiler_options, Mapping, "give them by name")
         expect("the rates of hardware", self.rates, Rates | None, "give a Rates, or None")
+        expect("what hardware reaches", self.reached, Reached | None, "give a Reached, or None")
 
     def with_options(self, told: Mapping[str, Any]) -> "Hardware":
         """The same hardware, XLA told more, or otherwise than it is usually told.

@@ -12,9 +12,9 @@ from jaxpar.case import Resolved
 from jaxpar.cli.options import Options
 from jaxpar.cli.screen import Screen
 from jaxpar.cli.show.comparison import Compared, show_comparison
-from jaxpar.core.catalogue import HARDWARE
 from jaxpar.core.errors import LayoutError, RequestError
 from jaxpar.core.mesh import MeshShape
+from jaxpar.hardware.own import hardware_of
 from jaxpar.measures.inspect import inspect
 from jaxpar.program.devices import prepare
 
@@ -29,7 +29,7 @@ def verb(options: Options, screen: Screen) -> int:
     named = [(text, _asked(options, text)) for text in dict.fromkeys(layouts)]
     # CPU devices can be asked for once only, so ask for the largest mesh first.
     largest = max((MeshShape.parse(one.mesh) for _, one in named), key=lambda mesh: mesh.devices)
-    prepare(largest, HARDWARE.load(options.hardware)())
+    prepare(largest, hardware_of(options.hardware))
     compared = []
     # All are laid out before any is compiled: what is refused is known at once.
     for number, (text, one) in enumerate([(n, _laid_out(o)) for n, o in named], 1):

@@ -25,9 +25,9 @@ def verb(options: Options, screen: Screen) -> int:
     started = time.perf_counter()
     screen.say(catalogue.summary(name), style="bold")
     # CPU devices can be asked for once only, so ask for the largest mesh first.
-    simulate_devices(
-        max(MeshShape.parse(case.mesh or "data=8").devices for case in experiment.cases)
-    )
+    simulated = [case.mesh or "data=8" for case in experiment.cases if case.hardware == "cpu"]
+    if simulated:
+        simulate_devices(max(MeshShape.parse(mesh).devices for mesh in simulated))
     rows = []
     make_folder(rows_file)
     screen.files.append(rows_file)
@@ -47,6 +47,8 @@ def verb(options: Options, screen: Screen) -> int:
         screen.say(
             f"{'holds' if holds else 'FAILS'}: {sentence}", style="green" if holds else "red"
         )
+    for remark in experiment.remarks(tuple(rows)) if experiment.remarks else ():
+        screen.say(remark)
     screen.say(f"rows: {rows_file}")
     ok = all(holds for _, holds in claims)
     screen.finish(

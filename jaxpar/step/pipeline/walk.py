@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxpar.core.jax_compat import varying_axes
+from jaxpar.core.scopes import TICK
 from jaxpar.core.varying import varying
 from jaxpar.layout.stages import AXIS
 from jaxpar.step.pipeline.buffers import Buffers, add, at, put, vary
@@ -150,7 +151,8 @@ def _work(work, loop: Loop, position: int, row, buffers, alike):
     if len(kinds) == 1:
         return branch(kinds[0])(buffers)
     index = sum((row["kind"] > kind).astype(jnp.int32) for kind in kinds[:-1])
-    with _taken([counts.of.get(kind, 0) for kind in kinds], sum(counts.of.values())):
+    taken = [counts.of.get(kind, 0) for kind in kinds]
+    with jax.named_scope(TICK), _taken(taken, sum(counts.of.values())):
         return lax.switch(index, [branch(kind) for kind in kinds], buffers)
 
 

@@ -1,0 +1,243 @@
+"""Predict: how long a step takes on hardware that is not here, from the program compiled for it.
+
+The scheduled program is replayed against measured rates (`jaxpar.costs`). Nothing runs, and no
+constant is fitted to whole training runs: `python -m experiments run published` says how far the
+result is from published ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import sqrt
+from typing import Any
+
+from jaxpar.core.errors import expect
+from jaxpar.core.mesh import sizes_of
+from jaxpar.costs.links import collective_seconds
+from jaxpar.costs.rates import Device
+from jaxpar.costs.replay import Replay, replay
+from jaxpar.hlo.collectives import axes_of, collectives
+from jaxpar.hlo.parse import parse
+from jaxpar.measures.record import Make, Measure
+from jaxpar.measures.work import work
+from jaxpar.program.record import Program
+
+HOURS = 3600.0
+SHOWN = 12
+"""Collectives that are named with what of them is exposed."""
+
+LIKELY = 0.8
+"""Share of measured steps that the interval is meant to hold."""
+
+SPREAD = {"product": 0.06, "attention": 0.15, "memory": 0.2, "bubble": 0.1}
+"""Relative errors of the seconds of each kind of work, such that `LIKELY` are within: what tables
+differ by between sources (products 753 and 780 TFLOP/s; attention by cuDNN's version; copies and
+reductions 70 to 90 % of the memory's rate)."""
+
+SPREAD_EXPOSED = 0.5
+"""The same of what is exposed: schedules and networks differ most."""
+
+SPREAD_DEVICES = 0.04
+"""And of the whole: GPUs of one node differ by 5 %, and the slowest sets the pace."""
+
+
+@dataclass(frozen=True)
+class Exposed:
+    """A collective for which a step waits.
+
+    Attributes:
+        name, kind, axes: of the collective, and the mesh axes that it is over.
+        count: how often it runs in a step.
+        seconds, exposed_seconds: of all its runs, and of those while nothing is computed.
+        bytes: of all its runs, the payload of a device.
+    """
+
+    name: str
+    kind: str
+    axes: tuple[str, ...]
+    count: float
+    seconds: float
+    exposed_seconds: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """How long one step takes, and what it consists of; predicted, of one device.
+
+    Attributes:
+        program: what was replayed.
+        replay: its schedule in time.
+        step_seconds: one step.
+        low_seconds, high_seconds: between which `LIKELY` of measured steps are meant to be.
+        work_seconds: of "product", "attention" and "memory" (all else that touches memory).
+        crowded_seconds: by how much collectives beside it made work longer.
+        communication_seconds: of all collectives, one after the other.
+        averaging_seconds: of a synchronisation of replicas, its share in one step.
+        exposed: collectives for which a step waits, the longest first.
+        peak_bytes: of memory, as XLA allots it.
+        fits: whether that is within what a training program can have.
+        flops_per_device: of the model, each product once, all scores of attention counted.
+        compile_seconds: how long the program took to make.
+    """
+
+    program: Program
+    replay: Replay
+    step_seconds: float
+    low_seconds: float
+    high_seconds: float
+    work_seconds: Mapping[str, float]
+    crowded_seconds: float
+    communication_seconds: float
+    averaging_seconds: float
+    exposed: tuple[Exposed, ...]
+    peak_bytes: int
+    fits: bool
+    flops_per_device: float
+    compile_seconds: float
+
+    @property
+    def exposed_seconds(self) -> float:
+        """Of collectives, while nothing is computed."""
+        return self.replay.exposed_seconds
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of all devices; None for a model without a sequence."""
+        tokens = work(self.program.step).tokens
+        return tokens / self.step_seconds if tokens else None
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs utilization: `flops_per_device` in a step over the peaks of their dtypes."""
+        counted, rates = work(self.program.step), self.program.hardware.rates
+        assert rates is not None
+        least = sum(
+            n / counted.sharing / rates.flops_per_second[d] for d, n in counted.flops.items()
+        )
+        return least / self.step_seconds
+
+    def cost(self, price: float | None) -> dict[str, float]:
+        """What a step and a billion tokens cost, where `price` is that of a device for an hour.
+
+        Empty where no price is given.
+        """
+        if price is None:
+            return {}
+        step = price * self.program.step.layout.mesh.devices * self.step_seconds / HOURS
+        tokens = work(self.program.step).tokens
+        more = {"cost_per_billion_tokens": 1e9 * step / tokens} if tokens else {}
+        return {"cost_per_step": step, **more}
+
+    def record(self) -> dict[str, Any]:
+        """The prediction as one JSON-ready dict."""
+        layout = self.program.step.layout
+        rows, tokens = layout.model.batch_size, self.tokens_per_second
+        devices = layout.mesh.devices
+        return {
+            "model": layout.model.name,
+            "strategy": layout.strategy.name,
+            "mesh": sizes_of(layout.mesh),
+            "devices": devices,
+            "hardware": self.program.hardware.name,
+            "batch": rows,
+            "step_seconds": self.step_seconds,
+            "low_seconds": self.low_seconds,
+            "high_seconds": self.high_seconds,
+            "interval": LIKELY,
+            "rows_per_second": rows / self.step_seconds,
+            "tokens_per_second": tokens,
+            "tokens_per_second_per_device": tokens and tokens / devices,
+            "flops_per_device": self.flops_per_device,
+            "mfu": self.mfu,
+            "mfu_counts": "model FLOPs, recomputation left out, all scores of attention counted, "
+            "over the peaks of their dtypes",
+            "work_seconds": dict(self.work_seconds),
+            "crowded_seconds": self.crowded_seconds,
+            "communication_seconds": self.communication_seconds,
+            "averaging_seconds": self.averaging_seconds,
+            "exposed_seconds": self.exposed_seconds,
+            "exposed": [{**asdict(one), "axes": list(one.axes)} for one in self.exposed],
+            "peak_bytes": self.peak_bytes,
+            "memory_bytes": self.program.hardware.memory_bytes,
+            "fits": self.fits,
+            "compile_seconds": self.compile_seconds,
+            "pedigree": "predicted",
+        }
+
+
+def predict(program: Program) -> Prediction:
+    """How long a step of a program takes on the hardware that it was compiled for; nothing is run.
+
+    Args:
+        program: compiled for described hardware.
+
+    Raises:
+        RequestError: for hardware whose speed is not known.
+    """
+    expect(
+        "predict's program", program, Program, "jaxpar.compile_step(step, hardware='h100') makes it"
+    )
+    device = Device(program.hardware)
+    module = parse(program.text)
+    one = replay(module, device)
+    averaging = 0.0
+    if program.average is not None:
+        every = program.step.layout.strategy.averaging
+        meeting = replay(parse(program.average.as_text()), device)
+        averaging = meeting.seconds / every.every if every and every.every else 0.0
+    seconds = one.seconds + averaging
+    spread = _spread(one, seconds)
+    stats = program.update.memory_analysis()
+    peak = stats.peak_memory_in_bytes
+    usable = device.reached.usable * (program.hardware.memory_bytes or 0)
+    return Prediction(
+        program=program,
+        replay=one,
+        step_seconds=seconds,
+        low_seconds=seconds / (1 + spread),
+        high_seconds=seconds * (1 + spread),
+        work_seconds=one.work_seconds,
+        crowded_seconds=one.crowded_seconds,
+        communication_seconds=one.communication_seconds,
+        averaging_seconds=averaging,
+        exposed=_exposed(program, one, device),
+        peak_bytes=peak,
+        fits=peak <= usable,
+        flops_per_device=work(program.step).device_flops,
+        compile_seconds=program.made.compile_seconds,
+    )
+
+
+def _spread(one: Replay, seconds: float) -> float:
+    """The relative error within which `LIKELY` are meant to be: errors of parts, independent."""
+    parts = [one.work_seconds[kind] * share for kind, share in SPREAD.items()]
+    parts += [SPREAD_EXPOSED * one.exposed_seconds, SPREAD_DEVICES * seconds]
+    return sqrt(sum(part * part for part in parts)) / seconds if seconds else 0.0
+
+
+def _exposed(program: Program, one: Replay, device: Device) -> tuple[Exposed, ...]:
+    """Collectives for which a step waits, the longest first."""
+    sizes = sizes_of(program.step.layout.mesh)
+    known = {(c.computation, c.name): c for c in collectives(parse(program.text))}
+    found = []
+    for about, seconds in sorted(one.exposed.items(), key=lambda pair: -pair[1])[:SHOWN]:
+        which, count = known[about], float(known[about].executions)
+        found.append(
+            Exposed(
+                which.name, which.kind, axes_of(which, sizes), count,
+                count * collective_seconds(which, device),
+                seconds, float(count * which.bytes_each),
+            )
+        )  # fmt: skip
+    return tuple(found)
+
+
+def _taken(program: Program, make: Make) -> dict[str, Any]:
+    """The record of a program's prediction."""
+    del make
+    return predict(program).record()
+
+
+measure = Measure(_taken, runs=False)

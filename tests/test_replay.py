@@ -1,0 +1,148 @@
+"""Schedules written by hand, replayed: what hides what, and what a pipeline's ticks take."""
+
+from dataclasses import replace
+
+import pytest
+
+from jaxpar.core.catalogue import HARDWARE
+from jaxpar.costs.rates import Device
+from jaxpar.costs.replay import Replay, replay
+from jaxpar.costs.timeline import trace
+from jaxpar.hlo.parse import parse
+
+H100 = HARDWARE.load("h100")()
+ALONE = Device(replace(H100, reached=replace(H100.reached, crowding=1.0)))
+"""Of which collectives take no multiprocessor away."""
+
+MODULE = """HloModule m, is_scheduled=true, num_partitions=2
+
+%add (a: f32[], b: f32[]) -> f32[] {{
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}}
+
+{more}
+ENTRY %main (x: f32[4096,4096]) -> f32[4096,4096] {{
+  %x = f32[4096,4096]{{1,0}} parameter(0)
+{body}
+}}
+"""
+START = (
+    "  %s = (f32[2048,4096]{1,0}, f32[4096,4096]{1,0}) all-gather-start(%h), channel_id=1, "
+    "replica_groups={{0,1}}, dimensions={0}, use_global_device_ids=true"
+)
+HALF = "  %h = f32[2048,4096]{1,0} bitcast(%x)"
+DONE = "  %g = f32[4096,4096]{1,0} all-gather-done(%s)"
+REDUCE = (
+    "  %r = f32[4096,4096]{1,0} all-reduce(%x), channel_id=2, replica_groups={{0,1}}, "
+    "use_global_device_ids=true, to_apply=%add"
+)
+
+
+def product(name: str, left: str = "x", root: str = "") -> str:
+    dims = "lhs_contracting_dims={1}, rhs_contracting_dims={0}"
+    return f"  {root}%{name} = f32[4096,4096]{{1,0}} dot(%{left}, %x), {dims}"
+
+
+def of(*lines: str, more: str = "", device: Device = ALONE) -> Replay:
+    return replay(parse(MODULE.format(body="\n".join(lines), more=more)), device)
+
+
+ONE = of(product("p", root="ROOT ")).seconds
+GATHER = of(HALF, START, DONE, "  ROOT %y = f32[4096,4096]{1,0} bitcast(%g)").seconds
+REDUCTION = of(REDUCE, "  ROOT %y = f32[4096,4096]{1,0} bitcast(%r)").seconds
+
+
+@pytest.mark.parametrize("products", range(3))
+def test_a_gather_is_exposed_for_as_long_as_nothing_runs_beside_it(products):
+    """Products before its done hide as much of it as they take."""
+    between = [product(f"p{n}") for n in range(products)]
+    found = of(HALF, START, *between, DONE, product("last", "g", root="ROOT "))
+    waited = max(0.0, GATHER - products * ONE)
+    assert found.exposed_seconds == pytest.approx(waited)
+    assert found.communication_seconds == pytest.approx(GATHER)
+    assert found.seconds == pytest.approx((products + 1) * ONE + waited)
+    assert found.work_seconds["product"] == pytest.approx((products + 1) * ONE)
+
+
+def test_what_is_synchronous_is_exposed_whole_and_collectives_take_turns():
+    """The all-reduce begins when the gather has ended, and nothing runs meanwhile."""
+    found = of(HALF, START, REDUCE, DONE, product("last", "g", root="ROOT "))
+    assert found.exposed_seconds == pytest.approx(GATHER + REDUCTION)
+    assert found.seconds == pytest.approx(GATHER + REDUCTION + ONE)
+
+
+def test_work_beside_a_collective_is_slower_by_what_the_collective_takes():
+    """Only while it runs; what is left after it runs as usual."""
+    crowded = Device(replace(H100, reached=replace(H100.reached, crowding=1.25)))
+    lines = (HALF, START, product("a"), product("b"), DONE, product("last", "g", root="ROOT "))
+    found = of(*lines, device=crowded)
+    beside = min(GATHER, 2 * 1.25 * ONE)
+    assert found.crowded_seconds == pytest.approx(beside * (1 - 1 / 1.25))
+    assert found.seconds == pytest.approx(3 * ONE + found.crowded_seconds + max(0, GATHER - beside))
+
+
+LOOP = """%body (t: (s32[], f32[4096,4096])) -> (s32[], f32[4096,4096]) {
+  %t = (s32[], f32[4096,4096]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %v = f32[4096,4096]{1,0} get-tuple-element(%t), index=1
+  %w = f32[4096,4096]{1,0} dot(%v, %v), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %o = (s32[], f32[4096,4096]{1,0}) tuple(%i, %w)
+}
+
+%until (t: (s32[], f32[4096,4096])) -> pred[] {
+  %t = (s32[], f32[4096,4096]{1,0}) parameter(0)
+  ROOT %c = pred[] constant(true)
+}
+"""
+
+
+def test_a_loop_takes_as_long_as_its_turns():
+    """By the compiler's own count, in the time and in the trace."""
+    found = of(
+        "  %zero = s32[] constant(0)",
+        "  %t = (s32[], f32[4096,4096]{1,0}) tuple(%zero, %x)",
+        "  %loop = (s32[], f32[4096,4096]{1,0}) while(%t), condition=%until, body=%body, "
+        'backend_config={"known_trip_count":{"n":"5"}}',
+        "  ROOT %y = f32[4096,4096]{1,0} get-tuple-element(%loop), index=1",
+        more=LOOP,
+    )
+    assert found.seconds == pytest.approx(5 * ONE)
+    events = [e for e in trace("m", found, lambda one: {})["traceEvents"] if e["ph"] == "X"]
+    assert [e["ts"] for e in events] == pytest.approx([1e6 * n * ONE for n in range(5)])
+    assert events[-1]["ts"] + events[-1]["dur"] == pytest.approx(1e6 * found.seconds)
+
+
+def branches(scope: str) -> Replay:
+    """A stage that is idle a quarter of its ticks, and else makes one product or three."""
+
+    def branch(name: str, products: int) -> str:
+        chain = [product(f"p{n}", f"p{n - 1}" if n else "x") for n in range(products)]
+        last = f"p{products - 1}" if products else "x"
+        return "\n".join([
+            f"%{name} (x: f32[4096,4096]) -> f32[4096,4096] {{",
+            "  %x = f32[4096,4096]{1,0} parameter(0)", *chain,
+            f"  ROOT %y = f32[4096,4096]{{1,0}} bitcast(%{last})", "}\n",
+        ])  # fmt: skip
+
+    return of(
+        "  %k = s32[] constant(0)",
+        "  ROOT %y = f32[4096,4096]{1,0} conditional(%k, %x, %x, %x), "
+        "branch_computations={%idle, %forward, %backward}, "
+        f'metadata={{op_name="jit(update)/{scope}/cond"}}',
+        more=branch("idle", 0) + branch("forward", 1) + branch("backward", 3),
+    )
+
+
+def test_a_tick_takes_what_a_busy_stage_does_on_average():
+    """Two of eight idle, three of one product, three of three: two products a busy tick."""
+    found = branches("tick/taken(2,3,3;8)")
+    assert found.seconds == pytest.approx(2 * ONE)
+    assert found.work_seconds["product"] == pytest.approx(1.5 * ONE)
+    assert found.work_seconds["bubble"] == pytest.approx(0.5 * ONE)
+
+
+def test_of_other_branches_the_longest_is_taken():
+    """Where devices differ, the slowest sets the pace."""
+    assert branches("taken(2,3,3;8)").seconds == pytest.approx(3 * ONE)
