@@ -39,6 +39,8 @@ from jaxpar.runtime.outcome import Outcome as Outcome
 from jaxpar.runtime.outcome import TrainingStopped as TrainingStopped
 from jaxpar.runtime.train import train as train
 from jaxpar.runtime.training import Training as Training
+from jaxpar.search.outcome import Search as Search
+from jaxpar.search.search import search as search
 from jaxpar.step.make_step import make_step as make_step
 from jaxpar.step.record import State as State
 from jaxpar.step.record import Step as Step

@@ -54,11 +54,11 @@ def check_environment() -> None:
         )
 
 
-def cache_folder() -> Path | None:
-    """Where compiled programs are kept: in the user's cache folder; None where there is none."""
+def cache_folder(name: str = "compiled") -> Path | None:
+    """Where things of this name are kept: in the user's cache folder; None where there is none."""
     named, home = os.environ.get("XDG_CACHE_HOME"), os.environ.get("HOME")
     root = Path(named) if named else Path(home or "", ".cache")
-    folder = root / "jaxpar" / "compiled"
+    folder = root / "jaxpar" / name
     if not folder.is_absolute():
         return None
     try:

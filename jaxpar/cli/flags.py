@@ -89,8 +89,8 @@ flags.DEFINE_bool(
 flags.DEFINE_integer(
     "devices",
     None,
-    "how many devices --mesh auto may use (default: all that are here; as many as the run had, "
-    "if they are simulated)",
+    "how many devices there are: to search layouts for, or for --mesh auto to use (default: all "
+    "that are here; as many as the run had, if they are simulated)",
     flag_values=VALUES,
 )
 flags.DEFINE_string(
@@ -105,6 +105,12 @@ flags.DEFINE_string(
     "what becomes of a loss that is no finite number: stop, skip the update, or restore the last "
     "checkpoint and leave out the batches since",
     flag_values=VALUES,
+)
+flags.DEFINE_string(
+    "budget", "120s", "how long layouts are compiled: 90s, 3m or 1h", flag_values=VALUES
+)
+flags.DEFINE_string(
+    "plan", None, "a file that search wrote: its layout, and what it has set", flag_values=VALUES
 )
 flags.DEFINE_string("out", None, "folder for files (default: runs/...)", flag_values=VALUES)
 flags.DEFINE_string("picture", None, "save what is shown as an SVG picture", flag_values=VALUES)

@@ -128,8 +128,13 @@ def _obey(argv: list[str], program: str, files: list[Path]) -> int:
     name, *words = options.words
     if name not in VERBS.names():
         raise unknown("verb", name, VERBS.names())
-    _check_words(name, words, program)
     _check_options(name, options)
+    if options.plan is not None:
+        from jaxpar.cli.plan import planned
+
+        options = planned(options)
+        name, *words = options.words
+    _check_words(name, words, program)
     if options.picture is not None:
         command_line.check_picture(options.picture, options.out)
     check_environment()

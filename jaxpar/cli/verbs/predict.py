@@ -13,8 +13,17 @@ from jaxpar.measures.timeline import timeline
 
 TAKES = "MODEL"
 READS = (
-    "strategy", "mesh", "hardware", "mode", "batch", "microbatches", "set", "timeline", "price",
-)  # fmt: skip
+    "strategy",
+    "mesh",
+    "hardware",
+    "mode",
+    "batch",
+    "microbatches",
+    "set",
+    "timeline",
+    "price",
+    "plan",
+)
 
 
 def verb(options: Options, screen: Screen) -> int:

@@ -39,6 +39,7 @@ from jaxpar.step.record import State
 
 TAKES = "MODEL"
 READS = (
+    "plan",
     "strategy",
     "mesh",
     "hardware",

@@ -1,0 +1,166 @@
+"""Search: nothing that fits is refused, what is compiled is ranked, kept and runs as a plan."""
+
+import json
+import time
+from dataclasses import replace
+
+import pytest
+from small import needs_gpu_compiler
+
+import jaxpar
+from jaxpar.case import Case, load_strategy
+from jaxpar.cli.main import execute
+from jaxpar.core.errors import LayoutError, RequestError
+from jaxpar.costs.rates import Device
+from jaxpar.hardware.own import hardware_of, with_figures
+from jaxpar.measures.work import work
+from jaxpar.search import compiled
+from jaxpar.search import search as searching
+from jaxpar.search.compiled import compile_all
+from jaxpar.search.enumerate import candidates
+from jaxpar.search.estimate import estimate, facts
+from jaxpar.search.search import search
+
+SMALL = {"layers": 4, "width": 256, "heads": 8, "kv_heads": 8, "ffn": 1024, "vocabulary": 512,
+         "sequence": 256, "batch": 32, "compute_dtype": "bfloat16", "unroll": 1}  # fmt: skip
+QUESTION = Case("transformer", hardware="h100", set=SMALL)
+DEVICE = Device(hardware_of("h100"))
+
+
+@pytest.fixture(scope="module")
+def base():
+    asked = replace(QUESTION, strategy="single", mesh="data=1").resolve()
+    return asked.layout
+
+
+def rated(base, devices=8):
+    """Every candidate that can be laid out, with its layout and its estimate."""
+    step = jaxpar.make_step(base)
+    counted = work(step)
+    known = facts(base, float(sum(counted.flops.values())), counted.tokens, step)
+    for one in candidates(base, devices, 8):
+        options = {n: one.set[n] for n in ("schedule", "chunks") if n in one.set}
+        try:
+            layout = jaxpar.lay_out(
+                base.model, strategy=load_strategy(one.strategy, **options), mesh=one.mesh
+            )
+        except LayoutError:
+            continue
+        yield one, layout, estimate(layout, one, known, DEVICE)
+
+
+def test_every_factorization_is_considered_and_none_twice(base):
+    """Of 8 devices over four axes, `replica` only outside of `data`."""
+    found = list(candidates(base, 8, 8))
+    assert len({one.name for one in found}) == len(found)
+    meshes = {jaxpar.MeshShape.parse(one.mesh) for one in found}
+    assert all(mesh.devices == 8 for mesh in meshes)
+    assert {"data=8", "model=8", "pipe=2,data=2,model=2", "replica=4,data=2"} <= {
+        one.mesh for one in found
+    }
+    assert all(mesh.size("model") <= 4 for mesh in map(jaxpar.MeshShape.parse, (
+        one.mesh for one in candidates(base, 8, 4))))  # fmt: skip
+    chosen = candidates(base, 8, 8, chosen=frozenset({"remat", "microbatches"}))
+    assert not any({"remat", "microbatches"} & set(one.set) for one in chosen)
+
+
+@needs_gpu_compiler
+@pytest.mark.parametrize("name", ["data@data=8", "fsdp@data=8", "fsdp+tensor@data=4,model=2"])
+def test_the_bound_that_refuses_is_below_every_programs_memory(base, name):
+    """State alone: whatever XLA makes of a layout holds as much, so nothing that fits is refused."""
+    one, layout, rating = next(
+        found for found in rated(base) if f"{found[0].strategy}@{found[0].mesh}" == name
+    )
+    program = one.case(QUESTION).resolve().compile(for_speed=False)
+    assert rating.state_bytes <= program.update.memory_analysis().argument_size_in_bytes
+    assert rating.state_bytes > 0 and layout.mesh.devices == 8
+
+
+def test_estimates_are_orderly(base):
+    """Parts make the whole; a slower network never makes a layout faster."""
+    slow = Device(with_figures(DEVICE.hardware, {"network_bytes_per_second": 1e9}))
+    step = jaxpar.make_step(base)
+    counted = work(step)
+    known = facts(base, float(sum(counted.flops.values())), counted.tokens, step)
+    for one, layout, rating in list(rated(base, 16))[::11]:
+        assert rating.seconds == pytest.approx(sum(rating.parts.values()))
+        assert estimate(layout, one, known, slow).seconds >= rating.seconds
+
+
+@needs_gpu_compiler
+def test_a_search_ranks_keeps_and_goes_on(tmp_path, monkeypatch):
+    """What is known is not compiled again; the winner fits and is the fastest that does."""
+    question = replace(QUESTION, set={**SMALL, "remat": "full", "microbatches": 1})
+    seen = []
+    found = search(
+        question, devices=4, budget_seconds=25, workers=1, folder=tmp_path,
+        watch=lambda *about: seen.append(about),
+    )  # fmt: skip
+    assert found.winner is not None and found.winner.fits and len(seen) == len(found.found)
+    fitting = [one for one in found.found if one.fits]
+    assert found.winner.seconds == min(one.seconds for one in fitting)
+    assert found.front[0] == found.winner and found.considered >= found.estimated
+    assert any(found.winner.candidate.name in sentence for sentence in found.why())
+    json.dumps(found.record())
+    monkeypatch.setattr(searching, "compile_all", lambda todo, **how: iter(()))
+    again = search(question, devices=4, budget_seconds=25, workers=1, folder=tmp_path)
+    assert [one.candidate for one in again.found] == [one.candidate for one in found.found]
+    other = replace(question, set={**question.set, "width": 128})
+    with pytest.raises(AssertionError):
+        assert search(other, devices=4, workers=1, folder=tmp_path).found
+
+
+def test_a_process_that_dies_is_one_layout_less(monkeypatch):
+    """It is refused; the next is answered by a process of its own."""
+    code = "import sys; line = sys.stdin.readline(); 'die' in line and sys.exit(1); print('{}')"
+    monkeypatch.setattr(compiled, "COMMAND", (compiled.sys.executable, "-c", code))
+    cases = [{"model": "die"}, {"model": "fine"}]
+    found = dict(compile_all(cases, until=time.monotonic() + 30, workers=1))
+    assert found == {0: {"refusal": "compiling it ended the process"}, 1: {}}
+
+
+def test_a_plan_is_the_layout_of_a_command(tmp_path, capsys):
+    """Its words stand where none are typed; what is no plan is refused in a sentence."""
+    file = tmp_path / "plan.json"
+    plan = {"plan": 1, "model": "mlp", "strategy": "fsdp", "mesh": "data=2", "mode": "auto",
+            "hardware": "h100", "set": {"width": 32, "hidden": 1, "batch": 16}}  # fmt: skip
+    file.write_text(json.dumps(plan))
+    command = ["inspect", "--plan", str(file), "--hardware", "cpu", "--json"]
+    assert execute(command, program="jaxpar") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["strategy"], record["mesh"]) == ("fsdp", {"data": 2, "model": 1})
+    assert execute([*command, "--set", "width=64"], program="jaxpar") == 0
+    wide = json.loads(capsys.readouterr().out)
+    assert wide["parameters"] > record["parameters"]
+    wrong = ({"set": 3}, {"mesh": 3}, {"set": {"a": [1]}})
+    texts = ["", "[]", "{}", '{"plan": 2}', *(json.dumps({**plan, **one}) for one in wrong)]
+    for text in texts:
+        file.write_text(text)
+        assert execute(["inspect", "--plan", str(file)], program="jaxpar") == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    file.write_text(json.dumps(plan))
+    assert execute(["inspect", "transformer", "--plan", str(file)], program="jaxpar") == 2
+    assert "is for mlp" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--hardware", "h100"], "say --devices 64"),
+        (["--devices", "8", "--budget", "soon"], "write a time"),
+        (["--devices", "0", "--hardware", "h100"], "devices=0"),
+        (["--devices", "8", "--hardware", "cpu"], "speed of hardware 'cpu' is not known"),
+        (["--devices", "8", "--strategy", "fsdp"], "does not read --strategy"),
+    ],
+)
+def test_a_search_that_makes_no_sense_is_a_sentence(options, told, capsys, tmp_path, monkeypatch):
+    """Exit status 2."""
+    monkeypatch.chdir(tmp_path)
+    assert execute(["search", "mlp", *options], program="jaxpar") == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_question_without_a_layout_is_refused():
+    """Three devices do not divide a batch of 32 rows, nor layers, nor widths."""
+    with pytest.raises(RequestError, match="no layout on 31 devices"):
+        search(replace(QUESTION, set={**SMALL, "batch": 32}), devices=31, budget_seconds=1)
