@@ -67,7 +67,7 @@ def test_every_factorization_is_considered_and_none_twice(base):
 @needs_gpu_compiler
 @pytest.mark.parametrize("name", ["data@data=8", "fsdp@data=8", "fsdp+tensor@data=4,model=2"])
 def test_the_bound_that_refuses_is_below_every_programs_memory(base, name):
-    """State alone: whatever XLA makes of a layout holds as much, so nothing that fits is refused."""
+    """State alone: any program of the layout holds as much, so nothing that fits is refused."""
     one, layout, rating = next(
         found for found in rated(base) if f"{found[0].strategy}@{found[0].mesh}" == name
     )

@@ -35,7 +35,7 @@ def resumed_case(options: Options, screen: Screen) -> tuple[Case, Path]:
     saved = _metadata(folder)
     was = replace(options.case, mesh=str(saved.layout["mesh"]), set=_kept(options.case, saved))
     before = was.resolve()
-    devices = options.devices or _devices(before)
+    devices = options.device_count or _devices(before)
     found = nearest(
         before.layout.model,
         before.layout.strategy,

@@ -86,11 +86,12 @@ flags.DEFINE_integer(
 flags.DEFINE_bool(
     "resume", False, "go on from the newest whole checkpoint of the run folder", flag_values=VALUES
 )
-flags.DEFINE_integer(
+flags.DEFINE_string(
     "devices",
     None,
-    "how many devices there are: to search layouts for, or for --mesh auto to use (default: all "
-    "that are here; as many as the run had, if they are simulated)",
+    "how many devices there are: to search layouts for, a range 8..1024 to scale over, or those "
+    "that --mesh auto may use (default: all that are here; as many as the run had, if they are "
+    "simulated)",
     flag_values=VALUES,
 )
 flags.DEFINE_string(

@@ -56,6 +56,18 @@ class Options:
         return dict(said)
 
     @property
+    def device_count(self) -> int | None:
+        """The number that `--devices` says; None where it is not given."""
+        if self.values["devices"] is None:
+            return None
+        try:
+            return int(self.values["devices"])
+        except ValueError:
+            raise RequestError(
+                f"--devices {self.values['devices']}: give a whole number of devices"
+            ) from None
+
+    @property
     def case(self) -> Case:
         """The case that was asked for; the first word is the model."""
         return Case(

@@ -22,15 +22,16 @@ _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 def verb(options: Options, screen: Screen) -> int:
     """Search; exit status 1 when no layout that was compiled fits."""
     started = time.perf_counter()
-    if options.devices is None:
+    count = options.device_count
+    if count is None:
         raise RequestError("search needs the number of devices: say --devices 64")
     budget = _budget(options.budget)
     file = unused(options.file("search", "plan.json"))
     folder = cache_folder("searches")
-    with screen.doing(f"laying out {options.words[0]} on {options.devices} devices"):
+    with screen.doing(f"laying out {options.words[0]} on {count} devices"):
         found = search(
             options.case,
-            devices=options.devices,
+            devices=count,
             budget_seconds=budget,
             folder=folder,
             watch=lambda number, count, one: show_found(screen, number, count, one),
