@@ -108,6 +108,12 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("out", None, "folder for files (default: runs/...)", flag_values=VALUES)
 flags.DEFINE_string("picture", None, "save what is shown as an SVG picture", flag_values=VALUES)
+flags.DEFINE_string(
+    "report",
+    None,
+    "save the record as a page: one HTML file to look at and send",
+    flag_values=VALUES,
+)
 flags.DEFINE_bool("json", False, "one JSON record on standard output", flag_values=VALUES)
 flags.DEFINE_bool("verify", False, "after training, verify the layout too", flag_values=VALUES)
 flags.DEFINE_bool(

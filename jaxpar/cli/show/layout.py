@@ -1,8 +1,8 @@
 """A layout on the screen: how every parameter is sharded, and what the dims were found to be."""
 
 from jaxpar.case import Resolved
-from jaxpar.cli.figures import bytes_text
 from jaxpar.cli.screen import Screen
+from jaxpar.core.figures import bytes_text
 from jaxpar.core.mesh import axes_of
 from jaxpar.hardware.record import Hardware
 from jaxpar.layout.record import Array, Layout

@@ -61,6 +61,7 @@ READS = (
     "process-id",
     "process-count",
     "patience",
+    "report",
 )
 
 

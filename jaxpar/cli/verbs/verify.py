@@ -10,7 +10,18 @@ from jaxpar.core.mesh import sizes_of
 from jaxpar.measures.verify.verify import verify
 
 TAKES = "MODEL"
-READS = ("strategy", "mesh", "hardware", "mode", "steps", "batch", "microbatches", "seed", "set")
+READS = (
+    "strategy",
+    "mesh",
+    "hardware",
+    "mode",
+    "steps",
+    "batch",
+    "microbatches",
+    "seed",
+    "set",
+    "report",
+)
 
 
 def verb(options: Options, screen: Screen) -> int:

@@ -1,0 +1,169 @@
+"""Several layouts side by side: one table that sorts, and charts of memory, traffic and time."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jaxpar.core.figures import bytes_text, flops_text, seconds_text
+from jaxpar.report.charts import bars, chart
+from jaxpar.report.elements import Element, element
+from jaxpar.report.section import Record, Section
+from jaxpar.report.sections.memory import capacity, parts_of
+from jaxpar.report.tables import Cell, Column, table
+
+CHARTED = 40
+"""Layouts in a chart: the first; all are in the table."""
+
+BOUNDS = {
+    "compute_seconds": "products",
+    "recomputation_seconds": "products computed again",
+    "link_seconds": "communication inside nodes",
+    "network_seconds": "communication between nodes",
+}
+
+
+def _draw(record: Record) -> list[Element]:
+    """Words on how to read it, the table, the charts."""
+    layouts = record.get("layouts", ())
+    made = [one for one in layouts if "refusal" not in one]
+    if not layouts:
+        return []
+    refused = len(layouts) - len(made)
+    says = (
+        f"{len(layouts)} layouts of {record.get('model', 'a model')}, one row each"
+        f"{f'; {refused} of them could not be laid out' if refused else ''}. All figures are of "
+        "one device and one step; in each column the smallest is bold. Press a column's name to "
+        "sort by it."
+    )
+    parts = [element("p", says)]
+    if made:
+        parts += [_table(made), *_charts(made[:CHARTED])]
+    return parts
+
+
+def _columns() -> list[tuple[Column, Callable[[Record], Any], Callable[[Any], str]]]:
+    """Each column that there may be: its head, what it reads, and how that is written."""
+    measured, predicted = "measured", "predicted"
+    return [
+        (Column("devices", "quoted"), lambda r: r.get("devices"), lambda n: f"{n:,}"),
+        (Column("memory", measured), _total, bytes_text),
+        (Column("of a device's memory", measured), _share, lambda s: f"{s:.1%}"),
+        (Column("communication", measured), lambda r: r.get("bytes_per_step"), bytes_text),
+        (Column("inside nodes", measured), lambda r: _bytes(r, "inside_nodes"), bytes_text),
+        (Column("between nodes", measured), lambda r: _bytes(r, "between_nodes"), bytes_text),
+        (Column("FLOPs", measured), lambda r: _flops(r, ""), flops_text),
+        (Column("FLOPs recomputed", measured), lambda r: _flops(r, "recomputed_"), flops_text),
+        (Column("step at least", predicted), lambda r: (r.get("bounds") or {}).get("step_seconds"),
+         seconds_text),
+        (Column("step predicted", predicted), lambda r: r.get("step_seconds"), seconds_text),
+    ]  # fmt: skip
+
+
+def _table(made: Sequence[Record]) -> Element:
+    """A row a layout; a column that no row has is left out."""
+    found = []
+    for column, read, text in _columns():
+        values = [read(one) for one in made]
+        if any(value is not None for value in values):
+            known = [value for value in values if value is not None]
+            least = min(known) if min(known) < max(known) else None
+            found.append((column, values, text, least))
+    rows = []
+    for number, one in enumerate(made):
+        cells = []
+        for column, values, text, least in found:
+            value = values[number]
+            is_least = value is not None and value == least and column.title != "devices"
+            cells.append(
+                Cell("-") if value is None
+                else Cell(text(value), value, "least" if is_least else None)
+            )  # fmt: skip
+        rows.append([Cell(one["layout"]), *cells, _state(one)])
+    columns = [Column("layout"), *(column for column, *_ in found), Column("as stated")]
+    return table(columns, rows, title="Layouts compared, per device and step")
+
+
+def _state(one: Record) -> Cell:
+    """Whether a layout does what it says and fits."""
+    if (one.get("memory") or {}).get("fits") is False:
+        return Cell("does not fit", class_="bad")
+    return Cell("yes", class_="good") if one.get("ok") else Cell("no", class_="bad")
+
+
+def _total(one: Record) -> float | None:
+    """Bytes that one device needs."""
+    memory = one.get("memory") or {}
+    return memory.get("peak_bytes", memory.get("total_bytes"))
+
+
+def _share(one: Record) -> float | None:
+    """The same as a share of what it has."""
+    has, total = (one.get("memory") or {}).get("device_bytes"), _total(one)
+    return total / has if has and total is not None else None
+
+
+def _bytes(one: Record, place: str) -> float | None:
+    """Bytes that go inside nodes or between them; None where nodes are not known."""
+    sums = one.get("bytes_per_step_by_axes") or {}
+    if any("anywhere" in found for found in sums.values()) or not one.get("bounds"):
+        return None
+    return sum(found.get(place, 0.0) for found in sums.values())
+
+
+def _flops(one: Record, which: str) -> float | None:
+    """FLOPs of one device."""
+    return (one.get("work") or {}).get(f"{which}flops_per_device_per_step")
+
+
+def _charts(made: Sequence[Record]) -> list[Element]:
+    """Memory by its parts, bytes by axes, least time by its causes."""
+    memory = [(one["layout"], parts_of(one.get("memory") or {})) for one in made]
+    traffic = [
+        (one["layout"], {f"over {axes}": sum(sums.values()) for axes, sums in
+                         (one.get("bytes_per_step_by_axes") or {}).items()})
+        for one in made
+    ]  # fmt: skip
+    time = [
+        (one["layout"], {title: (one.get("bounds") or {}).get(key) or 0.0
+                         for key, title in BOUNDS.items()})
+        for one in made
+    ]  # fmt: skip
+    has = next((h for one in made if (h := (one.get("memory") or {}).get("device_bytes"))), None)
+    charts = [
+        _stacked(memory, "memory of one device by what it holds", "bytes of one device",
+                 bytes_text, "measured", has),
+        _stacked(traffic, "communication by the mesh axes that it goes over",
+                 "bytes per device per step", bytes_text, "measured"),
+        _stacked(time, "time at least, were nothing done at once", "seconds", seconds_text,
+                 "predicted"),
+    ]  # fmt: skip
+    return [drawn for drawn in charts if drawn is not None]
+
+
+def _stacked(
+    named: Sequence[tuple[str, Mapping[str, float]]],
+    title: str,
+    unit: str,
+    text: Callable[[float], str],
+    kind: str,
+    full: float | None = None,
+) -> Element | None:
+    """A bar a layout; None where there is nothing to draw."""
+    values = [
+        {"name": name, "size": size, "told": text(size), "part": part}
+        for name, parts in named
+        for part, size in parts.items()
+        if size
+    ]
+    if not values:
+        return None
+    order = list(dict.fromkeys(value["part"] for value in values))
+    spec = bars(values, unit=unit, colour="part", order=order)
+    largest = max(sum(parts.values()) for _, parts in named)
+    if full and full < 4 * largest:
+        layers = [{n: spec.pop(n) for n in ("data", "mark", "encoding")}, capacity(full)]
+        spec = {**spec, "layer": layers}
+        title = f"{title}; the dashed line is what a device has"
+    return chart(spec, title=title, kind=kind)
+
+
+section = Section("The layouts compared", 20, _draw)
