@@ -11,7 +11,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-from jaxpar.core.errors import RequestError
+from jaxpar.core.errors import RequestError, visible
 from jaxpar.report.elements import Element, element, raw
 from jaxpar.report.marks import mark
 from jaxpar.report.palette import KINDS
@@ -46,9 +46,18 @@ def chart(spec: Mapping[str, Any], *, title: str, kind: str) -> Element:
         "figure",
         element("figcaption", title, " ", mark(kind)),
         element("div", class_="plot", role="img", aria_label=title),
-        raw("script", as_script(whole), type="application/json"),
+        raw("script", as_script(_visible(whole)), type="application/json"),
         class_="chart",
     )
+
+
+def _visible(value: Any) -> Any:
+    """The same with every text as a person can see it: an SVG has no control characters."""
+    if isinstance(value, Mapping):
+        return {name: _visible(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_visible(entry) for entry in value]
+    return visible(value) if isinstance(value, str) else value
 
 
 def as_script(value: Any) -> str:

@@ -33,6 +33,7 @@ function draw(figure) {
   plot.dataset.drawn = "yes";
   const spec = JSON.parse(figure.querySelector("script").textContent);
   spec.width = "container";
+  if (plot.clientWidth < 520) spec.config.legend.columns = 2;
   const room = document.createElement("div");
   room.style.width = "100%";
   plot.append(room);

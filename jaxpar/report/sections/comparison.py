@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jaxpar.core.catalogue import STRATEGIES
 from jaxpar.core.figures import bytes_text, flops_text, seconds_text
 from jaxpar.report.charts import bars, chart
 from jaxpar.report.elements import Element, element
@@ -30,14 +31,24 @@ def _draw(record: Record) -> list[Element]:
     refused = len(layouts) - len(made)
     says = (
         f"{len(layouts)} layouts of {record.get('model', 'a model')}, one row each"
-        f"{f'; {refused} of them could not be laid out' if refused else ''}. All figures are of "
-        "one device and one step; in each column the smallest is bold. Press a column's name to "
-        "sort by it."
+        f"{f'; {refused} of them could not be laid out' if refused else ''}. A layout is called "
+        "STRATEGY@MESH: what is sharded, and how many devices there are along each axis of the "
+        "mesh. All figures are of one device and one step; in each column the smallest is bold. "
+        "Press a column's name to sort by it."
     )
-    parts = [element("p", says)]
+    parts = [element("p", says), _strategies(layouts)]
     if made:
         parts += [_table(made), *_charts(made[:CHARTED])]
     return parts
+
+
+def _strategies(layouts: Sequence[Record]) -> Element:
+    """What each strategy shards, in its own words."""
+    named = [str(one.get("strategy") or str(one["layout"]).partition("@")[0]) for one in layouts]
+    parts = dict.fromkeys(part for name in named for part in name.split("+"))
+    known = [name for name in parts if name in STRATEGIES.names()]
+    items = [element("li", element("b", name), f": {STRATEGIES.summary(name)}") for name in known]
+    return element("ul", items, class_="quiet")
 
 
 def _columns() -> list[tuple[Column, Callable[[Record], Any], Callable[[Any], str]]]:
@@ -46,7 +57,7 @@ def _columns() -> list[tuple[Column, Callable[[Record], Any], Callable[[Any], st
     return [
         (Column("devices", "quoted"), lambda r: r.get("devices"), lambda n: f"{n:,}"),
         (Column("memory", measured), _total, bytes_text),
-        (Column("of a device's memory", measured), _share, lambda s: f"{s:.1%}"),
+        (Column("of its memory", measured), _share, lambda s: f"{s:.1%}"),
         (Column("communication", measured), lambda r: r.get("bytes_per_step"), bytes_text),
         (Column("inside nodes", measured), lambda r: _bytes(r, "inside_nodes"), bytes_text),
         (Column("between nodes", measured), lambda r: _bytes(r, "between_nodes"), bytes_text),
@@ -63,7 +74,8 @@ def _table(made: Sequence[Record]) -> Element:
     found = []
     for column, read, text in _columns():
         values = [read(one) for one in made]
-        if any(value is not None for value in values):
+        # What no layout has, or all have none of, would only take room.
+        if any(values):
             known = [value for value in values if value is not None]
             least = min(known) if min(known) < max(known) else None
             found.append((column, values, text, least))
@@ -104,7 +116,7 @@ def _share(one: Record) -> float | None:
 def _bytes(one: Record, place: str) -> float | None:
     """Bytes that go inside nodes or between them; None where nodes are not known."""
     sums = one.get("bytes_per_step_by_axes") or {}
-    if any("anywhere" in found for found in sums.values()) or not one.get("bounds"):
+    if any("anywhere" in found for found in sums.values()):
         return None
     return sum(found.get(place, 0.0) for found in sums.values())
 
@@ -133,7 +145,7 @@ def _charts(made: Sequence[Record]) -> list[Element]:
                  bytes_text, "measured", has),
         _stacked(traffic, "communication by the mesh axes that it goes over",
                  "bytes per device per step", bytes_text, "measured"),
-        _stacked(time, "time at least, were nothing done at once", "seconds", seconds_text,
+        _stacked(time, "least time of each part of a step", "seconds", seconds_text,
                  "predicted"),
     ]  # fmt: skip
     return [drawn for drawn in charts if drawn is not None]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from jaxpar.core.catalogue import STRATEGIES
 from jaxpar.core.figures import bytes_text, flops_text, seconds_text
 from jaxpar.report.elements import Child, Element, element
 from jaxpar.report.marks import mark
@@ -16,7 +17,9 @@ def _draw(record: Record) -> list[Element]:
         element("div", element("dt", name), element("dd", text, " ", mark(kind) if kind else None))
         for name, text, kind in _figures(record)
     ]
-    return [element("dl", figures, class_="figures")]
+    known = [name for name in str(record["strategy"]).split("+") if name in STRATEGIES.names()]
+    says = [[element("b", name), f": {STRATEGIES.summary(name)}. "] for name in known]
+    return [element("p", *says), element("dl", figures, class_="figures")]
 
 
 def _figures(record: Record) -> Iterator[tuple[str, Child, str | None]]:

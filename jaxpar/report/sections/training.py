@@ -13,6 +13,9 @@ from jaxpar.report.tables import Cell, Column, table
 POINTS = 1000
 """Of one curve; of more every n-th is drawn."""
 
+FEW = 80
+"""Points of all curves up to which each is shown, and not the line alone."""
+
 
 def _draw(record: Record) -> list[Element]:
     """Figures in a table, then a chart of each metric, several runs together."""
@@ -85,20 +88,29 @@ def _spec(name: str, several: Sequence[tuple[str, Record]]) -> dict[str, Any]:
         points = [(int(s), y) for s, y in curve.items() if y is not None and math.isfinite(y)]
         every = max(1, -(-len(points) // POINTS))
         values += [{"step": s, "value": y, "run": title} for s, y in points[::every]]
-    return {
-        "data": {"values": values},
-        "height": 240,
-        "mark": {"type": "line", "point": {"size": 12}, "strokeWidth": 2},
-        "encoding": {
-            "x": {"field": "step", "type": "quantitative", "title": "step"},
-            "y": {"field": "value", "type": "quantitative", "title": _words(name),
-                  "scale": {"zero": False}},
-            "color": {"field": "run", "type": "nominal",
-                      **({"legend": None} if len(several) < 2 else {})},
-            **({"strokeDash": {"field": "run", "type": "nominal"}} if len(several) > 1 else {}),
-            "tooltip": [{"field": "run"}, {"field": "step"}, {"field": "value", "title": name}],
-        },
+    place = {
+        "x": {"field": "step", "type": "quantitative", "title": "step"},
+        "y": {"field": "value", "type": "quantitative", "title": _words(name),
+              "scale": {"zero": False}},
+        "color": {"field": "run", "type": "nominal",
+                  **({"legend": None} if len(several) < 2 else {})},
     }  # fmt: skip
+    dashes = {"strokeDash": {"field": "run", "type": "nominal"}} if len(several) > 1 else {}
+    tooltip = [{"field": "run"}, {"field": "step"}, {"field": "value", "title": _words(name)}]
+    line = {"mark": {"type": "line", "strokeWidth": 2}, "encoding": {**place, **dashes}}
+    # The pointer need not be on a point: the nearest answers.
+    nearest = {"type": "point", "on": "pointerover", "nearest": True, "clear": "pointerout"}
+    pointed = {"condition": {"param": "nearest", "empty": False, "value": 1}}
+    points = {
+        "mark": {"type": "point", "filled": True, "size": 30},
+        "params": [{"name": "nearest", "select": nearest}],
+        "encoding": {
+            **place,
+            "opacity": {**pointed, "value": 1 if len(values) <= FEW else 0},
+            "tooltip": tooltip,
+        },
+    }
+    return {"data": {"values": values}, "height": 240, "layer": [line, points]}
 
 
 def _words(name: str) -> str:
