@@ -143,6 +143,10 @@ def colours(count: int) -> Iterable[str]:
 def _still(spec: str) -> Element:
     """A chart as SVG, its elements named as HTML names them."""
     svg = tree.fromstring(library().vegalite_to_svg(spec))
+    for parent in list(svg.iter()):
+        for one in parent.findall("*"):
+            if "voronoi" in one.get("class", ""):  # where a pointer is nearest: none ever comes
+                parent.remove(one)
     for one in svg.iter():
         one.tag = one.tag.rpartition("}")[2]
         for name in list(one.attrib):

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from jaxpar.core.errors import visible
 
 Element = tree.Element
-Child = Element | str | None
+Child = Element | str | None | Iterable["Child"]
 
 
-def element(tag: str, *children: "Child | Iterable[Child]", **attributes: object) -> Element:
+def element(tag: str, *children: "Child", **attributes: object) -> Element:
     """An element of the tree.
 
     Args:
@@ -48,7 +48,7 @@ def words(root: Element) -> str:
     return " ".join("".join(root.itertext()).split())
 
 
-def _append(parent: Element, child: "Child | Iterable[Child]") -> None:
+def _append(parent: Element, child: "Child") -> None:
     """Put text, an element or several at the end of another."""
     if child is None:
         return

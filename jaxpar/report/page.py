@@ -39,7 +39,7 @@ def page(records: Sequence[Record]) -> str:
     Raises:
         RequestError: without the extra `report`.
     """
-    shown = _joined(records)
+    shown = joined(records)
     articles = [_article(record) for record in shown]
     for article in articles:
         draw(article, stays_still=False)
@@ -99,7 +99,7 @@ def part(name: str) -> str:
     return files("jaxpar.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _joined(records: Sequence[Record]) -> list[Record]:
+def joined(records: Sequence[Record]) -> list[Record]:
     """The same records, several of single programs made into one comparison at the front."""
     programs = [record for record in records if record.get("kind") == "inspect"]
     if len(programs) < 2:
