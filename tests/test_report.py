@@ -268,3 +268,51 @@ def test_a_record_that_was_tampered_with_is_no_traceback(name, value, capsys, tm
     assert status in (0, 2)
     assert status == 0 or ("odd.json" in said and said.count("\n") == 1)
     assert (tmp_path / "page.html").exists() == (status == 0)
+
+
+EXPLAINED = {
+    "collectives": [
+        {"kind": "all-gather", "axes": ["data"], "bytes": 2048, "count": 2, "phase": "forward",
+         "what": "weight blocks/down", "module": "blocks/*", "source": "/home/me/net.py:222",
+         "reason": "its shards are gathered before use", "overlapped": True, "crosses_nodes": True},
+        {"kind": "all-reduce", "axes": ["model"], "bytes": 512, "count": 1, "phase": "update",
+         "what": "activation", "module": "", "source": "", "reason": "", "overlapped": False,
+         "crosses_nodes": False},
+    ],
+    "unattributed_share": 0.2,
+    "bytes_per_step_by_phase": {"forward": 2048, "update": 512},
+    "bytes_per_step_by_module": {"blocks/*": 2048, "unknown": 512},
+    "partial_sums": ["net.py:7: a sum is never reduced"],
+    "memory": {
+        "parts": {"parameters": 100, "saved activations": 50},
+        "peak_bytes": 150,
+        "xla_peak_bytes": 149,
+        "curve_parts": ["parameters", "saved activations"],
+        "curve": [[0, 100, 0], [5, 100, 50], [9, 100, 0]],
+        "loops": [{"begin": 3, "end": 6, "times": 4}],
+        "largest": [{"part": "parameters", "bytes": 100, "what": "up", "source": "net.py:3"}],
+        "peak_by_module": {"blocks/*": 150},
+    },
+}  # fmt: skip
+"""What a record of a program whose collectives and memory are explained has beside the rest."""
+
+
+def test_an_explained_program_shows_its_reasons_and_its_memory_over_time():
+    """Whatever a record tells of a collective and of the peak is on its page."""
+    (record,) = read(SAVED / "0-inspect.json")
+    shown = Tags(page([{**record, **EXPLAINED}]))
+    text = " ".join("".join(shown.text).split())
+    for said in (
+        "all-gather of weight blocks/down",
+        "its shards are gathered before use blocks/*, net.py:222",
+        "20.00% measured of the bytes have no line or reason",
+        "a sum is never reduced",
+        "One device needs 150 B: parameters 100 B, saved activations 50 B",
+        "Places 3 to 6 are a loop, run 4 times",
+        "XLA's own figure of the peak is 149 B measured , +0.67% from this",
+        "the largest values at the peak",
+        "memory over the schedule of one step",
+    ):
+        assert said in text, said
+    titles = [a.get("aria-label") for tag, a in shown.tags if a.get("role") == "img"]
+    assert "bytes per device per step, by the phase that they are in" in titles

@@ -24,7 +24,7 @@ MISSING = 'charts need the extra report: pip install "jaxpar[report]"'
 CONFIG = {
     "font": "system-ui, sans-serif",
     "axis": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal",
-             "labelLimit": 220, "gridColor": "#e4e4e4"},
+             "labelLimit": 320, "gridColor": "#e4e4e4"},
     "legend": {"labelFontSize": 12, "title": None, "orient": "bottom", "labelLimit": 260,
                "columns": 4},
     "range": {"category": list(KINDS)},

@@ -149,7 +149,9 @@ def _collectives(old: Record, new: Record) -> Iterator[dict[str, Any]]:
 def _summed(record: Record) -> dict[tuple, dict[str, float]]:
     """Count and bytes of collectives by kind, what they are of, and axes."""
     sums: dict[tuple, dict[str, float]] = {}
-    for row in (*record.get("collectives", ()), *(record.get("averaging_collectives") or ())):
+    # `traffic` has a row a kind, where `collectives` are explained one by one.
+    rows = record.get("traffic") or record.get("collectives", ())
+    for row in (*rows, *(record.get("averaging_collectives") or ())):
         key = (row["kind"], row.get("of"), tuple(row["axes"]))
         one = sums.setdefault(key, {"count": 0, "bytes": 0})
         one["count"] += row["count"]

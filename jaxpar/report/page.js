@@ -33,7 +33,10 @@ function draw(figure) {
   plot.dataset.drawn = "yes";
   const spec = JSON.parse(figure.querySelector("script").textContent);
   spec.width = "container";
-  if (plot.clientWidth < 520) spec.config.legend.columns = 2;
+  if (plot.clientWidth < 520) {
+    spec.config.legend.columns = 2;
+    spec.config.axis.labelLimit = 150;
+  }
   const room = document.createElement("div");
   room.style.width = "100%";
   plot.append(room);

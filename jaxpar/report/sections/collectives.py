@@ -5,7 +5,8 @@ from typing import Any
 
 from jaxpar.core.figures import bytes_text, place_text
 from jaxpar.report.charts import bars, chart
-from jaxpar.report.elements import Element, element
+from jaxpar.report.elements import Child, Element, element
+from jaxpar.report.marks import mark
 from jaxpar.report.section import Record, Section
 from jaxpar.report.tables import Cell, Column, table
 
@@ -18,8 +19,11 @@ SAYS = {
 }
 """What each kind does, for who meets it for the first time."""
 
-OPTIONAL = ("phase", "module", "reason")
-"""Columns of words that a record may have."""
+SUMS = {
+    "bytes_per_step_by_phase": "bytes per device per step, by the phase that they are in",
+    "bytes_per_step_by_module": "bytes per device per step, by the module that they are for",
+}
+"""Sums that a record may have."""
 
 
 def _draw(record: Record) -> list[Element]:
@@ -35,10 +39,18 @@ def _draw(record: Record) -> list[Element]:
     if record.get("bytes_per_step_by_axes"):
         parts.append(chart(_spec(record), title="bytes per device per step, by the mesh axes they "
                            "go over", kind="measured"))  # fmt: skip
+    for name, title in SUMS.items():
+        if sums := record.get(name):
+            values = [{"name": str(at), "size": size, "told": bytes_text(size), "part": "all"}
+                      for at, size in list(sums.items())[:12]]  # fmt: skip
+            parts.append(chart(bars(values, unit="bytes", colour="part", order=["all"]),
+                               title=title, kind="measured"))  # fmt: skip
     parts.append(_table(record))
     share = record.get("unattributed_share")
     if share is not None:
-        parts.append(element("p", f"{share:.2%} of the bytes have no source line or reason."))
+        parts.append(
+            element("p", f"{share:.2%} ", mark("measured"), " of the bytes have no line or reason.")
+        )
     if record.get("collectives_differ"):
         parts.append(element("p", f"Note: {record['collectives_differ']}", class_="note"))
     return parts
@@ -61,8 +73,8 @@ def _table(record: Record) -> Element:
     """Every collective; a synchronisation of replicas is marked, since it is not in every step."""
     rows = [(row, "") for row in record["collectives"]]
     rows += [(row, " (synchronisation)") for row in record.get("averaging_collectives") or ()]
-    has_nodes = any(_crosses(row) is not None for row, _ in rows)
-    extra = [name for name in OPTIONAL if any(row.get(name) for row, _ in rows)]
+    has_nodes = len({_crosses(row) for row, _ in rows}) > 1
+    phases = any(row.get("phase") for row, _ in rows)
     overlaps = any(row.get("overlapped") is not None for row, _ in rows)
     columns = [
         Column("collective"),
@@ -70,24 +82,39 @@ def _table(record: Record) -> Element:
         *([Column("nodes")] if has_nodes else ()),
         Column("count per step", "measured"),
         Column("bytes per device per step", "measured"),
+        *([Column("phase")] if phases else ()),
         *([Column("overlapped")] if overlaps else ()),
-        *(Column(name) for name in extra),
-        Column("from"),
+        Column("why, and from where" if any(row.get("reason") for row, _ in rows) else "from"),
     ]
     cells = [
         [
-            f"{row['kind']}{' of ' + row['of'] if row.get('of') else ''}{after}",
+            f"{row['kind']}{_of(row)}{after}",
             " x ".join(row["axes"]),
             *([_nodes(row)] if has_nodes else ()),
             Cell(f"{row['count']:,}", row["count"]),
             Cell(bytes_text(row["bytes"]), row["bytes"]),
+            *([str(row.get("phase") or "")] if phases else ()),
             *(["yes" if row.get("overlapped") else "no"] if overlaps else ()),
-            *(str(row.get(name) or "") for name in extra),
-            _source(row),
+            Cell(_why(row), class_="why"),
         ]
         for row, after in rows
     ]
-    return table(columns, cells, title="Collectives of one step")
+    nodes = "" if has_nodes or not rows else _nodes(rows[0][0])
+    where = {"inside": ", all inside one node", "between": ", all between nodes"}.get(nodes, "")
+    return table(columns, cells, title=f"Collectives of one step{where}")
+
+
+def _why(row: Mapping[str, Any]) -> list[Child]:
+    """Its reason if there is one, then the module and the line."""
+    reason, module, source = row.get("reason"), row.get("module"), _source(row)
+    places = ", ".join(filter(None, (module, source)))
+    return [f"{reason} " if reason else None, element("span", places, class_="quiet")]
+
+
+def _of(row: Mapping[str, Any]) -> str:
+    """What is moved, where the record tells."""
+    moved = row.get("what") or row.get("of")
+    return f" of {moved}" if moved else ""
 
 
 def _crosses(row: Mapping[str, Any]) -> bool | None:

@@ -1,12 +1,14 @@
 """Several layouts side by side: one table that sorts, and charts of memory, traffic and time."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jaxpar.core.catalogue import STRATEGIES
 from jaxpar.core.figures import bytes_text, flops_text, seconds_text
 from jaxpar.report.charts import bars, chart
 from jaxpar.report.elements import Element, element
+from jaxpar.report.marks import mark
 from jaxpar.report.section import Record, Section
 from jaxpar.report.sections.memory import capacity, parts_of
 from jaxpar.report.tables import Cell, Column, table
@@ -20,6 +22,24 @@ BOUNDS = {
     "link_seconds": "communication inside nodes",
     "network_seconds": "communication between nodes",
 }
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A column, what it has of each layout, and how that is written."""
+
+    column: Column
+    values: Sequence[Any]
+    text: Callable[[Any], str]
+
+    def cell(self, number: int) -> Cell:
+        """That of one layout, bold if it is the least."""
+        value = self.values[number]
+        if value is None:
+            return Cell("-")
+        is_least = value == min(one for one in self.values if one is not None)
+        is_best = is_least and self.column.title != "devices"
+        return Cell(self.text(value), value, "least" if is_best else None)
 
 
 def _draw(record: Record) -> list[Element]:
@@ -38,7 +58,7 @@ def _draw(record: Record) -> list[Element]:
     )
     parts = [element("p", says), _strategies(layouts)]
     if made:
-        parts += [_table(made), *_charts(made[:CHARTED])]
+        parts += [*_table(made), *_charts(made[:CHARTED])]
     return parts
 
 
@@ -69,29 +89,32 @@ def _columns() -> list[tuple[Column, Callable[[Record], Any], Callable[[Any], st
     ]  # fmt: skip
 
 
-def _table(made: Sequence[Record]) -> Element:
-    """A row a layout; a column that no row has is left out."""
+def _found(made: Sequence[Record]) -> list[_Read]:
+    """The columns of which some layout has something; the others would only take room."""
     found = []
     for column, read, text in _columns():
         values = [read(one) for one in made]
-        # What no layout has, or all have none of, would only take room.
         if any(values):
-            known = [value for value in values if value is not None]
-            least = min(known) if min(known) < max(known) else None
-            found.append((column, values, text, least))
-    rows = []
-    for number, one in enumerate(made):
-        cells = []
-        for column, values, text, least in found:
-            value = values[number]
-            is_least = value is not None and value == least and column.title != "devices"
-            cells.append(
-                Cell("-") if value is None
-                else Cell(text(value), value, "least" if is_least else None)
-            )  # fmt: skip
-        rows.append([Cell(one["layout"]), *cells, _state(one)])
-    columns = [Column("layout"), *(column for column, *_ in found), Column("as stated")]
-    return table(columns, rows, title="Layouts compared, per device and step")
+            found.append(_Read(column, values, text))
+    return found
+
+
+def _table(made: Sequence[Record]) -> list[Element]:
+    """A row a layout, and in a sentence what all of them have alike."""
+    found = _found(made)
+    alike = [one for one in found if len(made) > 1 and len(set(one.values)) == 1]
+    shown = [one for one in found if one not in alike]
+    rows = [
+        [Cell(one["layout"]), *(read.cell(number) for read in shown), _state(one)]
+        for number, one in enumerate(made)
+    ]
+    columns = [Column("layout"), *(read.column for read in shown), Column("as stated")]
+    parts = [table(columns, rows, title="Layouts compared, per device and step")]
+    if alike:
+        says = [[f"{one.column.title} {one.text(one.values[0])} ", mark(one.column.kind or ""),
+                 "; "] for one in alike]  # fmt: skip
+        parts.append(element("p", "Alike in all: ", *says[:-1], says[-1][:-1], "."))
+    return parts
 
 
 def _state(one: Record) -> Cell:

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxpar.core.figures import bytes_text
-from jaxpar.report.charts import bars, chart
+from jaxpar.report.charts import bars, chart, colours
 from jaxpar.report.elements import Child, Element, element
 from jaxpar.report.marks import mark
 from jaxpar.report.section import Record, Section
+from jaxpar.report.tables import Cell, Column, table
 
 PARTS = {
     "parameters_bytes": "parameters",
@@ -54,8 +55,13 @@ def _draw(record: Record) -> list[Element]:
     spec = bars(values, unit="bytes of one device", colour="part", order=list(parts))
     drawn.append(chart(spec, title="what fills the memory of one device", kind="measured"))
     if memory.get("curve"):
-        drawn.append(chart(_curve(memory["curve"]), title="memory over the schedule of one step",
-                           kind="measured"))  # fmt: skip
+        title = "memory over the schedule of one step"
+        drawn.append(chart(_curve(memory), title=title, kind="measured"))
+        drawn += [element("p", _loop(loop), class_="quiet") for loop in memory.get("loops", ())[:3]]
+    drawn += _largest(memory)
+    if own := memory.get("xla_peak_bytes"):
+        says = f"XLA's own figure of the peak is {bytes_text(own)} "
+        drawn.append(element("p", says, mark("measured"), f", {total / own - 1:+.2%} from this."))
     return drawn
 
 
@@ -69,33 +75,60 @@ def _fit(memory: Mapping[str, Any], total: float) -> list[Child]:
     return [share, mark("quoted"), " that a device has."]
 
 
-def _curve(curve: Any) -> dict[str, Any]:
-    """Stacked areas over places in the schedule.
-
-    A point is bytes alone, or a mapping of names to bytes whose `at` is its place.
-    """
-    values = []
-    for number, point in enumerate(curve):
-        named = dict(point) if isinstance(point, Mapping) else {"bytes": point}
-        at = named.pop("at", number)
-        values += [
-            {"at": at, "size": size, "part": _words(name), "told": bytes_text(size)}
-            for name, size in named.items()
-            if isinstance(size, int | float)
-        ]
+def _curve(memory: Mapping[str, Any]) -> dict[str, Any]:
+    """Stacked areas: each point of the curve is a place in the schedule and the bytes of parts."""
+    parts = memory.get("curve_parts") or ["bytes"]
+    values = [
+        {"at": at, "size": size, "part": _words(name), "told": bytes_text(size)}
+        for at, *sizes in memory["curve"]
+        for name, size in zip(parts, sizes, strict=True)
+    ]
+    order = [_words(name) for name in parts if any(v["size"] for v in values)]
     return {
-        "data": {"values": values},
+        "data": {"values": [v for v in values if v["part"] in order]},
         "height": 240,
-        "mark": {"type": "area", "interpolate": "step-after", "tooltip": True},
+        "mark": {"type": "area", "interpolate": "step-after"},
         "encoding": {
             "x": {"field": "at", "type": "quantitative", "title": "place in the schedule"},
             "y": {"field": "size", "type": "quantitative", "stack": "zero",
                   "title": "bytes of one device", "axis": {"format": "~s"}},
-            "color": {"field": "part", "type": "nominal"},
-            "tooltip": [{"field": "at", "title": "place"}, {"field": "part"}, {"field": "told",
-                        "title": "takes"}],
+            "color": {"field": "part", "type": "nominal", "sort": order,
+                      "scale": {"domain": order, "range": list(colours(len(order)))}},
+            "tooltip": [{"field": "part"}, {"field": "told", "title": "takes"},
+                        {"field": "at", "title": "place"}],
         },
     }  # fmt: skip
+
+
+def _loop(loop: Mapping[str, Any]) -> str:
+    """Which part of the schedule is a loop."""
+    return f"Places {loop['begin']:,} to {loop['end']:,} are a loop, run {loop['times']:,} times."
+
+
+def _largest(memory: Mapping[str, Any]) -> list[Element]:
+    """What is there at the peak, by the value and by the module."""
+    tables = []
+    if memory.get("largest"):
+        names = [name for name in memory["largest"][0] if name != "bytes"]
+        columns = [*(Column(_words(name)) for name in names), Column("bytes", "measured")]
+        rows = [
+            [*(str(one.get(name) or "") for name in names), _bytes(one["bytes"])]
+            for one in memory["largest"]
+        ]
+        tables.append(("the largest values at the peak", columns, rows))
+    if memory.get("peak_by_module"):
+        columns = [Column("module"), Column("bytes", "measured")]
+        rows = [[name, _bytes(size)] for name, size in memory["peak_by_module"].items()]
+        tables.append(("the peak by module", columns, rows))
+    return [
+        element("details", element("summary", title), table(columns, rows, title=title))
+        for title, columns, rows in tables
+    ]
+
+
+def _bytes(size: float) -> Cell:
+    """A cell of bytes."""
+    return Cell(bytes_text(size), size)
 
 
 def _words(name: str) -> str:

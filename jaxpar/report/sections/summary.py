@@ -18,7 +18,7 @@ def _draw(record: Record) -> list[Element]:
         for name, text, kind in _figures(record)
     ]
     known = [name for name in str(record["strategy"]).split("+") if name in STRATEGIES.names()]
-    says = [[element("b", name), f": {STRATEGIES.summary(name)}. "] for name in known]
+    says = [[element("b", name), f": {STRATEGIES.summary(name)} "] for name in known]
     return [element("p", *says), element("dl", figures, class_="figures")]
 
 
