@@ -309,7 +309,7 @@ def test_an_explained_program_shows_its_reasons_and_its_memory_over_time():
         "a sum is never reduced",
         "One device needs 150 B: parameters 100 B, saved activations 50 B",
         "Places 3 to 6 are a loop, run 4 times",
-        "XLA's own figure of the peak is 149 B measured , +0.67% from this",
+        "XLA's own figure of the peak is 149 B measured, +0.67% from this",
         "the largest values at the peak",
         "memory over the schedule of one step",
     ):
