@@ -23,7 +23,7 @@ TITLES = {
     "layout": "{model} under {strategy} on {mesh}",
     "inspect": "{model} under {strategy} on {mesh}",
     "verify": "{model} under {strategy} on {mesh}, verified",
-    "train": "{model} trained",
+    "train": "{model} trained under {strategy} on {mesh}",
     "compare": "{model}: {count} layouts compared",
     "run": "Experiment {experiment}",
     "diff": "What changed",
@@ -73,11 +73,13 @@ def title_of(record: Record) -> str:
     mesh = record.get("mesh")
     named = {
         "model": record.get("model", "a model"),
-        "strategy": record.get("strategy", ""),
+        "strategy": record.get("strategy"),
         "mesh": sizes_text(mesh) if isinstance(mesh, Mapping) else mesh,
         "experiment": record.get("experiment", ""),
         "count": len(record.get("layouts", ())),
     }
+    if record.get("kind") == "train" and mesh is None:  # of its metrics alone
+        return f"{named['model']}: metrics"
     return TITLES.get(record.get("kind", ""), "jaxpar").format(**named)
 
 

@@ -41,7 +41,7 @@ class Outcome:
         )
 
     def _repr_html_(self) -> str:
-        return notebook_html({"kind": "train", "model": "A model", **self.record()})
+        return notebook_html({"kind": "train", "model": repr(self), **self.record()})
 
     def record(self) -> dict:
         """The outcome as one JSON-ready dict, without the arrays."""

@@ -26,6 +26,8 @@ def _draw(record: Record) -> list[Element]:
     names = dict.fromkeys(name for _, run in runs for name in run.get("curve", {}))
     for name in names:
         several = [(title, run["curve"][name]) for title, run in runs if name in run["curve"]]
+        if max(len(curve) for _, curve in several) < 2:
+            continue  # one point is in the table
         parts.append(chart(_spec(name, several), title=f"{_words(name)} of each step",
                            kind="measured"))  # fmt: skip
     for title, run in runs:
