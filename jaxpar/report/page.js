@@ -34,7 +34,7 @@ function draw(figure) {
   const spec = JSON.parse(figure.querySelector("script").textContent);
   spec.width = "container";
   if (plot.clientWidth < 520) {
-    spec.config.legend.columns = 2;
+    spec.config.legend.columns = plot.clientWidth < 420 ? 1 : 2;
     spec.config.axis.labelLimit = 150;
   }
   const room = document.createElement("div");
