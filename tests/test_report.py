@@ -10,13 +10,14 @@ import pytest
 from small import cpu, small_layout
 
 import jaxpar
+from jaxpar.cli.help import VERBS
 from jaxpar.cli.main import execute
 from jaxpar.core.catalogue import SCHEDULES
 from jaxpar.core.errors import RequestError
 from jaxpar.report import charts
 from jaxpar.report.marks import MEANING
 from jaxpar.report.page import page
-from jaxpar.report.records import read
+from jaxpar.report.records import KINDS, read
 from jaxpar.report.section import SECTIONS
 from jaxpar.report.sections.timetable import _cells
 from jaxpar.runtime.outcome import Outcome
@@ -222,6 +223,14 @@ def test_a_verb_writes_its_page_and_the_record_makes_the_same_page(capsys, tmp_p
     assert Path(again).read_text() == Path(at).read_text()
     assert "jaxpar inspect mlp" in Path(at).read_text()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again.html", "new", "one.json"]
+
+
+def test_every_verb_whose_record_a_page_draws_writes_one():
+    """And `report` reads what each of them printed."""
+    assert {name for name in VERBS.names() if "report" in VERBS.constant(name, "READS")} == {
+        *KINDS,
+        "diff",
+    }
 
 
 def test_two_layouts_are_compiled_and_held_against_each_other(capsys, tmp_path):

@@ -22,7 +22,7 @@ POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inli
 TITLES = {
     "layout": "{model} under {strategy} on {mesh}",
     "inspect": "{model} under {strategy} on {mesh}",
-    "verify": "{model} under {strategy} on {mesh}, verified",
+    "verify": "{model} under {strategy} on {mesh}, held against one device",
     "train": "{model} trained under {strategy} on {mesh}",
     "compare": "{model}: {count} layouts compared",
     "run": "Experiment {experiment}",
