@@ -16,7 +16,7 @@ from jaxpar.core.catalogue import SCHEDULES
 from jaxpar.core.errors import RequestError
 from jaxpar.report import charts
 from jaxpar.report.marks import MEANING
-from jaxpar.report.page import page
+from jaxpar.report.page import page, part
 from jaxpar.report.records import KINDS, read
 from jaxpar.report.section import SECTIONS
 from jaxpar.report.sections.timetable import _cells
@@ -202,6 +202,15 @@ def test_values_say_what_they_are_in_a_line_and_draw_themselves():
         drawn = Tags(value._repr_html_())
         assert drawn.open == [] and "script" not in {tag for tag, _ in drawn.tags}
         assert any(tag == "td" for tag, _ in drawn.tags)
+
+
+def test_the_style_of_what_a_notebook_shows_reaches_nothing_else_there():
+    """Every rule is of elements inside it, or of a page's own body."""
+    rules = re.sub(r"@media[^{]*\{(.*)\}", r"\1", part("page.css"))
+    heads = [head for rule in re.findall(r"([^{}]+)\{[^{}]*\}", rules) for head in rule.split(",")]
+    assert len(heads) > 40
+    own = (".jaxpar", "footer.jaxpar", "body.page", ".vega-embed", "#vg-tooltip-element")
+    assert [head for head in heads if not head.strip().startswith(own)] == []
 
 
 def run(words, capsys):

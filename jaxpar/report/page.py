@@ -62,6 +62,7 @@ def page(records: Sequence[Record]) -> str:
             element("footer", _foot(records), class_="jaxpar"),
             raw("script", javascript()),
             raw("script", part("page.js")),
+            class_="page",
         ),
         lang="en",
     )
