@@ -60,8 +60,9 @@ addEventListener("load", async () => {
   const closed = [...document.querySelectorAll("details.program:not([open])")][0];
   if (closed) {
     closed.open = true;
-    const inner = [...closed.querySelectorAll(".plot")];
-    await until(() => inner.every((plot) => plot.dataset.drawn === "moving"));
+    const inner = () => [...closed.querySelectorAll(".plot")];
+    const moves = (plot) => plot.dataset.drawn === "moving";
+    await until(() => inner().length && inner().every(moves));
     found.opened = closed.querySelectorAll(".vega-embed svg").length;
   }
   for (const one of document.querySelectorAll("body *:not(.wide *, .box *, svg *, details *)"))
@@ -129,6 +130,14 @@ def test_a_page_opens_sorts_and_answers_the_pointer(name, width, tmp_path):
         assert found["tip"], found
     if name in ("1-compare", "0-run"):
         assert found["opened"] >= 1
+
+
+def test_programs_of_many_are_read_when_they_are_opened(tmp_path, monkeypatch):
+    """Until then their elements are not there; then they are whole, and their charts move."""
+    monkeypatch.setattr("jaxpar.report.page.AT_ONCE", 0)
+    assert "<h2>The layout</h2>" not in page(read(SAVED / "1-compare.json"))
+    found = seen(tmp_path, "1-compare", DESKTOP)
+    assert found["said"] == [] and found["opened"] >= 1
 
 
 def test_figures_sort_by_size_and_not_by_their_words(tmp_path):

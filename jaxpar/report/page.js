@@ -46,18 +46,31 @@ function draw(figure) {
   });
 }
 
+// Every chart is there already, as a picture: each moves in its turn, and the page is read meanwhile.
 function drawWithin(root) {
   for (const figure of root.querySelectorAll("figure.chart"))
-    if (!figure.parentElement.closest("details:not([open])")) draw(figure);
+    if (!figure.parentElement.closest("details:not([open])")) setTimeout(draw, 0, figure);
 }
 
 document.addEventListener("click", (event) => {
   const button = event.target.closest("table.sorts thead button");
   if (button) sortBy(button.closest("th"));
 });
-document.addEventListener("toggle", (event) => event.target.open && drawWithin(event.target), true);
+document.addEventListener(
+  "toggle",
+  (event) => {
+    if (!event.target.open) return;
+    const later = event.target.querySelector(":scope > script.later");
+    if (later) {
+      later.remove();
+      event.target.insertAdjacentHTML("beforeend", JSON.parse(later.textContent));
+    }
+    drawWithin(event.target);
+  },
+  true,
+);
 addEventListener("beforeprint", () => {
   const closed = document.querySelectorAll("details:not([open])");
   if (closed.length <= 20) for (const one of closed) one.open = true;
 });
-drawWithin(document);
+addEventListener("load", () => drawWithin(document));
