@@ -31,6 +31,7 @@ from jaxpar.models.record import Model as Model
 from jaxpar.models.record import weighted_mean as weighted_mean
 from jaxpar.program.record import Program as Program
 from jaxpar.program.record import compile_step as compile_step
+from jaxpar.report.notebook import Page as Page
 from jaxpar.runtime.checkpoint.restoring import Restored as Restored
 from jaxpar.runtime.checkpoint.restoring import restore as restore
 from jaxpar.runtime.checkpoint.weights import start_from as start_from

@@ -208,6 +208,9 @@ def has_gpu_compiler() -> bool:
 needs_gpu_compiler = pytest.mark.skipif(
     not has_gpu_compiler(), reason="needs XLA's GPU compiler: pip install jax[cuda13-local]"
 )
+needs_charts = pytest.mark.skipif(
+    not importlib.util.find_spec("vl_convert"), reason="needs pip install 'jaxpar[report]'"
+)
 needs_cudnn = pytest.mark.skipif(
     not has_cudnn(), reason="needs cuDNN, which pip install 'jaxpar[fused]' brings"
 )

@@ -13,13 +13,13 @@ import pytest
 from small import cpu, small_layout
 from test_tables import Page
 
-from jaxpar.cli.figures import bytes_text, flops_text
 from jaxpar.cli.files import unused
 from jaxpar.cli.main import execute
 from jaxpar.cli.screen import Screen
 from jaxpar.cli.show.comparison import Compared, show_comparison
 from jaxpar.cli.show.inspection import show_memory
 from jaxpar.cli.show.work import show_bytes_by_axes, show_work
+from jaxpar.core.figures import bytes_text, flops_text
 from jaxpar.hardware.h100 import hardware as h100
 from jaxpar.measures.inspect import inspect
 from jaxpar.program.record import compile_step

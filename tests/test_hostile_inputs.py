@@ -21,12 +21,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import perceptron, untested
 
-from jaxpar.cli.figures import metrics_text
 from jaxpar.cli.main import execute
 from jaxpar.cli.run_files import RunFiles
 from jaxpar.cli.screen import Screen
 from jaxpar.cli.verbs.checkpoint import _show
 from jaxpar.core.errors import RequestError
+from jaxpar.core.figures import metrics_text
 from jaxpar.runtime.checkpoint.claim import locked, place_of
 from jaxpar.runtime.checkpoint.files import MOST_TEXT_BYTES
 from jaxpar.runtime.checkpoint.folder import checkpoints_in, one_of

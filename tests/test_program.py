@@ -101,12 +101,13 @@ def test_devices_are_outermost_axis_first():
 
 
 def test_a_mesh_larger_than_the_machine_is_refused():
-    """With both numbers, and what to do."""
+    """With both numbers, and what to do, in a notebook too."""
     have = jax.device_count()
     layout = small_layout("mlp", "data", f"data={4 * have}", batch=4 * have)
-    with pytest.raises(
-        RequestError, match=f"needs {4 * have} devices, but JAX already started with"
-    ):
+    said = (
+        f"needs {4 * have} devices, but JAX already started with .*notebook the kernel.*at the top"
+    )
+    with pytest.raises(RequestError, match=said):
         compile_step(make_step(layout), hardware=cpu())
 
 

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from small import needs_gpu_compiler
+from small import needs_charts, needs_gpu_compiler
 
 import jaxpar
 from jaxpar.cli import options as command_line
@@ -34,7 +34,10 @@ def _commands(text: str) -> list[str]:
 
 def _typed(text: str, name: str):
     """A case of a text by this name, skipped where it names a GPU that nothing compiles for."""
-    return pytest.param(text, id=name, marks=needs_gpu_compiler if "h100" in text else ())
+    marks = [needs_gpu_compiler] if "h100" in text else []
+    if "--report" in text:
+        marks.append(needs_charts)
+    return pytest.param(text, id=name, marks=marks)
 
 
 PYTHON = [
@@ -48,16 +51,20 @@ CHEAPER = {
     "verify": ["--set", "layers=1", "--set", "width=64", "--set", "sequence=16", "--json"],
     "inspect": ["--json"],
     "compare": ["--set", "layers=1", "--json"],
+    "diff": ["--set", "layers=1", "--json"],
     "list": ["--json"],
     "doctor": ["--json"],
 }
 """Said after a page's own words, so that a test takes seconds."""
 WITHOUT_FIELDS = ("mlp", ":")
 """Models that have no such fields: small already, or a person's own."""
+NOT_BY_ITSELF = ("--mesh auto", "before.json")
+"""What resumes a run or reads files, which test_elastic and test_records try."""
 ELSEWHERE = {
     "run": "tests/test_experiments.py",
     "bench": "tests/test_experiments.py",
     "checkpoint": "tests/test_damaged_checkpoints.py",
+    "report": "tests/test_report.py",
 }
 
 OTHER_WORDS = (
@@ -107,7 +114,7 @@ def _without(words, others):
     [
         _typed(c, c[:40])
         for c in COMMANDS
-        if c.split()[0] in CHEAPER and "--mesh auto" not in c  # which tests/test_elastic.py resumes
+        if c.split()[0] in CHEAPER and not any(words in c for words in NOT_BY_ITSELF)
     ],
 )
 def test_every_command_succeeds(command, capfd, tmp_path, monkeypatch, request):

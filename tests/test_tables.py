@@ -141,3 +141,16 @@ def test_the_bar_gives_way_to_the_figures_beside_it(width):
     assert re.search(told, words), page.text
     assert max(map(len, page.text.splitlines())) <= width
     assert ("━" in page.text) is (width == 200)
+
+
+def test_the_layers_of_a_deep_network_share_a_row(monkeypatch):
+    """Each parameter is in one row, and the counts of the rows are those of the parameters."""
+    layout = small_layout("mlp", "fsdp", "data=4", width=64)
+    whole, short = Page(80), Page(80)
+    show_layout(whole, layout, cpu())
+    monkeypatch.setattr("jaxpar.cli.show.layout.LONG", 2)
+    show_layout(short, layout, cpu())
+    assert "layers/1/kernel" in whole.text and "of them" not in whole.text
+    rows = re.findall(r"^(layers\S*?)(?:, (\d+) of them)? ", short.text, re.M)
+    assert sum(int(count or 1) for _, count in rows) == len(layout.parameters)
+    assert len(rows) < len(layout.parameters) and all("*" in name for name, _ in rows)

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from jaxpar.case import Case, Resolved
-from jaxpar.cli.figures import bytes_text
 from jaxpar.cli.options import Options
 from jaxpar.cli.run_files import RunFiles
 from jaxpar.cli.screen import Screen
 from jaxpar.core.errors import RequestError
+from jaxpar.core.figures import bytes_text
 from jaxpar.program.devices import count_of
 from jaxpar.runtime.checkpoint.folder import checkpoints_in
 from jaxpar.runtime.checkpoint.metadata import DamagedCheckpoint, Metadata

@@ -127,6 +127,12 @@ flags.DEFINE_float(
     "of a device for an hour, in any currency: what a step then costs",
     flag_values=VALUES,
 )
+flags.DEFINE_string(
+    "report",
+    None,
+    "save the record as a page: one HTML file to look at and send",
+    flag_values=VALUES,
+)
 flags.DEFINE_bool("json", False, "one JSON record on standard output", flag_values=VALUES)
 flags.DEFINE_bool("verify", False, "after training, verify the layout too", flag_values=VALUES)
 flags.DEFINE_bool(

@@ -5,6 +5,7 @@ Exit status 0 when all is well, 1 when a check or claim failed, 2 when the reque
 """
 
 import os
+import shlex
 import sys
 import traceback
 from contextlib import suppress
@@ -18,10 +19,12 @@ from jaxpar.cli import options as command_line
 from jaxpar.cli.environment import cache_folder, check_environment
 from jaxpar.cli.help import VERBS, show_help
 from jaxpar.cli.own_code import more_of, sentence_of
+from jaxpar.cli.pages import check_page, save_page
 from jaxpar.cli.processes import ProcessFailed, run_here, starts_several, taking_part
 from jaxpar.cli.stopping import STOPPED, stoppable, word_of
 from jaxpar.cli.streams import READER_GONE, prepare_streams, written
 from jaxpar.core.errors import RequestError, unknown
+from jaxpar.report.records import completed, stamped
 
 
 def main(program: str = "jaxpar") -> int:
@@ -137,6 +140,8 @@ def _obey(argv: list[str], program: str, files: list[Path]) -> int:
     _check_words(name, words, program)
     if options.picture is not None:
         command_line.check_picture(options.picture, options.out)
+    if options.report is not None:
+        check_page(options.report, "--report")
     check_environment()
     if "processes" in VERBS.constant(name, "READS") and starts_several(options):
         return run_here(options, argv, program)
@@ -207,8 +212,14 @@ def _shown(
     screen.files = files
     with screen.alone():
         status = VERBS.load(name)(options, screen)
+        if screen.record is not None:
+            typed = shlex.join([*options.program.split(), *argv])
+            screen.record = stamped(screen.record, name, typed)
     if status and speaks is not None:
         raise ProcessFailed("; ".join(screen.faults) or f"status {status}")
+    if options.report and speaks is not False and screen.record is not None:
+        save_page([completed(screen.record, Path())], Path(options.report), "--report")
+        screen.say(f"page: {options.report}")
     if options.picture and speaks is not False:
         typed = [word for word in argv if word not in ("--picture", options.picture)]
         try:

@@ -6,7 +6,6 @@ With `--json` standard output belongs to the record, so all else goes to standar
 import atexit
 import io
 import json
-import math
 import os
 import sys
 import threading
@@ -42,6 +41,7 @@ class Screen:
         console: rich's, for what moves, such as a progress bar.
         files: what the command writes to disk, shown when it is stopped.
         faults: what was said in red.
+        record: what a program reads of the command; None until the command has come to its end.
     """
 
     def __init__(self, as_json: bool, *, pictured: bool = False, silent: bool = False):
@@ -54,7 +54,7 @@ class Screen:
         self.faults: list[str] = []
         # A process that another one speaks for leaves standard output to that one's record.
         self._as_json, self._pictured, self._silent = as_json or silent, pictured, silent
-        self._record: dict | None = None
+        self.record: dict[str, Any] | None = None
 
     @property
     def width(self) -> int:
@@ -76,8 +76,8 @@ class Screen:
             out = closing.enter_context(_kept_apart())
             with redirect_stdout(self.console.file):
                 yield
-            if self._record is not None and not self._silent:
-                print(json.dumps(_strict(self._record)), file=out, flush=True)
+            if self.record is not None and not self._silent:
+                print(json.dumps(self.record), file=out, flush=True)
 
     def say(self, text: str = "", style: str | None = None) -> None:
         """Print lines, never cut: a terminal goes on in the next one, and so does a picture.
@@ -127,7 +127,7 @@ class Screen:
 
     def finish(self, record: dict) -> None:
         """Keep the record, for `alone` to print if it was asked for."""
-        self._record = record
+        self.record = record
 
     def picture(self, path: Path, title: str) -> None:
         """Save all that was shown as an SVG picture, for a page or a slide."""
@@ -161,12 +161,3 @@ def _to_standard_error(descriptor: int) -> None:
     """Let what is still written to a descriptor go to standard error."""
     sys.stdout.flush()
     os.dup2(2, descriptor)
-
-
-def _strict(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null says that there is no number."""
-    if isinstance(value, dict):
-        return {name: _strict(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -12,12 +12,15 @@ from jax.sharding import PartitionSpec
 
 from jaxpar.attention.fit import exchange_of, local_attention
 from jaxpar.attention.record import Exchange, Local
-from jaxpar.core.mesh import MeshShape, axes_of, entry_of, shards
+from jaxpar.core.errors import one_line
+from jaxpar.core.figures import bytes_text
+from jaxpar.core.mesh import MeshShape, axes_of, entry_of, shards, sizes_of
 from jaxpar.layout.specs import by_role
 from jaxpar.layout.stages import layer_order
 from jaxpar.models.modules import Parts
 from jaxpar.models.pieces import pieces_of
 from jaxpar.models.record import Model, role_of
+from jaxpar.report.notebook import notebook_html
 from jaxpar.strategies.record import Strategy
 
 
@@ -83,6 +86,46 @@ class Layout:
     batch: Mapping[str, PartitionSpec]
     notes: tuple[str, ...]
     module: Parts
+
+    def __repr__(self) -> str:
+        return one_line(
+            f"<Layout {self.title}: {bytes_text(self.parameter_bytes)} of parameters, "
+            f"{bytes_text(self.parameter_device_bytes)} per device>"
+        )
+
+    def _repr_html_(self) -> str:
+        return notebook_html({"kind": "layout", **self.record()})
+
+    @property
+    def title(self) -> str:
+        """What was laid out, in a line."""
+        return f"{self.model.name} under {self.strategy.name} on {self.mesh}"
+
+    def record(self) -> dict[str, Any]:
+        """The layout as one JSON-ready dict."""
+        return {
+            "model": self.model.name,
+            "strategy": self.strategy.name,
+            "mesh": sizes_of(self.mesh),
+            "devices": self.mesh.devices,
+            "batch": self.model.batch_size,
+            "parameters": sum(a.size for a in self.parameters.values()),
+            "parameter_bytes": self.parameter_bytes,
+            "parameter_bytes_per_device": self.parameter_device_bytes,
+            "arrays": [
+                {
+                    "path": a.path,
+                    "shape": list(a.shape),
+                    "dims": list(a.dims),
+                    "spec": [list(axes_of(entry)) for entry in a.stored],
+                    "bytes": a.whole_bytes,
+                    "bytes_per_device": a.device_bytes(self.mesh),
+                }
+                for group in (self.parameters, self.state)
+                for a in group.values()
+            ],
+            "notes": list(self.notes),
+        }
 
     @property
     def row_axes(self) -> tuple[str, ...]:

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import Any
 
-from jaxpar.core.errors import expect
-from jaxpar.core.mesh import axes_of, sizes_of
+from jaxpar.core.errors import expect, one_line
+from jaxpar.core.figures import bytes_text
+from jaxpar.core.mesh import sizes_of
 from jaxpar.hardware.record import Hardware
 from jaxpar.layout.record import Layout
 from jaxpar.layout.stages import runs_in_stages, schedule_for
@@ -27,6 +28,7 @@ from jaxpar.measures.traffic import TrafficRow, as_records, traffic
 from jaxpar.measures.work import Work, work
 from jaxpar.models.pieces import weight_named
 from jaxpar.program.record import Program
+from jaxpar.report.notebook import notebook_html
 from jaxpar.schedules.record import Schedule
 from jaxpar.step.modes.record import Island
 from jaxpar.step.pipeline.timetable import timetable
@@ -72,6 +74,19 @@ class Inspection:
     attention: str = ""
     residual: Residual | None = None
     differences: str = ""
+
+    def __repr__(self) -> str:
+        memory = self.device_memory
+        needs = "" if memory is None else f", {bytes_text(memory.total_bytes)} of memory"
+        kinds = len(self.collectives) + len(self.averaging)
+        return one_line(
+            f"<Inspection {self.layout.title} on {self.hardware}: {kinds} kinds of collectives, "
+            f"{bytes_text(self.bytes_per_step)} per device per step{needs}, "
+            f"{'ok' if self.ok else 'not ok'}>"
+        )
+
+    def _repr_html_(self) -> str:
+        return notebook_html({"kind": "inspect", **self.record()})
 
     @property
     def layout(self) -> Layout:
@@ -140,20 +155,13 @@ class Inspection:
 
     def record(self) -> dict:
         """The inspection as one JSON-ready dict."""
-        layout, mesh = self.layout, self.layout.mesh
+        layout = self.layout
         averaging = layout.strategy.averaging if self.averaging else None
         return {
             "ok": self.ok,
-            "model": layout.model.name,
-            "strategy": layout.strategy.name,
-            "mesh": sizes_of(mesh),
-            "devices": mesh.devices,
+            **layout.record(),
             "hardware": self.hardware,
             "mode": self.mode,
-            "batch": layout.model.batch_size,
-            "parameters": sum(a.size for a in layout.parameters.values()),
-            "parameter_bytes": layout.parameter_bytes,
-            "parameter_bytes_per_device": layout.parameter_device_bytes,
             "collectives": as_records(self.collectives),
             "averaging_collectives": as_records(self.averaging),
             "averaging_every": averaging.every if averaging else None,
@@ -167,20 +175,7 @@ class Inspection:
             "memory": self.memory,
             "replicated": [asdict(one) for one in self.replicated],
             "schedule": None if self.schedule is None else _table(self.schedule),
-            "arrays": [
-                {
-                    "path": a.path,
-                    "shape": list(a.shape),
-                    "dims": list(a.dims),
-                    "spec": [list(axes_of(entry)) for entry in a.stored],
-                    "bytes": a.whole_bytes,
-                    "bytes_per_device": a.device_bytes(mesh),
-                }
-                for group in (layout.parameters, layout.state)
-                for a in group.values()
-            ],
             "dims": dims_of_layout(layout),
-            "notes": list(layout.notes),
             "trace_seconds": self.trace_seconds,
             "compile_seconds": self.compile_seconds,
             "islands": [asdict(island) for island in self.islands],

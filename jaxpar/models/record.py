@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxpar.core.catalogue import MODELS
-from jaxpar.core.errors import RequestError, expect, unknown, words_of
+from jaxpar.core.errors import RequestError, expect, one_line, unknown, words_of
 from jaxpar.core.kinds import MOST_COUNT, check_kinds, whole
 from jaxpar.core.roles import ROLES, check_role
 from jaxpar.models.pieces import Cut
@@ -221,6 +221,10 @@ class Model:
             )
         for table in ("batch", "roles", "dims", "units", "read_at", "cuts"):
             object.__setattr__(self, table, MappingProxyType(dict(getattr(self, table))))
+
+    def __repr__(self) -> str:
+        fields = ", ".join(self.batch)
+        return one_line(f"<Model {self.name}: batch of {self.batch_size} rows of {fields}>")
 
     @property
     def batch_size(self) -> int:

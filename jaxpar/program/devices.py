@@ -73,9 +73,9 @@ def _simulated(shape: MeshShape, hardware: Hardware) -> list[Any]:
     if len(devices) < shape.devices:
         raise RequestError(
             f"mesh {shape} needs {shape.devices} devices, but JAX already started with "
-            f"{len(devices)} CPU devices and cannot add any: restart Python and call "
-            f"jax.config.update('jax_num_cpu_devices', {shape.devices}) first, or use a "
-            "smaller mesh"
+            f"{len(devices)} CPU devices and cannot add any: restart Python (of a notebook "
+            f"the kernel) and call jax.config.update('jax_num_cpu_devices', {shape.devices}) at "
+            "the top, or use a smaller mesh"
         )
     return devices
 

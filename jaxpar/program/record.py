@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from jaxpar.core.errors import expect
+from jaxpar.core.errors import expect, one_line
 from jaxpar.core.kinds import MOST, whole
 from jaxpar.hardware.record import Hardware
 from jaxpar.jaxprs.equations import refuse_overflow
@@ -47,6 +47,14 @@ class Program:
     hardware: Hardware
     mesh: Mesh
     for_speed: bool = True
+
+    def __repr__(self) -> str:
+        layout = self.step.layout
+        made_for = f"{layout.mesh.devices:,} x {self.hardware.name}, mode {self.step.mode}"
+        return one_line(f"<Program {layout.title}: for {made_for}>")
+
+    def _repr_html_(self) -> str:
+        return self.step._repr_html_()
 
     @cached_property
     def update(self) -> Ready:

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxpar.core.errors import RequestError
+from jaxpar.core.errors import RequestError, one_line
+from jaxpar.core.figures import number_text, seconds_text
+from jaxpar.report.notebook import notebook_html
 from jaxpar.step.record import State
 
 
@@ -29,6 +31,17 @@ class Outcome:
     notes: tuple[str, ...] = ()
     finished: bool = True
     checkpoint: Path | None = None
+
+    def __repr__(self) -> str:
+        told = self.test or self.last
+        metrics = ", ".join(f"{name} {number_text(value)}" for name, value in told.items())
+        end = "" if self.finished else ", stopped before its last step"
+        return one_line(
+            f"<Outcome {self.steps} steps in {seconds_text(self.seconds)}: {metrics}{end}>"
+        )
+
+    def _repr_html_(self) -> str:
+        return notebook_html({"kind": "train", "model": repr(self), **self.record()})
 
     def record(self) -> dict:
         """The outcome as one JSON-ready dict, without the arrays."""

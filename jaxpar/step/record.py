@@ -13,6 +13,7 @@ import optax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.sharding import PartitionSpec
 
+from jaxpar.core.errors import one_line
 from jaxpar.core.jax_compat import setting
 from jaxpar.layout.record import Layout
 from jaxpar.step.modes.record import Asked, Differentiated, Island
@@ -84,6 +85,13 @@ class Step:
     differentiated: Differentiated
     average: Callable | None = None
     is_wide: bool = field(default_factory=partial(setting, "jax_enable_x64"))
+
+    def __repr__(self) -> str:
+        parts = f"{self.microbatches} microbatch{'' if self.microbatches == 1 else 'es'}"
+        return one_line(f"<Step {self.layout.title}: mode {self.mode}, {parts}>")
+
+    def _repr_html_(self) -> str:
+        return self.layout._repr_html_()
 
     def update(self, state: State, batch: dict[str, Any]) -> tuple[State, dict[str, Any]]:
         """The state after an update, and the metrics."""

@@ -266,6 +266,7 @@ OWNERS = {
     # A library -> the rooms that may know of it.
     "rich": ("jaxpar/cli",),
     "absl": ("jaxpar/cli",),
+    "vl_convert": ("jaxpar/report/charts.py",),
     "sklearn": ("jaxpar/data/digits.py",),
     "pytest": ("jaxpar/testing",),
     # Placing takes layers apart; a probe remakes a model's build in another dtype.

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxpar.cli.figures import bytes_text, flops_text, seconds_text
 from jaxpar.cli.screen import Screen
 from jaxpar.cli.tables import table
+from jaxpar.core.figures import bytes_text, flops_text, seconds_text
 from jaxpar.measures.inspect import Inspection
 
 AS_GOOD = 1e-3

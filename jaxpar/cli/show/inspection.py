@@ -1,7 +1,7 @@
 """An inspection on the screen: collectives, what is not as asked, the schedule, and memory."""
 
-from jaxpar.cli.figures import bytes_text, place_text
 from jaxpar.cli.screen import Screen
+from jaxpar.core.figures import bytes_text, place_text
 from jaxpar.hardware.record import Hardware
 from jaxpar.measures.device_memory import USUAL_FRACTION, DeviceMemory
 from jaxpar.measures.inspect import Inspection

@@ -1,14 +1,22 @@
 """A layout on the screen: how every parameter is sharded, and what the dims were found to be."""
 
+import re
+
 from jaxpar.case import Resolved
-from jaxpar.cli.figures import bytes_text
 from jaxpar.cli.screen import Screen
+from jaxpar.core.figures import bytes_text
 from jaxpar.core.mesh import axes_of
 from jaxpar.hardware.record import Hardware
 from jaxpar.layout.record import Array, Layout
 from jaxpar.measures.dims import dims_of_layout
 
 REPLICATED = "replicated"
+
+LONG = 40
+"""Parameters of which each has a row; of more, the layers of a network share theirs."""
+
+_NUMBER = re.compile(r"(?<![^/])\d+(?![^/])")
+"""A part of a path that is a number, as those of a list are."""
 
 
 def show_layout(screen: Screen, layout: Layout, hardware: Hardware, *, whole: bool = True) -> None:
@@ -21,16 +29,7 @@ def show_layout(screen: Screen, layout: Layout, hardware: Hardware, *, whole: bo
         style="bold",
     )
     if whole:
-        rows = [
-            [
-                layout.called(a.path),
-                _sharding(a),
-                bytes_text(a.device_bytes(mesh)),
-                " x ".join(map(str, a.shape)),
-            ]
-            for a in layout.parameters.values()
-        ]
-        screen.table(["parameter", "sharding", "bytes per device", "shape"], rows)
+        screen.table(["parameter", "sharding", "bytes per device", "shape"], _rows(layout))
         if any(a.stored != a.used for a in layout.parameters.values()):
             screen.say("* all-gathered for use", style="dim")
     share = layout.parameter_device_bytes / max(1, layout.parameter_bytes)
@@ -40,6 +39,25 @@ def show_layout(screen: Screen, layout: Layout, hardware: Hardware, *, whole: bo
     )
     for note in layout.notes:
         screen.say(f"note: {note}", style="yellow")
+
+
+def _rows(layout: Layout) -> list[list[str]]:
+    """A row a parameter; of many, those of numbered layers that are sharded alike are one row."""
+    rows: dict[tuple[str, ...], int] = {}
+    is_long = len(layout.parameters) > LONG
+    for a in layout.parameters.values():
+        path = layout.called(a.path)
+        cells = (
+            _NUMBER.sub("*", path) if is_long else path,
+            _sharding(a),
+            bytes_text(a.device_bytes(layout.mesh)),
+            " x ".join(map(str, a.shape)),
+        )
+        rows[cells] = rows.get(cells, 0) + 1
+    return [
+        [path if count == 1 else f"{path}, {count} of them", *cells]
+        for (path, *cells), count in rows.items()
+    ]
 
 
 def compiling(asked: Resolved) -> str:

@@ -1,7 +1,7 @@
 """A prediction on the screen: how long a step takes, what it consists of, and what is exposed."""
 
-from jaxpar.cli.figures import bytes_text, seconds_text
 from jaxpar.cli.screen import Screen
+from jaxpar.core.figures import bytes_text, seconds_text
 from jaxpar.measures.predict import LIKELY, Prediction
 
 NAMES = {

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxpar.cli.figures import entry_text
 from jaxpar.cli.screen import Screen
+from jaxpar.core.figures import entry_text
 from jaxpar.core.mesh import AXES
 from jaxpar.experiment import Row, communication_bytes
 

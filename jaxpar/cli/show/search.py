@@ -1,7 +1,7 @@
 """A search on the screen: each layout as it is compiled, then the ranking and why it is so."""
 
-from jaxpar.cli.figures import bytes_text, seconds_text
 from jaxpar.cli.screen import Screen
+from jaxpar.core.figures import bytes_text, seconds_text
 from jaxpar.search.outcome import Search
 from jaxpar.search.record import Found
 

@@ -9,8 +9,8 @@ from rich.progress import Progress, ProgressColumn, Task
 from rich.table import Column
 from rich.text import Text
 
-from jaxpar.cli.figures import metrics_text, number_text, seconds_text
 from jaxpar.cli.screen import Screen
+from jaxpar.core.figures import metrics_text, number_text, seconds_text
 from jaxpar.runtime.outcome import Outcome
 
 BAR_COLUMNS = 40

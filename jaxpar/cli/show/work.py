@@ -1,7 +1,7 @@
 """Work on the screen: what a step computes and communicates per device, and how long at least."""
 
-from jaxpar.cli.figures import bytes_text, flops_text, seconds_text
 from jaxpar.cli.screen import Screen
+from jaxpar.core.figures import bytes_text, flops_text, seconds_text
 from jaxpar.core.mesh import sizes_of
 from jaxpar.measures.inspect import Inspection
 

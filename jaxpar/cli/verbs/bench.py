@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from inspect import signature
 
-from jaxpar.cli.figures import entry_text
 from jaxpar.cli.options import Options
 from jaxpar.cli.repository import benchmarks
 from jaxpar.cli.screen import Screen
 from jaxpar.core.errors import RequestError
+from jaxpar.core.figures import entry_text
 from jaxpar.program.configuration import simulate_devices
 
 TAKES = "NAME"

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxpar.cli.figures import bytes_text, metrics_text
 from jaxpar.cli.options import Options
 from jaxpar.cli.screen import Screen
 from jaxpar.core.errors import RequestError, one_line, unknown
+from jaxpar.core.figures import bytes_text, metrics_text
 from jaxpar.runtime.checkpoint.folder import OnDisk, one_of
 from jaxpar.runtime.checkpoint.metadata import DamagedCheckpoint, Metadata, OtherFormat
 

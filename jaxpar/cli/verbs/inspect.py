@@ -15,7 +15,18 @@ from jaxpar.cli.show.work import show_bytes_by_axes, show_work
 from jaxpar.measures.inspect import inspect
 
 TAKES = "MODEL"
-READS = ("strategy", "mesh", "hardware", "mode", "lint", "batch", "microbatches", "set", "plan")
+READS = (
+    "strategy",
+    "mesh",
+    "hardware",
+    "mode",
+    "lint",
+    "batch",
+    "microbatches",
+    "set",
+    "plan",
+    "report",
+)
 
 
 def verb(options: Options, screen: Screen) -> int:

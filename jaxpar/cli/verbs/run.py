@@ -3,18 +3,18 @@
 import json
 import time
 
-from jaxpar.cli.figures import sizes_text
 from jaxpar.cli.files import unused
 from jaxpar.cli.options import Options, make_folder
 from jaxpar.cli.repository import experiments
 from jaxpar.cli.screen import Screen
 from jaxpar.cli.show.rows import show_rows
+from jaxpar.core.figures import sizes_text
 from jaxpar.core.mesh import MeshShape
 from jaxpar.experiment import Row, walk
 from jaxpar.program.configuration import simulate_devices
 
 TAKES = "NAME"
-READS = ("out",)
+READS = ("out", "report")
 
 
 def verb(options: Options, screen: Screen) -> int:

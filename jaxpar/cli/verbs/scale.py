@@ -3,10 +3,10 @@
 import re
 import time
 
-from jaxpar.cli.figures import seconds_text
 from jaxpar.cli.options import Options
 from jaxpar.cli.screen import Screen
 from jaxpar.core.errors import RequestError
+from jaxpar.core.figures import seconds_text
 from jaxpar.search.scaling import Point, Scaling, scaling
 
 TAKES = "MODEL"

@@ -62,6 +62,7 @@ READS = (
     "process-id",
     "process-count",
     "patience",
+    "report",
 )
 
 

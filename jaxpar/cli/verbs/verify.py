@@ -21,6 +21,7 @@ READS = (
     "seed",
     "set",
     "plan",
+    "report",
 )
 
 

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from jaxpar.core.errors import one_line
 from jaxpar.measures.verify.compare import Check
 from jaxpar.program.record import Program
+from jaxpar.report.notebook import notebook_html
 
 BOUNDS = {
     # Honest layouts reach 3e-14 in float64 and 1.5e-6 (gradient), 5e-5 (parameters after 20 steps
@@ -38,6 +40,18 @@ class Verdict:
     likely_mistake: str | None
     algorithm: str = "one step for the whole batch"
     program: Program | None = field(default=None, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        worst = self.decisive
+        return one_line(
+            f"<Verdict {'ok' if self.ok else 'MISMATCH'}: {worst.name} of {worst.worst}, relative "
+            f"error {worst.error:.1e} (bound {worst.bound:.0e}, {self.dtype})>"
+        )
+
+    def _repr_html_(self) -> str:
+        about = {} if self.program is None else self.program.step.layout.record()
+        # What was compared is said by name; the arrays are drawn by the layout itself.
+        return notebook_html({"kind": "verify", **{**about, "arrays": []}, **self.record()})
 
     @property
     def ok(self) -> bool:
