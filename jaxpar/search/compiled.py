@@ -69,7 +69,7 @@ class _Worker(threading.Thread):
                 if found is not None:
                     self.done.put((number, found))
         finally:
-            self._stop()
+            self._end_process()
 
     def _asked(self, case: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """What the process answers; None when it was ended because time is up."""
@@ -83,10 +83,10 @@ class _Worker(threading.Thread):
                 line = process.stdout.readline()
         if line:
             return json.loads(line)
-        self._stop()
+        self._end_process()
         return None if self.ended else {"refusal": "compiling it ended the process"}
 
-    def _stop(self) -> None:
+    def _end_process(self) -> None:
         """End this worker's process, if it has one."""
         if self.process is not None:
             self.process.kill()
