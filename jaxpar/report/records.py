@@ -25,6 +25,9 @@ KINDS = {
     "verify": ("checks",),
     "run": ("claims", "rows"),
     "train": ("steps", "finished"),
+    "predict": ("step_seconds", "work_seconds"),
+    "search": ("candidates", "considered"),
+    "scale": ("points", "turning_points"),
 }
 """What a record of each kind has; the first that fits is what one without a kind is."""
 

@@ -23,6 +23,7 @@ READS = (
     "timeline",
     "price",
     "plan",
+    "report",
 )
 
 

@@ -47,7 +47,8 @@ def verb(options: Options, screen: Screen) -> int:
         screen.say(
             f"{'holds' if holds else 'FAILS'}: {sentence}", style="green" if holds else "red"
         )
-    for remark in experiment.remarks(tuple(rows)) if experiment.remarks else ():
+    remarks = list(experiment.remarks(tuple(rows))) if experiment.remarks else []
+    for remark in remarks:
         screen.say(remark)
     screen.say(f"rows: {rows_file}")
     ok = all(holds for _, holds in claims)
@@ -57,6 +58,7 @@ def verb(options: Options, screen: Screen) -> int:
             "ok": ok,
             "claims": [{"claim": sentence, "holds": holds} for sentence, holds in claims],
             "rows": rows,
+            "remarks": remarks,
             "seconds": time.perf_counter() - started,
         }
     )

@@ -10,7 +10,17 @@ from jaxpar.core.figures import seconds_text
 from jaxpar.search.scaling import Point, Scaling, scaling
 
 TAKES = "MODEL"
-READS = ("strategy", "mesh", "hardware", "devices", "mode", "batch", "microbatches", "set")
+READS = (
+    "strategy",
+    "mesh",
+    "hardware",
+    "devices",
+    "mode",
+    "batch",
+    "microbatches",
+    "set",
+    "report",
+)
 
 _RANGE = re.compile(r"(\d{1,6})\.\.(\d{1,6})")
 BAR = 20

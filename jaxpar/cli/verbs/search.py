@@ -13,7 +13,7 @@ from jaxpar.core.errors import RequestError
 from jaxpar.search.search import search
 
 TAKES = "MODEL"
-READS = ("hardware", "devices", "batch", "mode", "budget", "set", "out")
+READS = ("hardware", "devices", "batch", "mode", "budget", "set", "out", "report")
 
 _BUDGET = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)\s*(s|m|h|)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
