@@ -12,7 +12,9 @@ from jaxpar.cli.options import Options
 from jaxpar.cli.run_files import RunFiles
 from jaxpar.cli.screen import Screen
 from jaxpar.core.errors import RequestError
-from jaxpar.program.devices import count_of
+from jaxpar.program.devices import local_devices
+from jaxpar.program.fit import least_bytes, memory_share, refuse_too_large, taken_bytes
+from jaxpar.program.record import Program
 from jaxpar.runtime.checkpoint.folder import checkpoints_in
 from jaxpar.runtime.checkpoint.metadata import DamagedCheckpoint, Metadata
 from jaxpar.runtime.elastic import nearest
@@ -45,7 +47,7 @@ def resumed_case(options: Options, screen: Screen) -> tuple[Case, Path]:
     )
     told = {**was.set, "microbatches": found.microbatches}
     now = replace(was, mesh=str(found.layout.mesh), set=told)
-    _say(screen, before, now, devices)
+    _say(screen, before, now.resolve(), devices)
     return now, folder
 
 
@@ -58,7 +60,7 @@ def _kept(case: Case, saved: Metadata) -> dict:
 def _devices(before: Resolved) -> int:
     """How many devices there are for a case."""
     if before.hardware.kind == "local":
-        return count_of(before.hardware)
+        return len(local_devices(before.hardware))
     return before.layout.mesh.devices
 
 
@@ -84,15 +86,33 @@ def _metadata(folder: Path) -> Metadata:
     raise RequestError(f"--mesh auto: there is no checkpoint in {folder} to resume: say a mesh")
 
 
-def _say(screen: Screen, before: Resolved, now: Case, devices: int) -> None:
-    """Say what another mesh changes for a device."""
-    after = now.resolve()
+def _say(screen: Screen, before: Resolved, after: Resolved, devices: int) -> None:
+    """Say what another mesh changes for a device, and what it takes of its memory at least.
+
+    Raises:
+        RequestError: when it is not.
+    """
     mesh, parts = after.layout.mesh, after.training.microbatches
     rows = after.layout.model.batch_size
     held = [bytes_text(one.layout.parameter_device_bytes) for one in (before, after)]
     each = [rows // (one.training.microbatches * one.layout.row_shares) for one in (before, after)]
+    step = after.make(after.layout)
+    refuse_too_large(step, after.hardware)
+    has = memory_share(after.hardware, mesh.devices)
+    there = "" if has is None else f" of the {bytes_text(has)} that it has"
     screen.say(
         f"mesh {before.layout.mesh} -> {mesh}, of {devices} devices; per device {each[0]} -> "
-        f"{each[1]} rows at a time, the batch of {rows} in {parts} microbatches, and {held[0]} -> "
-        f"{held[1]} of parameters"
+        f"{each[1]} rows at a time, the batch of {rows} in {parts} microbatches, {held[0]} -> "
+        f"{held[1]} of parameters, and {bytes_text(least_bytes(step))} at least{there}"
     )
+
+
+def say_fit(screen: Screen, program: Program) -> None:
+    """Say what the compiled step of a run that goes on takes of a device's memory; it has more."""
+    program.check_runs()
+    taken = program.update.memory_analysis()
+    has = memory_share(program.hardware, program.step.layout.mesh.devices)
+    if taken is not None and has is not None:
+        screen.say(
+            f"memory per device: {bytes_text(taken_bytes(taken))} of {bytes_text(has)}: it fits"
+        )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jaxpar.case import Case, Resolved
 from jaxpar.cli import repository
-from jaxpar.cli.elastic import resumed_case
+from jaxpar.cli.elastic import resumed_case, say_fit
 from jaxpar.cli.options import Options, make_folder
 from jaxpar.cli.own_code import more_of
 from jaxpar.cli.processes import as_typed
@@ -91,7 +91,10 @@ def verb(options: Options, screen: Screen) -> int:
     data = on_the_same(program, data, asked.training)
     with screen.doing(compiling(asked)):
         program = compile_step(step, hardware=asked.hardware)
+        program.check_runs()
         inspection = inspect(program, is_strict=options.lint == "error")
+    if options.resume:
+        say_fit(screen, program)
     show_layout(screen, asked.layout, asked.hardware)
     show_dims(screen, asked.layout)
     show_collectives(screen, inspection)
