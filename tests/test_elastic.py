@@ -27,6 +27,7 @@ from jaxpar.runtime.training import Training
         ("tensor", "model=8", 1, 5, "model=4", 1),
         ("fsdp", "data=4", 2, 8, "data=8", 1),  # more devices than before
         ("fsdp", "data=4", 1, 4, "data=4", 1),
+        ("local_sgd", "replica=4,data=2", 1, 3, "replica=2", 2),
         ("fsdp+pipeline", "pipe=2,data=4", 4, 6, "pipe=2,data=2", 8),
     ],
 )
