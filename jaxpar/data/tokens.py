@@ -86,7 +86,8 @@ def _fingerprint(*streams: Stream) -> str:
 def _from_folder(folder: Path, held_out: float | None) -> tuple[Stream, Stream]:
     """Return the two splits of a folder, which has them as files of their own."""
     for name in ("train.bin", "val.bin"):
-        if not (folder / name).is_file():
+        _refuse_locked(folder / name)
+        if not os.path.isfile(folder / name):
             raise DataError(
                 f"{folder}: has no {name}, but a folder of tokens must hold train.bin and "
                 f"val.bin. {_nearby(folder, 'Or name one file, whose last tenth is held out')}"
@@ -98,6 +99,16 @@ def _from_folder(folder: Path, held_out: float | None) -> tuple[Stream, Stream]:
         )
     train, test = folder / "train.bin", folder / "val.bin"
     return Stream(str(train), _open(train)), Stream(str(test), _open(test))
+
+
+def _refuse_locked(file: Path) -> None:
+    """Refuse a file that this process may not even look at."""
+    try:
+        os.stat(file)
+    except PermissionError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror}). Name another file.") from error
+    except (OSError, ValueError):  # which others have sentences for
+        return
 
 
 def _from_file(file: Path, held_out: float) -> tuple[Stream, Stream]:
@@ -121,6 +132,7 @@ def _open(file: Path) -> "TokenFile":
             f"{file}: is not a .bin file, but tokens are read from .bin files of uint16 ids. "
             f"Write one with: numpy.asarray(ids, 'uint16').tofile({wanted!r})."
         )
+    _refuse_locked(file)
     if os.path.exists(file) and not os.path.isfile(file):
         raise DataError(
             f"{file}: is a folder, a pipe or a device, but tokens are read at any place of a "

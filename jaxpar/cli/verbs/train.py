@@ -116,7 +116,7 @@ def verb(options: Options, screen: Screen) -> int:
     record = _record(asked, data, inspection, outcome) | {"metrics": str(files.metrics)}
     record["resumed_from_step"] = start and start.metadata.step
     ok = _judged(options, asked, outcome, stopped, record, screen)
-    screen.say(f"metrics: {files.metrics}; checkpoint: {outcome.checkpoint}")
+    screen.say(f"metrics: {files.metrics}; checkpoint: {outcome.checkpoint or 'none'}")
     if not outcome.finished and outcome.checkpoint:
         screen.say(f"to go on: {_resuming(options)}")
     else:
