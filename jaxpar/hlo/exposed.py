@@ -68,7 +68,11 @@ class Exposed:
 
 
 def exposed(module: Module, speeds: Speeds) -> Exposed:
-    """Walk a scheduled program; loops as often as they turn, of branches the longest."""
+    """Walk a scheduled program; loops as often as they turn, of branches the longest.
+
+    Raises:
+        ValueError: for a product that its operands cannot make.
+    """
     return _Walk(module, speeds).of(module.computations[module.entry])
 
 
@@ -79,6 +83,7 @@ class _Walk:
         self.module, self.speeds = module, speeds
         self.collectives = {(c.computation, c.name): c for c in collectives(module)}
         self.known: dict[str, Exposed] = {}
+        self.products: dict[str, float] = {}
 
     def of(self, computation: Computation) -> Exposed:
         """What one run of a computation takes."""
@@ -138,10 +143,16 @@ class _Walk:
         """The seconds of a product, or of those within a fusion."""
         if i.calls:
             body = self.module.computations[i.calls[0][1]]
-            inside = [one for one in body.instructions if is_product(self.module, one)]
-            return sum(self._product_seconds(body, one) for one in inside)
-        dtype = computation.by_name[i.operands[0]].shapes[0][0]
-        return _flops(computation, i) / self.speeds.flops_per_second(dtype)
+            if body.name not in self.products:
+                inside = [one for one in body.instructions if is_product(self.module, one)]
+                self.products[body.name] = sum(self._product_seconds(body, one) for one in inside)
+            return self.products[body.name]
+        try:
+            dtype = computation.by_name[i.operands[0]].shapes[0][0]
+            flops = _flops(computation, i)
+        except (IndexError, ValueError):  # too few operands, or of too few dims
+            raise ValueError(f"{i.name}: no product can be made of its operands") from None
+        return flops / self.speeds.flops_per_second(dtype)
 
 
 def _waited(total: Exposed, now: float, end: float) -> tuple[Exposed, float]:
