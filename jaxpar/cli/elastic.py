@@ -12,6 +12,7 @@ from jaxpar.cli.options import Options
 from jaxpar.cli.run_files import RunFiles
 from jaxpar.cli.screen import Screen
 from jaxpar.core.errors import RequestError
+from jaxpar.core.kinds import whole
 from jaxpar.program.devices import local_devices
 from jaxpar.program.fit import least_bytes, memory_share, refuse_too_large, taken_bytes
 from jaxpar.program.record import Program
@@ -33,6 +34,8 @@ def resumed_case(options: Options, screen: Screen) -> tuple[Case, Path]:
             "--mesh auto is the mesh nearest to that of the run that is resumed: say --resume, "
             "or a mesh such as data=4,model=2"
         )
+    if options.devices is not None:
+        whole("--devices", options.devices, least=1)
     folder = Path(options.out) if options.out else _last_run(options)
     saved = _metadata(folder)
     was = replace(options.case, mesh=str(saved.layout["mesh"]), set=_kept(options.case, saved))

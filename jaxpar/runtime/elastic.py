@@ -89,4 +89,4 @@ def _accumulated(rows: int, layout: Layout, parts: int) -> int:
     """The fewest microbatches with which a device has no more rows at a time than `parts` say."""
     shares = layout.row_shares
     least = max(1, ceil(parts / shares))
-    return next(m for m in range(least, rows + 1) if rows % (m * shares) == 0)
+    return next((m for m in range(least, rows + 1) if rows % (m * shares) == 0), rows // shares)

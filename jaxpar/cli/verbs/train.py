@@ -70,7 +70,7 @@ def verb(options: Options, screen: Screen) -> int:
     case, folder = options.case, None
     if options.mesh == "auto":
         case, folder = resumed_case(options, screen)
-    elif options.devices:
+    elif options.devices is not None:
         raise RequestError("--devices is how many --mesh auto may use: say --mesh auto")
     asked = case.resolve()
     if asked.hardware.kind == "described":

@@ -84,6 +84,8 @@ def told_unread(what: Path) -> Iterator[None]:
     """Within, what keeps this process from looking at a file or into a folder is one sentence."""
     try:
         yield
+    except RequestError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a zero byte in its name
         raise RequestError(f"checkpoints {what}: cannot read there ({words_of(error)})") from error
 

@@ -86,7 +86,7 @@ def restore(program: Program, path: str | Path) -> Restored:
             then = kept_in(metadata.arrays)
             like = as_there(program.step, _own_parts(program), then)
             _check_is_of(program, like, metadata, one)
-            _check_fits(program, like, then, one)
+            _check_fits(program, like, then, metadata, one)
             state = _read(program, one, like, metadata, then)
             notes += change(then, kept_by(program.step))
             return Restored(state, metadata, one.folder, tuple(notes))
@@ -138,21 +138,27 @@ def _check_is_of(program: Program, like: dict[str, Any], metadata: Metadata, one
     there = {name: (tuple(a["shape"]), a["dtype"]) for name, a in metadata.arrays.items()}
     wanted = {n: (x.shape, str(x.dtype)) for n, x in named(like).items()}
     model = program.step.layout.model.name
-    for name in sorted({*there, *wanted}):
+    for name in sorted({*there, *wanted}, key=lambda name: (name.startswith("optimizer/"), name)):
         if there.get(name) == wanted.get(name):
             continue
         check_told(one, metadata)  # before another model is blamed for it
         has, wants = (_told(found.get(name)) for found in (there, wanted))
-        what = "optimizer" if name.startswith("optimizer/") else "model"
+        what, called = "model", metadata.model
+        if name.startswith("optimizer/"):
+            what, called = "optimizer", metadata.training.get("optimizer", "a person's own")
         raise RequestError(
             f"checkpoint {one.folder}: for '{name}' it has {has}, and model '{model}' with its "
-            f"optimizer wants {wants}: use the {what} that it was saved with, '{metadata.model}' "
-            "and its settings"
+            f"optimizer wants {wants}: use the {what} that it was saved with, '{called}' and its "
+            "settings"
         )
 
 
-def _check_fits(program: Program, like: dict[str, Any], then: Kept, one: OnDisk) -> None:
-    """Refuse more replicas than a device can read; a file may tell of any number."""
+def _check_fits(
+    program: Program, like: dict[str, Any], then: Kept, metadata: Metadata, one: OnDisk
+) -> None:
+    """Refuse more replicas than there are, or than a device can read; a file may tell of any."""
+    if then != kept_by(program.step):
+        check_told(one, metadata)
     leaves = jax.tree.leaves(like)
     taken = sum(prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
     has = memory_share(program.hardware, program.step.layout.mesh.devices)
