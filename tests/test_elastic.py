@@ -41,6 +41,18 @@ def test_the_mesh_that_uses_most_devices_and_changes_least(
     assert (found.layout.mesh, found.microbatches) == (MeshShape.parse(mesh), after)
 
 
+def test_processes_have_equally_many_devices():
+    """Five devices in two processes are four, and one device cannot be shared."""
+    model = small_model("transformer").with_batch_size(15)
+    asked = (model, load_strategy("data"), MeshShape.parse("data=5"), 1)
+    assert nearest(*asked, 5).layout.mesh.devices == 5
+    with pytest.raises(RequestError, match="no mesh of 5 devices or fewer, shared out over 2 proc"):
+        nearest(*asked, 5, processes=2)
+    model = model.with_batch_size(16)
+    found = nearest(model, load_strategy("hybrid"), MeshShape.parse("data=4,model=2"), 1, 5, 2)
+    assert found.layout.mesh == MeshShape.parse("data=2,model=2")
+
+
 def test_no_legal_mesh_is_said():
     """Replicas that average are at least two."""
     model = small_model("transformer").with_batch_size(16)

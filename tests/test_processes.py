@@ -170,6 +170,7 @@ BY_HAND = "--coordinator localhost:1234 --process-id 0 --process-count 2"
         (BY_HAND.replace("1234", "99999"), "write host:port"),
         (BY_HAND.replace("localhost", "http://a"), "write host:port"),
         ("--processes 2 --patience 1", "needs 5 seconds"),
+        ("--processes 2 --mesh auto", "say --resume, or a mesh"),
         ("--processes two", "a whole number"),
     ],
 )

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from jaxpar.case import Case, Resolved
 from jaxpar.cli.figures import bytes_text
-from jaxpar.cli.options import Options
+from jaxpar.cli.options import Options, check_auto
 from jaxpar.cli.run_files import RunFiles
 from jaxpar.cli.screen import Screen
 from jaxpar.core.errors import RequestError
+from jaxpar.core.jax_compat import process_and_count
 from jaxpar.core.kinds import whole
 from jaxpar.program.devices import local_devices
 from jaxpar.program.fit import least_bytes, memory_share, refuse_too_large, taken_bytes
@@ -29,11 +30,7 @@ def resumed_case(options: Options, screen: Screen) -> tuple[Case, Path]:
     Raises:
         RequestError: when there is no run to resume, or no legal mesh.
     """
-    if not options.resume:
-        raise RequestError(
-            "--mesh auto is the mesh nearest to that of the run that is resumed: say --resume, "
-            "or a mesh such as data=4,model=2"
-        )
+    check_auto(options)
     if options.devices is not None:
         whole("--devices", options.devices, least=1)
     folder = Path(options.out) if options.out else _last_run(options)
@@ -47,6 +44,7 @@ def resumed_case(options: Options, screen: Screen) -> tuple[Case, Path]:
         before.layout.mesh,
         before.training.microbatches,
         devices,
+        process_and_count()[1],
     )
     told = {**was.set, "microbatches": found.microbatches}
     now = replace(was, mesh=str(found.layout.mesh), set=told)
