@@ -62,8 +62,8 @@ def nearest(
     shared = f", shared out over {processes} processes," if processes > 1 else ""
     raise RequestError(
         f"the run had mesh {before}, and no mesh of {devices} devices or fewer{shared} can have "
-        f"its strategy '{strategy.name}' with a batch of {model.batch_size}: say a --mesh, or another "
-        "--strategy"
+        f"its strategy '{strategy.name}' with a batch of {model.batch_size}: say a --mesh, or "
+        "another --strategy"
     )
 
 
