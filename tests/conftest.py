@@ -10,13 +10,14 @@ from typing import Any
 
 import jax
 import pytest
+from quick_xla import FASTER, as_flags
 
 from jaxpar.core.jax_compat import READ_XLA_FLAGS, setting
 from jaxpar.measures.verify.reference import reference
 from jaxpar.measures.verify.simulation import simulation
 from jaxpar.measures.verify.states import on_devices, to_host
 from jaxpar.program.configuration import prefer_cpu
-from jaxpar.program.quick import FEW_PASSES, QUICK
+from jaxpar.program.quick import QUICK
 from jaxpar.program.record import Program
 
 if "cuda" not in os.environ.get("JAX_PLATFORMS", ""):  # which lets a GPU's own laws run
@@ -24,26 +25,19 @@ if "cuda" not in os.environ.get("JAX_PLATFORMS", ""):  # which lets a GPU's own 
 jax.config.update("jax_num_cpu_devices", 16)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# A law's program is run once or never: its compilation costs more than its time. Each worker has a
-# core, so that code made in parallel only adds to the work.
-FASTER = {**FEW_PASSES, "xla_cpu_parallel_codegen_split_count": 1}
 folder = TemporaryDirectory()
-if jax.__version_info__ < (0, 11):
-    # The older way of making code of fusions takes a third of the time. Programs for described GPUs
-    # have most kernels in common: each is made once.
-    FASTER |= {
-        "xla_cpu_use_fusion_emitters": False,
-        "xla_gpu_enable_llvm_module_compilation_parallelism": True,
-        "xla_gpu_kernel_cache_file": f"{folder.name}/kernels",
-    }
 QUICK.update(FASTER)
+if jax.__version_info__ < (0, 11):
+    # Programs for described GPUs have most kernels in common: each is made once.
+    QUICK.update(
+        xla_gpu_enable_llvm_module_compilation_parallelism=True,
+        xla_gpu_kernel_cache_file=f"{folder.name}/kernels",
+    )
 
 # So is what is compiled with no options, op by op or for speed: a draw in a seventh of the time.
 # XLA reads the variable once; whoever finds it set later takes it for a person's.
 with pytest.MonkeyPatch.context() as patch:
-    said = {n: str(x).lower() if isinstance(x, bool) else x for n, x in QUICK.items()}
-    flags = [os.environ.get("XLA_FLAGS", ""), *(f"--{n}={x}" for n, x in said.items())]
-    patch.setenv("XLA_FLAGS", " ".join(flags))
+    patch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {as_flags(QUICK)}")
     exec(READ_XLA_FLAGS)
 
 # What JAX traces is many small objects, most of which are kept: to look through them costs a tenth.

@@ -14,12 +14,17 @@ from pathlib import Path
 
 from hlo_text import ONE_REDUCE, TABLES, G, loop, program, run_loop
 
+from jaxpar.core.catalogue import HARDWARE
+from jaxpar.costs.rates import Device
+from jaxpar.costs.replay import replay
 from jaxpar.hlo.frames import frames_of
 from jaxpar.hlo.parse import parse
+from jaxpar.hlo.touched import touched
 from jaxpar.measures.traffic import traffic
 
 NUMBERS = (*"01237", "8", "64", "999999999", "-1", "1e5", "9" * 5000)
 MESH = {"data": 4, "model": 2}
+DEVICE = Device(HARDWARE.load("h100")())
 SECONDS = 20
 """A text that takes so long is taken to hang: whole ones take milliseconds."""
 
@@ -51,6 +56,38 @@ WHOLE = (
         "replica_groups=mesh['a'=2,'b'=4], device_ids=([2,4]<=[4,2]T(1,0)) {'b'}\n"
         "%c = (f32[16,8]{1,0}, /*index=1*/bf16[5]) all-reduce(%p, %p), "
         "replica_groups=mesh['a'=4,'b'=2] {'a':(2)2,'b'}"
+    ),
+)
+
+
+def matmul(operand: str) -> str:
+    """A product of cuBLAS, whose first operand is summed over its second dim."""
+    dims = '{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}'
+    return (
+        f'f32[16,16] custom-call({operand}, %p), custom_call_target="__cublas$gemm", '
+        f"backend_config={dims}"
+    )
+
+
+def attention(operands: str) -> str:
+    """Fused attention of cuDNN."""
+    return f'f32[2,16,4,8] custom-call({operands}), custom_call_target="__cudnn$fmhaSoftmax"'
+
+
+_FUSED = """%fused (a: f32[16,8]) -> f32[16,16] {
+  %a = f32[16,8] parameter(0)
+  %b = f32[16,8] bitcast(%a)
+  %s = f32[4,8] dynamic-slice(%b), dynamic_slice_sizes={4,8}
+  ROOT %d = f32[16,16] dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+}
+"""
+WHOLE += (
+    program(
+        "%f = f32[16,16] fusion(%p), kind=kOutput, calls=%fused\n"
+        f"%m = {matmul('%p')}\n"
+        "%h = f32[2,16,4,8] broadcast(%p)\n"
+        f"%x = {attention('%h, %h, %h')}",
+        _FUSED,
     ),
 )
 
@@ -158,8 +195,10 @@ def outcome(text: str) -> str:
     """ "read", or the sentence that a text is refused with; anything else that it raises flies."""
     try:
         traffic(text, MESH)
-        parse(text)
+        module = parse(text)
         frames_of(text, 2)
+        touched(module)
+        replay(module, DEVICE)
     except ValueError as error:
         sentence = str(error)
         assert sentence and type(error) in (ValueError,), error

@@ -5,12 +5,14 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from small import small_layout
 
 from jaxpar.core.catalogue import DATA
+from jaxpar.core.errors import RequestError
 from jaxpar.core.jax_compat import coordination, process_and_count
 from jaxpar.data.iterable import dataset
 from jaxpar.hardware.cpu import hardware
@@ -55,9 +57,16 @@ def losses(cases, steps):
     return found
 
 
-def facts(meshes):
-    """What the processes share, the rows of each mesh that this one reads, and when it stops."""
-    return {"shared": shared(), "rows": rows_read(meshes), "stopped": stopped()}
+def everything(cases, steps, meshes, folder):
+    """The losses of each case; of several processes also what they share, read, save and refuse.
+
+    In one start of the processes, which takes longer than most of it. To stop comes last.
+    """
+    found: dict[str, Any] = {"losses": losses(cases, steps)}
+    if process_and_count()[1] > 1:
+        found |= {"saved": saved(folder), "differ": differ(), "rows": rows_read(meshes)}
+        found |= {"shared": shared(), "stopped": stopped()}
+    return found
 
 
 def stopped():
@@ -105,14 +114,14 @@ def shared():
 
 
 def differ():
-    """Compare programs that differ: process 1 has another seed."""
+    """What is said of programs that differ: process 1 has another seed. They are not compiled."""
     training = Training(steps=1, seed=jax.process_index())
     step = make_step(small_layout("mlp", "data", "data=4"))
-    on_the_same(
-        Program(step, hardware(), device_mesh(step.layout.mesh, hardware())),
-        DATA.load("digits")(),
-        training,
-    )
+    program = Program(step, hardware(), device_mesh(step.layout.mesh, hardware()))
+    try:
+        on_the_same(program, DATA.load("digits")(), training)
+    except RequestError as error:
+        return [str(error), "made" in vars(program)]
 
 
 def harmed(number: int, what: str):
@@ -131,26 +140,32 @@ def harmed(number: int, what: str):
     train(program, on_the_same(program, replace(digits, draw=draw), training), training)
 
 
-def saved(folder: str, harm: bool):
-    """Train, save, restore, train on: the losses, the step restored, and whether all came again.
+def saved(folder: str):
+    """Train, save, restore, damage, restore, train on: the losses, steps restored, what came again.
 
-    `harm` is done to the newest checkpoint by the last process, before both restore.
+    The damage is done to the newest checkpoint, by the last process.
     """
     training = Training(steps=6, save_every=2, learning_rate=1e-2)
     program = program_of("mlp", "fsdp", "data=4", training)
     digits = replace(DATA.load("digits")(), walk=None, test_size=None)
-    seen = {}
+    seen: list[dict[int, float]] = []
 
     def trained(**how):
-        train(program, digits, training, watch=lambda s, m: seen.update({s: m["loss"]}), **how)
+        seen.append({})
+        tell = seen[-1]
+        train(program, digits, training, watch=lambda s, m: tell.update({s: m["loss"]}), **how)
 
     trained(checkpoints=folder)
-    if harm and jax.process_index() == jax.process_count() - 1:
+    steps = [restore(program, folder).metadata.step]
+    if jax.process_index() == jax.process_count() - 1:
         for file in (Path(folder) / "6" / "params").rglob("manifest.ocdbt"):
             file.unlink()
     meet()
     start = restore(program, folder)
-    step = start.metadata.step
-    before = dict(seen)
     trained(state=start)
-    return {"restored": step, "losses": [before[s] for s in range(1, 7)], "same": before == seen}
+    first, again = seen
+    return {
+        "restored": [*steps, start.metadata.step],
+        "losses": [first[step] for step in range(1, 7)],
+        "again": [again[step] == first[step] for step in again],
+    }

@@ -157,7 +157,7 @@ def test_a_damaged_checkpoint_makes_way_for_the_step_trained_again(program, fold
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"width": 64}, "for 'optimizer/.*' it has float32 of shape"),
+        ({"width": 64}, "for 'params/.*' it has float32 of shape"),
         ({"hidden": 4}, "model 'mlp' .* wants"),
     ],
 )

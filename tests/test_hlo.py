@@ -5,7 +5,7 @@ import signal
 from fractions import Fraction
 
 import pytest
-from hlo_mutants import SECONDS, WHOLE, outcome, survey
+from hlo_mutants import SECONDS, WHOLE, attention, matmul, outcome, survey
 from hlo_text import ONE_REDUCE, TABLES, G, found, loop, only, program, run_loop
 
 from jaxpar.hlo.executions import Times, executions
@@ -68,6 +68,42 @@ def test_a_damaged_text_is_refused_with_what_is_wrong(name):
     """One ValueError, and never an answer that leaves the damaged part out."""
     text, sentence = DAMAGED[name]
     assert re.search(sentence, outcome(text)), outcome(text)
+
+
+PRODUCTS = {
+    "of a scalar": matmul("%k"),
+    "of nothing": 'f32[] custom-call(), custom_call_target="__cublas$gemm"',
+    "attention of two dims": attention("%p, %p"),
+    "attention of one operand": attention("%h"),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_product_that_its_operands_cannot_make_is_refused(name):
+    """In a sentence that names it; a shape has the dims that are summed over."""
+    made = f"%k = f32[] constant(0)\n%h = f32[2,16,4,8] broadcast(%p)\n%r = {PRODUCTS[name]}"
+    assert outcome(program(made)) == "r: no product can be made of its operands"
+
+
+def test_what_refers_to_itself_over_and_over_is_walked_once():
+    """Forty tuples of two, and forty fusions of two: one of each would be 2**40 steps."""
+    head, end = "%{} (p: f32[16,8]) -> f32[16,8] {{\n  %p = f32[16,8] parameter(0)\n", "}\n\n"
+    pairs = ["  %t0 = f32[16,8] tuple(%p, %p)\n"]
+    pairs += [f"  {'ROOT ' * (n == 40)}%t{n} = f32[16,8] tuple(%t{n - 1}, %t{n - 1})\n"
+              for n in range(1, 41)]  # fmt: skip
+    inside = ["  ROOT %d = f32[16,8] dot(%p, %p), lhs_contracting_dims={1}\n"]
+    inside += [f"  %a = f32[16,8] fusion(%p), kind=kLoop, calls=%f{n}\n"
+               f"  ROOT %b = f32[16,8] fusion(%a), kind=kLoop, calls=%f{n}\n"
+               for n in range(40)]  # fmt: skip
+    bodies = "".join(head.format(f"f{n}") + body + end for n, body in enumerate(inside))
+    bodies += head.format("pairs") + "".join(pairs) + end
+    called = [f"%r{name} = f32[16,8] fusion(%p), kind=kLoop, calls=%{name}" for name in
+              ("pairs", "f40")]  # fmt: skip
+    signal.alarm(SECONDS)
+    try:
+        assert outcome(program("\n".join(called), bodies)) == "read"
+    finally:
+        signal.alarm(0)
 
 
 LONG = {

@@ -7,8 +7,10 @@ be before its kind is known, nothing is waited for, and nothing is run.
 import ast
 import json
 import os
+import re
 import shutil
 import threading
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,7 @@ from jaxpar.cli.main import execute
 from jaxpar.cli.run_files import RunFiles
 from jaxpar.cli.screen import Screen
 from jaxpar.cli.verbs.checkpoint import _show
+from jaxpar.core.catalogue import DATA
 from jaxpar.core.errors import RequestError
 from jaxpar.core.figures import metrics_text
 from jaxpar.runtime.checkpoint.claim import locked, place_of
@@ -305,6 +308,8 @@ def test_a_folder_that_becomes_a_file_stops_nothing_but_the_last(program, digits
 
     def lose(step):
         if step == 3:
+            while not checkpoints_in(place):  # or what is being written makes the folder anew
+                time.sleep(0.01)
             place.rename(tmp_path / "gone")
             place.write_text("")
         return False
@@ -369,3 +374,58 @@ def test_metrics_of_another_kind_are_left_as_they_are(tmp_path):
 def test_a_text_file_of_fair_size_is_all_that_is_read_whole():
     """A model of a hundred thousand arrays has some tens of megabytes of metadata."""
     assert MOST_TEXT_BYTES >= 100_000 * len(json.dumps(EXAMPLE.record()["arrays"]))
+
+
+TOKENS = {
+    "ids of 4 bytes": (lambda ids: ids.astype("<u4").tobytes(), "as if each took 4 bytes"),
+    "ids of 8 bytes": (lambda ids: ids.astype("<i8").tobytes(), "as if each took 8 bytes"),
+    "one id": (lambda ids: bytes(2), "1 tokens to train on"),
+}
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_tokens_of_another_width_are_no_text(name, tmp_path):
+    """Each id would be followed by ids 0, and trained on; a real text has other ids between."""
+    made, says = TOKENS[name]
+    ids = np.arange(1, 4001) % 250
+    (tmp_path / "t.bin").write_bytes(made(ids))
+    with pytest.raises(RequestError, match=says):
+        DATA.load("tokens")(tmp_path / "t.bin", sequence=16)
+    for whole in (ids, ids % 2, np.r_[7, np.zeros(3999, int)], np.zeros(4000, int)):
+        whole.astype("<u2").tofile(tmp_path / "whole.bin")
+        DATA.load("tokens")(tmp_path / "whole.bin", sequence=16)
+
+
+def test_a_pipe_in_a_folder_of_tokens_is_not_waited_for(tmp_path):
+    """Nor said to be missing."""
+    (tmp_path / "train.bin").write_bytes(bytes(200))
+    os.mkfifo(tmp_path / "val.bin")
+    with pytest.raises(RequestError, match="val.bin: is a folder, a pipe or a device"):
+        DATA.load("tokens")(tmp_path, sequence=4)
+
+
+@pytest.mark.usefixtures("own_folder")
+@pytest.mark.parametrize(
+    ("change", "words", "says"),
+    [
+        ({"microbatches": 2**31 - 1}, "--resume", None),
+        ({"batch": 7}, "--resume", "2 does not divide 7"),
+        ({}, "--resume --devices 0", "use a whole number from 1"),
+        ({}, "--resume --set optimizer=lion", "optimizer that it was saved with, 'adamw' and its"),
+        ({}, "--resume --set width=32", "for 'params/layers/0/bias' it has .*, 'mlp' and its set"),
+    ],
+)
+def test_a_run_that_is_resumed_on_another_mesh_may_say_anything_of_itself(
+    change, words, says, folder, capsys
+):
+    """Whatever stands in its newest checkpoint; most microbatches are one row each."""
+    shutil.rmtree(folder / "2")
+    forged(lambda record: record["layout"].update({"mesh": "data=2"} | change))(folder / "4")
+    Path("run").mkdir()
+    shutil.move(folder, "run/checkpoints")
+    line = "train mlp --set hidden=1 --strategy fsdp --mesh auto --out run --steps 5"
+    size = "" if "width" in words else " --set width=16"
+    status = execute(f"{line}{size} {words}".split(), program="jaxpar")
+    told = capsys.readouterr()
+    assert status == (2 if says else 0) and (not says or re.search(says, told.err))
+    assert told.err.count("\n") <= 1 and (says or "8 microbatches" in told.out)

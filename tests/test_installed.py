@@ -18,6 +18,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from quick_xla import QUICKLY
 
 ROOT = Path(__file__).parent.parent
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
@@ -83,7 +84,7 @@ def jaxpar(installed, elsewhere):
         return subprocess.run(
             [str(installed / "bin/jaxpar"), *words],
             cwd=folder,
-            env=outside() | cache,
+            env=outside() | QUICKLY | cache,
             capture_output=True,
             text=True,
             timeout=120,

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import several
+from quick_xla import QUICKLY
 
 from jaxpar.cli import options as command_line
 from jaxpar.cli import processes as command
@@ -31,9 +32,6 @@ from jaxpar.runtime.verdict import Seen, behind, silent
 
 pytest_plugins = ["jaxpar.testing.multiprocess"]
 
-QUICKLY = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=1"}
-"""Each process compiles anew."""
-
 CASES = [
     ("mlp", "fsdp", "data=4"),
     ("mlp", "hybrid", "data=2,model=2"),
@@ -42,62 +40,70 @@ CASES = [
 ]
 
 
-def test_two_processes_train_as_one_does(multiprocess):
+ROWS = {
+    ("data", "data=4"): [(0, 4), (4, 8)],
+    ("replica", "replica=2,data=2"): [(0, 4), (4, 8)],
+    ("replica+data", "data=2,replica=2"): [(0, 6), (2, 8)],
+    ("tensor", "model=4"): [(0, 8), (0, 8)],
+    ("hybrid", "model=2,data=2"): [(0, 8), (0, 8)],
+}
+"""Of meshes, the rows that each of two processes reads of eight."""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of what two processes have saved."""
+    return tmp_path_factory.mktemp("saved") / "run"
+
+
+@pytest.fixture(scope="module")
+def two(run, tmp_path_factory):
+    """All that two processes, and one, are asked in the tests below: started once."""
+    from jaxpar.testing.multiprocess import Multiprocess  # pytest has to load the plugin first
+
+    start = Multiprocess(tmp_path_factory.mktemp("two"))
+    meshes = list(ROWS)
+    return start(several.everything, CASES, 4, meshes, str(run), environment=QUICKLY)
+
+
+def test_two_processes_train_as_one_does(two):
     """To rounding: gloo may add in another order; and each process is told the same losses."""
-    result = multiprocess(several.losses, CASES, 4, environment=QUICKLY)
-    assert len(result.control) == len(CASES)
-    for value in result.values:
-        for named, losses in result.control.items():
-            assert value[named] == pytest.approx(losses, rel=1e-6), named
+    assert len(two.control["losses"]) == len(CASES)
+    for value in two.values:
+        for named, losses in two.control["losses"].items():
+            assert value["losses"][named] == pytest.approx(losses, rel=1e-6), named
             assert len(set(losses)) > 3, named
 
 
-def test_a_process_reads_the_rows_that_its_devices_hold(multiprocess):
+def test_a_process_reads_the_rows_that_its_devices_hold(two):
     """Sharded over several axes, replicated over processes, and where an order splits them up.
 
     Keys with values are shared, a name that all of them use, and a step before which all stop.
     """
-    meshes = {
-        ("data", "data=4"): [(0, 4), (4, 8)],
-        ("replica", "replica=2,data=2"): [(0, 4), (4, 8)],
-        ("replica+data", "data=2,replica=2"): [(0, 6), (2, 8)],
-        ("tensor", "model=4"): [(0, 8), (0, 8)],
-        ("hybrid", "model=2,data=2"): [(0, 8), (0, 8)],
-    }
-    result = multiprocess(several.facts, list(meshes), control=False, environment=QUICKLY)
-    for number, value in enumerate(result.values):
-        assert value["stopped"] == result.values[0]["stopped"] > 5
+    for number, value in enumerate(two.values):
+        assert value["stopped"] == two.values[0]["stopped"] > 5
         assert value["shared"] == [number, 2, True, ["said by 0", "said by 1"], "file-0"]
-        for (strategy, mesh), rows in meshes.items():
+        for (strategy, mesh), rows in ROWS.items():
             assert value["rows"][f"{strategy} {mesh}"] == [*rows[number], True], (number, mesh)
 
 
-@pytest.mark.parametrize("harm", [False, True])
-def test_processes_save_and_restore_together(harm, multiprocess, tmp_path):
+def test_processes_save_and_restore_together(two, run):
     """The newest checkpoint, or the one before if it is damaged; the losses are the same again."""
-    result = multiprocess(
-        several.saved, str(tmp_path / "run"), harm, control=False, environment=QUICKLY
-    )
-    assert result.values[0] == result.values[1]
-    assert result.values[0]["restored"] == (4 if harm else 6) and result.values[0]["same"]
+    first, other = (value["saved"] for value in two.values)
+    assert first == other and first["restored"] == [6, 4] and first["again"] == [True, True]
     # One process reads what two have written.
     training = Training(steps=6, save_every=2, learning_rate=1e-2)
-    program = several.program_of("mlp", "data", "data=2", training)
-    found = restore(program, tmp_path / "run")
-    assert found.metadata.step == (4 if harm else 6)
-    assert found.metadata.metrics["loss"] == pytest.approx(
-        result.values[0]["losses"][found.metadata.step - 1]
-    )
+    found = restore(several.program_of("mlp", "data", "data=2", training), run)
+    assert found.metadata.step == 4
+    assert found.metadata.metrics["loss"] == pytest.approx(first["losses"][3])
 
 
-def test_processes_that_differ_refuse_to_train(multiprocess):
+def test_processes_that_differ_refuse_to_train(two):
     """All of them, with the same sentence, and before anything is compiled."""
-    result = multiprocess(several.differ, control=False, check=False, environment=QUICKLY)
-    assert [end.status for end in result.ended] == [2, 2]
-    for log in result.logs:
-        assert (
-            "process 1 differs from process 0 in first row of the data, seed ('1', not '0')" in log
-        )
+    says = "process 1 differs from process 0 in first row of the data, seed ('1', not '0')"
+    for value in two.values:
+        sentence, is_compiled = value["differ"]
+        assert says in sentence and not is_compiled
 
 
 @pytest.mark.parametrize(
@@ -130,6 +136,7 @@ def test_a_process_that_is_lost_ends_the_others_with_a_sentence(
 def test_the_command_starts_processes_and_one_of_them_speaks(tmp_path, monkeypatch, capfd):
     """One record on standard output, and one file of metrics, with the losses of one process."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("XLA_FLAGS", QUICKLY["XLA_FLAGS"])
     monkeypatch.chdir(tmp_path)
     words = "train mlp --set width=16 --set hidden=1 --strategy data --mesh data=4 --steps 2 --json"
     assert execute([*words.split(), "--out", "o", "--processes", "2"], program="jaxpar") == 0
@@ -163,6 +170,7 @@ BY_HAND = "--coordinator localhost:1234 --process-id 0 --process-count 2"
         (BY_HAND.replace("1234", "99999"), "write host:port"),
         (BY_HAND.replace("localhost", "http://a"), "write host:port"),
         ("--processes 2 --patience 1", "needs 5 seconds"),
+        ("--processes 2 --mesh auto", "say --resume, or a mesh"),
         ("--processes two", "a whole number"),
     ],
 )

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from quick_xla import QUICKLY
 from small import needs_charts, needs_gpu_compiler
 
 import jaxpar
@@ -47,7 +48,7 @@ PYTHON = [
 ]
 COMMANDS = tuple(dict.fromkeys(line for text in TEXTS.values() for line in _commands(text)))
 CHEAPER = {
-    "train": ["--steps", "2", "--set", "layers=1", "--json"],
+    "train": ["--steps", "2", "--set", "layers=1", "--set", "width=32", "--json"],
     "verify": ["--set", "layers=1", "--set", "width=64", "--set", "sequence=16", "--json"],
     "inspect": ["--json"],
     "compare": ["--set", "layers=1", "--json"],
@@ -124,7 +125,8 @@ def test_every_command_succeeds(command, capfd, tmp_path, monkeypatch, request):
     if words[0] != "train":
         request.getfixturevalue("drawn_once")
     bare = any(mark in word for word in words[1:2] for mark in WITHOUT_FIELDS)
-    cheaper = ["--json"] if bare else CHEAPER[words[0]]
+    monkeypatch.setenv("XLA_FLAGS", QUICKLY["XLA_FLAGS"])  # for processes that it starts
+    cheaper = [w for w in CHEAPER[words[0]] if not bare or w != "--set" and "=" not in w]
     if "pipeline" in command:  # as many layers as there are stages
         cheaper = [word.replace("layers=1", "layers=4") for word in cheaper]
     assert execute([*_without(words, cheaper), *cheaper], program="jaxpar") == 0

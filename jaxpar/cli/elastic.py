@@ -7,12 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from jaxpar.case import Case, Resolved
-from jaxpar.cli.options import Options
+from jaxpar.cli.options import Options, check_auto
 from jaxpar.cli.run_files import RunFiles
 from jaxpar.cli.screen import Screen
 from jaxpar.core.errors import RequestError
 from jaxpar.core.figures import bytes_text
-from jaxpar.program.devices import count_of
+from jaxpar.core.jax_compat import process_and_count
+from jaxpar.core.kinds import whole
+from jaxpar.program.devices import local_devices
+from jaxpar.program.fit import least_bytes, memory_share, refuse_too_large, taken_bytes
+from jaxpar.program.record import Program
 from jaxpar.runtime.checkpoint.folder import checkpoints_in
 from jaxpar.runtime.checkpoint.metadata import DamagedCheckpoint, Metadata
 from jaxpar.runtime.elastic import nearest
@@ -26,11 +30,9 @@ def resumed_case(options: Options, screen: Screen) -> tuple[Case, Path]:
     Raises:
         RequestError: when there is no run to resume, or no legal mesh.
     """
-    if not options.resume:
-        raise RequestError(
-            "--mesh auto is the mesh nearest to that of the run that is resumed: say --resume, "
-            "or a mesh such as data=4,model=2"
-        )
+    check_auto(options)
+    if options.device_count is not None:
+        whole("--devices", options.device_count, least=1)
     folder = Path(options.out) if options.out else _last_run(options)
     saved = _metadata(folder)
     was = replace(options.case, mesh=str(saved.layout["mesh"]), set=_kept(options.case, saved))
@@ -42,10 +44,11 @@ def resumed_case(options: Options, screen: Screen) -> tuple[Case, Path]:
         before.layout.mesh,
         before.training.microbatches,
         devices,
+        process_and_count()[1],
     )
     told = {**was.set, "microbatches": found.microbatches}
     now = replace(was, mesh=str(found.layout.mesh), set=told)
-    _say(screen, before, now, devices)
+    _say(screen, before, now.resolve(), devices)
     return now, folder
 
 
@@ -58,7 +61,7 @@ def _kept(case: Case, saved: Metadata) -> dict:
 def _devices(before: Resolved) -> int:
     """How many devices there are for a case."""
     if before.hardware.kind == "local":
-        return count_of(before.hardware)
+        return len(local_devices(before.hardware))
     return before.layout.mesh.devices
 
 
@@ -84,15 +87,33 @@ def _metadata(folder: Path) -> Metadata:
     raise RequestError(f"--mesh auto: there is no checkpoint in {folder} to resume: say a mesh")
 
 
-def _say(screen: Screen, before: Resolved, now: Case, devices: int) -> None:
-    """Say what another mesh changes for a device."""
-    after = now.resolve()
+def _say(screen: Screen, before: Resolved, after: Resolved, devices: int) -> None:
+    """Say what another mesh changes for a device, and what it takes of its memory at least.
+
+    Raises:
+        RequestError: when it is not.
+    """
     mesh, parts = after.layout.mesh, after.training.microbatches
     rows = after.layout.model.batch_size
     held = [bytes_text(one.layout.parameter_device_bytes) for one in (before, after)]
     each = [rows // (one.training.microbatches * one.layout.row_shares) for one in (before, after)]
+    step = after.make(after.layout)
+    refuse_too_large(step, after.hardware)
+    has = memory_share(after.hardware, mesh.devices)
+    there = "" if has is None else f" of the {bytes_text(has)} that it has"
     screen.say(
         f"mesh {before.layout.mesh} -> {mesh}, of {devices} devices; per device {each[0]} -> "
-        f"{each[1]} rows at a time, the batch of {rows} in {parts} microbatches, and {held[0]} -> "
-        f"{held[1]} of parameters"
+        f"{each[1]} rows at a time, the batch of {rows} in {parts} microbatches, {held[0]} -> "
+        f"{held[1]} of parameters, and {bytes_text(least_bytes(step))} at least{there}"
     )
+
+
+def say_fit(screen: Screen, program: Program) -> None:
+    """Say what the compiled step of a run that goes on takes of a device's memory; it has more."""
+    program.check_runs()
+    taken = program.update.memory_analysis()
+    has = memory_share(program.hardware, program.step.layout.mesh.devices)
+    if taken is not None and has is not None:
+        screen.say(
+            f"memory per device: {bytes_text(taken_bytes(taken))} of {bytes_text(has)}: it fits"
+        )

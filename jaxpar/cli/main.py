@@ -87,7 +87,7 @@ def execute(argv: list[str], *, program: str) -> int:
     files: list[Path] = []
 
     def stopped(word: str) -> None:
-        kept = [str(path) for path in files if path.exists()]
+        kept = [str(path) for path in files if os.path.exists(path)]
         _tell(f"{program}: {word}; kept: {', '.join(kept) or 'nothing'}")
 
     with stoppable(stopped):

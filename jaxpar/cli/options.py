@@ -117,6 +117,15 @@ def check_picture(picture: str, out: str | None) -> None:
         raise RequestError(f"--picture {picture} is --out's folder too: name another file")
 
 
+def check_auto(options: Options) -> None:
+    """Refuse `--mesh auto` where no run is resumed whose mesh is to be kept as far as it can be."""
+    if not options.resume:
+        raise RequestError(
+            "--mesh auto is the mesh nearest to that of the run that is resumed: say --resume, "
+            "or a mesh such as data=4,model=2"
+        )
+
+
 def check_writable(file: Path, option: str) -> None:
     """Refuse a file that cannot be written: a folder, a device, or on a disk that is full.
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jaxpar.cli.options import Options
+from jaxpar.cli.options import Options, check_auto
 from jaxpar.core.errors import RequestError
 from jaxpar.core.mesh import MeshShape
 
@@ -208,6 +208,8 @@ def _check_asked(options: Options, count: int) -> None:
         raise RequestError(
             f"{count} processes need a mesh: say --mesh, with as many devices as they have together"
         )
+    if options.mesh == "auto":
+        return check_auto(options)  # which is known once the run that is resumed has been looked at
     device_share(MeshShape.parse(_USUAL_MESH if options.mesh is None else options.mesh), count)
 
 

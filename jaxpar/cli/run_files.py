@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from jaxpar.runtime.checkpoint.folder import run_folder, run_numbers
+from jaxpar.runtime.checkpoint.folder import run_folder, run_numbers, told_unread
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,9 @@ class RunFiles:
 
     def is_used(self) -> bool:
         """Whether a run has written anything there."""
-        has_rows = self.metrics.exists() and self.metrics.stat().st_size > 0
-        return has_rows or self.checkpoints.exists()
+        with told_unread(self.metrics.parent):
+            has_rows = self.metrics.exists() and self.metrics.stat().st_size > 0
+            return has_rows or self.checkpoints.exists()
 
     @classmethod
     def newest(cls, folder: Path) -> "RunFiles | None":

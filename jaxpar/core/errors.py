@@ -69,13 +69,15 @@ def visible(line: str) -> str:
 def words_of(error: BaseException) -> str:
     """What an exception says, whatever it is: its first line, its type's name if it says nothing.
 
-    >>> words_of(KeyError("no such\\nfield"))
-    "'no such\\\\nfield'"
+    >>> words_of(KeyError("no such\\nfield")), words_of(FileNotFoundError(2, "No such file", "a"))
+    ("'no such\\\\nfield'", "No such file: 'a'")
     """
     try:
         said = str(error).strip()
     except Exception:  # a person's __str__ may raise anything
         return "it cannot be printed"
+    if isinstance(error, OSError):
+        said = said.removeprefix(f"[Errno {error.errno}]").strip()  # a number is no help
     return said.splitlines()[0] if said else type(error).__name__
 
 

@@ -68,6 +68,8 @@ class Device:
 
     def product_seconds(self, one: Product) -> float:
         """Of a product of matrices, in a step that lasts."""
+        if not one.flops:
+            return self.memory_seconds(one.bytes)
         known = "float32" if one.dtype in ("f32", "f64") else "bfloat16"
         grid = self._products[known]
         share = self.reached.products * grid.at(one.batch, one.m, one.n, one.k) / grid.best

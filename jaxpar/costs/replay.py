@@ -18,7 +18,7 @@ from jaxpar.costs.rates import Device
 from jaxpar.hlo.collectives import Collective, collectives
 from jaxpar.hlo.executions import shares_taken, trip_count
 from jaxpar.hlo.parse import Computation, Instruction, Module
-from jaxpar.hlo.products import FusedAttention, products_of
+from jaxpar.hlo.products import Counted, FusedAttention, products_of
 from jaxpar.hlo.touched import touched_bytes
 
 COMPUTE, COMMUNICATION = "compute", "communication"
@@ -98,7 +98,11 @@ class Replay:
 
 
 def replay(module: Module, device: Device) -> Replay:
-    """Replay a scheduled program on a device; of branches the longest is taken."""
+    """Replay a scheduled program on a device; of branches the longest is taken.
+
+    Raises:
+        ValueError: for a program whose text is damaged.
+    """
     return _Walk(module, device).of(module.computations[module.entry])
 
 
@@ -109,6 +113,7 @@ class _Walk:
         self.module, self.device = module, device
         self.collectives = {(c.computation, c.name): c for c in collectives(module)}
         self.known: dict[str, Replay] = {}
+        self.products: dict[str, Counted] = {}
 
     def of(self, computation: Computation) -> Replay:
         """One run of a computation."""
@@ -251,15 +256,16 @@ class _Run:
 def _cost(walk: _Walk, computation: Computation, i: Instruction) -> tuple[str, float, float, float]:
     """(kind, seconds alone, FLOPs, bytes) of an instruction that is no collective."""
     device = walk.device
-    found = list(products_of(walk.module, computation, i))
+    found = products_of(walk.module, computation, i, walk.products)
     if not found:
         size = float(touched_bytes(walk.module, computation, i))
         return "memory", device.memory_seconds(size) if size else 0.0, 0.0, size
     seconds = sum(
-        device.attention_seconds(one)
+        times * device.attention_seconds(one)
         if isinstance(one, FusedAttention)
-        else device.product_seconds(one)
-        for one in found
+        else times * device.product_seconds(one)
+        for one, times in found.items()
     )
-    kind = "attention" if isinstance(found[0], FusedAttention) else "product"
-    return kind, seconds, sum(one.flops for one in found), float(sum(one.bytes for one in found))
+    kind = "attention" if isinstance(next(iter(found)), FusedAttention) else "product"
+    flops = sum(times * one.flops for one, times in found.items())
+    return kind, seconds, flops, float(sum(times * one.bytes for one, times in found.items()))

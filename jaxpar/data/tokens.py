@@ -26,6 +26,9 @@ all over it. Windows are looked at again when they are read.
 PRINTED_PLACES, PRINTED_TOKENS = 64, 256
 """Where, and how many, ids of a file are looked at to know it again."""
 
+PROBED_TOKENS = 512
+"""How many of a file's first ids are looked at for ids that are wider than two bytes."""
+
 HELD_OUT = 0.1
 
 # llm.c and its descendants also write `.bin`, with 256 int32 before the ids, of which this is the
@@ -86,7 +89,8 @@ def _fingerprint(*streams: Stream) -> str:
 def _from_folder(folder: Path, held_out: float | None) -> tuple[Stream, Stream]:
     """Return the two splits of a folder, which has them as files of their own."""
     for name in ("train.bin", "val.bin"):
-        if not (folder / name).is_file():
+        _refuse_locked(folder / name)
+        if not os.path.lexists(folder / name):
             raise DataError(
                 f"{folder}: has no {name}, but a folder of tokens must hold train.bin and "
                 f"val.bin. {_nearby(folder, 'Or name one file, whose last tenth is held out')}"
@@ -98,6 +102,16 @@ def _from_folder(folder: Path, held_out: float | None) -> tuple[Stream, Stream]:
         )
     train, test = folder / "train.bin", folder / "val.bin"
     return Stream(str(train), _open(train)), Stream(str(test), _open(test))
+
+
+def _refuse_locked(file: Path) -> None:
+    """Refuse a file that this process may not even look at."""
+    try:
+        os.stat(file)
+    except PermissionError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror}). Name another file.") from error
+    except (OSError, ValueError):  # which others have sentences for
+        return
 
 
 def _from_file(file: Path, held_out: float) -> tuple[Stream, Stream]:
@@ -121,6 +135,7 @@ def _open(file: Path) -> "TokenFile":
             f"{file}: is not a .bin file, but tokens are read from .bin files of uint16 ids. "
             f"Write one with: numpy.asarray(ids, 'uint16').tofile({wanted!r})."
         )
+    _refuse_locked(file)
     if os.path.exists(file) and not os.path.isfile(file):
         raise DataError(
             f"{file}: is a folder, a pipe or a device, but tokens are read at any place of a "
@@ -146,6 +161,12 @@ def _open(file: Path) -> "TokenFile":
         ids = TokenFile(file, _Opened(file), size_bytes // TOKEN.itemsize)
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror}). Name another file.") from error
+    if width := _wider(ids):
+        raise DataError(
+            f"{file}: of its first {PROBED_TOKENS:,} ids only one in {width // 2} is not 0, as if "
+            f"each took {width} bytes, but a token takes 2. Write them again: "
+            f"numpy.fromfile({file.name!r}, 'int{8 * width}').astype('uint16').tofile('ids.bin')."
+        )
     if ids[:2].tobytes() == OTHER_MAGIC:
         raise DataError(
             f"{file}: starts with the {OTHER_HEADER_BYTES}-byte header of llm.c, but tokens "
@@ -153,6 +174,17 @@ def _open(file: Path) -> "TokenFile":
             f"tail -c +{OTHER_HEADER_BYTES + 1} {file.name} > ids.bin."
         )
     return ids
+
+
+def _wider(ids: "TokenFile") -> int:
+    """The bytes that each id seems to take: 4 or 8, where only zeros are between them, else 0."""
+    first = ids[:PROBED_TOKENS]
+    for width in (8, 4) if len(first) == PROBED_TOKENS else ():
+        apart = first.reshape(-1, width // 2)
+        often = 4 * np.count_nonzero(apart[:, 0]) > len(apart)
+        if not apart[:, 1:].any() and often and len(np.unique(apart[:, 0])) > 2:
+            return width
+    return 0
 
 
 class _Opened:
@@ -232,7 +264,7 @@ def _largest(stream: Stream) -> tuple[int, int]:
     """Return the largest id and the token where it is first met, a chunk in memory at a time."""
     largest, position = -1, -1
     starts = range(0, len(stream.ids), SCAN_TOKENS)
-    for start in starts[:: -(-len(stream.ids) // SCANNED_TOKENS)]:
+    for start in starts[:: max(1, -(-len(stream.ids) // SCANNED_TOKENS))]:
         chunk = stream.ids[start : start + SCAN_TOKENS]
         at = int(chunk.argmax())
         if chunk[at] > largest:

@@ -6,7 +6,8 @@ Convolutions are not told apart by size: their FLOPs follow from the window, whi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -69,23 +70,47 @@ class FusedAttention:
         return 2.0 * products * scores * self.head
 
 
+Counted = Mapping["Product | FusedAttention", int]
+"""Products, and how often each is there."""
+
+
 def products_of(
-    module: Module, computation: Computation, i: Instruction
-) -> Iterator[Product | FusedAttention]:
-    """Every product that an instruction computes: itself, or those inside of a fusion."""
+    module: Module, computation: Computation, i: Instruction, known: dict[str, Counted]
+) -> Counted:
+    """Every product that an instruction computes: itself, or those inside of a fusion.
+
+    Args:
+        module, computation, i: where it is.
+        known: the name of a fusion's inside -> what was found there so far, which grows.
+
+    Raises:
+        ValueError: for a product that its operands cannot make.
+    """
     if not is_product(module, i):
-        return
+        return {}
     if i.calls:
-        body = module.computations[i.calls[0][1]]
-        for inner in body.instructions:
-            yield from products_of(module, body, inner)
-        return
+        name = i.calls[0][1]
+        if name not in known:
+            body = module.computations[name]
+            found: Counter[Product | FusedAttention] = Counter()
+            for inner in body.instructions:
+                for one, times in products_of(module, body, inner, known).items():
+                    found[one] += times
+            known[name] = found
+        return known[name]
+    try:
+        return {_product(computation, i): 1}
+    except (IndexError, ValueError):  # too few operands, or of too few dims
+        raise ValueError(f"{i.name}: no product can be made of its operands") from None
+
+
+def _product(computation: Computation, i: Instruction) -> Product | FusedAttention:
+    """What one instruction computes."""
     operands = [computation.by_name[name] for name in i.operands]
     touched = sum(bytes_of(s) for one in (*operands, i) for s in one.shapes if s[0] != "s8")
     if "fmha" in i.attributes:
-        yield _attention(i, operands, touched)
-    else:
-        yield _matrices(i, operands, touched)
+        return _attention(i, operands, touched)
+    return _matrices(i, operands, touched)
 
 
 def _attention(i: Instruction, operands: list[Instruction], touched: int) -> FusedAttention:

@@ -90,12 +90,19 @@ def touched_bytes(module: Module, computation: Computation, i: Instruction) -> i
 
 def is_product(module: Module, i: Instruction) -> bool:
     """Whether an instruction is a product, or a fusion around one."""
-    if i.opcode in _FUSIONS:
-        inside = module.computations[i.calls[0][1]].instructions
-        return any(is_product(module, one) for one in inside)
-    if i.opcode in ("custom-call", "custom-call-start"):
-        return any(name in i.attributes for name in _LIBRARIES)
-    return i.opcode in _PRODUCTS
+    todo, seen = [i], set()
+    while todo:
+        one = todo.pop()
+        if one.opcode in _FUSIONS:
+            name = one.calls[0][1]
+            todo += () if name in seen else module.computations[name].instructions
+            seen.add(name)
+        elif one.opcode in ("custom-call", "custom-call-start"):
+            if any(name in one.attributes for name in _LIBRARIES):
+                return True
+        elif one.opcode in _PRODUCTS:
+            return True
+    return False
 
 
 def _copies(module: Module, i: Instruction) -> bool:
@@ -121,24 +128,29 @@ def _fusion_bytes(body: Computation) -> int:
 def _read_bytes(source: Instruction, users) -> int:
     """The bytes of one operand that a fusion reads."""
     whole = sum(map(bytes_of, source.shapes))
-    read = 0
-    for user in users.get(source.name, ()):
-        if user.opcode in _SLICES and user.operands[0] == source.name:
-            read += sum(map(bytes_of, user.shapes))
-        elif user.opcode == "dynamic-update-slice" and user.operands[0] == source.name:
-            read += 0  # updated in place
-        elif user.opcode == "bitcast":
-            read += _read_bytes(user, users)
-        else:
-            return whole
+    read, todo = 0, [source]
+    while todo:
+        one = todo.pop()
+        for user in users.get(one.name, ()):
+            if user.opcode in _SLICES and user.operands[0] == one.name:
+                read += sum(map(bytes_of, user.shapes))
+            elif user.opcode == "dynamic-update-slice" and user.operands[0] == one.name:
+                pass  # updated in place
+            elif user.opcode == "bitcast":
+                todo.append(user)
+            else:
+                return whole
     return min(read, whole)
 
 
 def _results(body: Computation) -> Iterator[Instruction]:
     """The instructions that make the results of a fusion, behind tuples and bitcasts."""
-    todo = [body.root]
+    todo, seen = [body.root], set()
     while todo:
         i = todo.pop()
+        if i.name in seen:
+            continue
+        seen.add(i.name)
         if i.opcode in ("tuple", "bitcast"):
             todo += [body.by_name[name] for name in i.operands]
         else:

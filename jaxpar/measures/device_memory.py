@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jaxpar.measures.replicated import tree_bytes
+from jaxpar.program.fit import device_memory_bytes, tree_bytes
 from jaxpar.program.record import Program
 
 USUAL_FRACTION = 0.75
@@ -80,6 +80,6 @@ def device_memory(program: Program) -> DeviceMemory | None:
         optimizer_state_bytes=tree_bytes(state.optimizer, specs.optimizer, mesh),
         model_state_bytes=tree_bytes(state.model_state, specs.model_state, mesh),
         batch_bytes=tree_bytes(dict(step.batch), dict(step.layout.batch), mesh),
-        device_bytes=hardware.memory_bytes,
+        device_bytes=device_memory_bytes(hardware),
         init_peak_bytes=init and init.output_size_in_bytes + init.temp_size_in_bytes,
     )

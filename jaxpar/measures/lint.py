@@ -15,8 +15,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxpar.layout.record import itemsize
 from jaxpar.measures.record import Make, Measure
-from jaxpar.measures.replicated import MODEL, OPTIMIZER, notable, path_of, replicated, tree_bytes
+from jaxpar.measures.replicated import MODEL, OPTIMIZER, notable, path_of, replicated
 from jaxpar.models.pieces import weight_named
+from jaxpar.program.fit import tree_bytes
 from jaxpar.program.record import Program
 
 REUSED = 0.95

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from jaxpar.core.mesh import MeshShape, axes_of
-from jaxpar.layout.record import Layout, itemsize
+from jaxpar.core.mesh import axes_of
+from jaxpar.layout.record import Layout
 from jaxpar.models.pieces import weight_named
+from jaxpar.program.fit import device_bytes
 from jaxpar.step.record import Step
 
 OPTIMIZER, MODEL = "optimizer state", "model state"
@@ -108,19 +109,6 @@ def _replicated(
 def _over(spec: PartitionSpec, axes: tuple[str, ...]) -> bool:
     """Whether a spec shards anything over one of these axes."""
     return any(axis in axes for entry in spec for axis in axes_of(entry))
-
-
-def device_bytes(leaf: Any, spec: PartitionSpec, mesh: MeshShape) -> int:
-    """Bytes of an array on each device of a mesh."""
-    ways = prod(mesh.size(axis) for entry in spec for axis in axes_of(entry))
-    return prod(leaf.shape) * itemsize(leaf.dtype) // ways
-
-
-def tree_bytes(arrays: Any, specs: Any, mesh: MeshShape) -> int:
-    """Bytes of a tree of arrays on each device of a mesh."""
-    told = jax.tree.leaves(specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
-    pairs = zip(jax.tree.leaves(arrays), told, strict=True)
-    return sum(device_bytes(leaf, spec, mesh) for leaf, spec in pairs)
 
 
 def path_of(path: tuple[Any, ...]) -> str:

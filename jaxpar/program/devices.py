@@ -1,10 +1,5 @@
 """Devices for a mesh: simulated ones made of this CPU, this machine's own, or described ones."""
 
-import math
-import os
-import resource
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -113,10 +108,10 @@ def _devices(hardware: Hardware, platform: str | None = None) -> list[Any]:
         ) from error
 
 
-def count_of(hardware: Hardware) -> int:
-    """How many devices of local hardware there are, in all processes; starts JAX."""
+def local_devices(hardware: Hardware) -> list[Any]:
+    """The devices of local hardware, in all processes; starts JAX."""
     with quiet_start():
-        return len(_local(MeshShape(), hardware))
+        return _local(MeshShape(), hardware)
 
 
 def _described(shape: MeshShape, hardware: Hardware) -> list[Any]:
@@ -146,45 +141,3 @@ def refuse_described(hardware: Hardware) -> None:
             f"hardware '{hardware.name}' is described, not present, so nothing can run on it: use "
             "hardware cpu or local"
         )
-
-
-def refuse_to_run(hardware: Hardware, called: str, arrays: Any, shardings: Any) -> None:
-    """Refuse to run a program where there is nothing to run it, or not the memory.
-
-    Simulated devices share this machine's memory, and a process that takes more is ended by its
-    system, in the middle and without a word.
-
-    Args:
-        hardware: what the program is compiled for.
-        called: the model's name.
-        arrays: a tree of abstract arrays that are on the devices at once.
-        shardings: the same tree of their shardings.
-    """
-    refuse_described(hardware)
-    pairs = list(zip(jax.tree.leaves(arrays), jax.tree.leaves(shardings), strict=True))
-    devices = pairs[0][1].num_devices // process_and_count()[1]
-    needed_bytes = devices * sum(
-        math.prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize
-        for array, sharding in pairs
-    )
-    has_bytes = _memory_bytes()
-    if hardware.kind == "simulated" and needed_bytes > has_bytes:
-        raise RequestError(
-            f"model '{called}', its optimizer state and a batch take {needed_bytes / 1e9:,.1f} GB "
-            f"on {devices} simulated devices, and this machine has {has_bytes / 1e9:,.1f} GB: use "
-            "smaller sizes, a smaller batch or another layout; 'inspect' reads a program of any "
-            "size"
-        )
-
-
-def _memory_bytes() -> int:
-    """How much memory this machine has, or this process or its container if that is less."""
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    most, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if most != resource.RLIM_INFINITY:
-        found.append(most)
-    with suppress(OSError):
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-        if limit.isdigit():
-            found.append(int(limit))
-    return min(found)

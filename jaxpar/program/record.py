@@ -21,7 +21,8 @@ from jaxpar.jaxprs.equations import refuse_overflow
 from jaxpar.program.assembler import without_machine_code
 from jaxpar.program.compiled import Made, compiled
 from jaxpar.program.configuration import deliberate, refuse_settings, uncached
-from jaxpar.program.devices import device_mesh, refuse_described, refuse_to_run
+from jaxpar.program.devices import device_mesh, refuse_described
+from jaxpar.program.fit import refuse_too_large
 from jaxpar.program.given import Ready, Takes, as_array
 from jaxpar.program.in_parts import check_parts
 from jaxpar.program.out_of_memory import memory_told
@@ -144,10 +145,13 @@ class Program:
             return self._create(np.uint32(number))
 
     def check_runs(self) -> None:
-        """Refuse to run where there is nothing to run it, or not the memory; see `init`."""
-        arrays = (self.step.state, dict(self.step.batch))
-        shardings = (self.state_shardings, self.batch_shardings)
-        refuse_to_run(self.hardware, self.step.layout.model.name, arrays, shardings)
+        """Refuse to run where there is nothing to run it, or not the memory; see `init`.
+
+        What it takes is XLA's account once the update is compiled, and until then its shards.
+        """
+        refuse_described(self.hardware)
+        made = vars(self).get("made")
+        refuse_too_large(self.step, self.hardware, made and made.update.memory_analysis())
 
     @property
     def init_memory(self) -> Any:

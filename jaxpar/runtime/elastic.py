@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from itertools import product
 from math import ceil, prod
 
-from jaxpar.core.errors import LayoutError, RequestError
+from jaxpar.core.errors import RequestError
 from jaxpar.core.mesh import MeshShape
 from jaxpar.layout.lay_out import lay_out
 from jaxpar.layout.record import Layout
 from jaxpar.models.record import Model
+from jaxpar.program.shares import device_share
 from jaxpar.strategies.record import Strategy
 
 ROWS = ("replica", "data")
@@ -28,7 +29,12 @@ class Fitted:
 
 
 def nearest(
-    model: Model, strategy: Strategy, before: MeshShape, microbatches: int, devices: int
+    model: Model,
+    strategy: Strategy,
+    before: MeshShape,
+    microbatches: int,
+    devices: int,
+    processes: int = 1,
 ) -> Fitted:
     """The layout of a run on as many as it can use of so many devices.
 
@@ -40,21 +46,24 @@ def nearest(
         before: the mesh that the run had.
         microbatches: that it had.
         devices: that there are now.
+        processes: that share them out evenly.
 
     Raises:
         RequestError: when no mesh of so many devices, or fewer, is legal.
     """
     for mesh in _meshes(model, before, devices):
         try:
+            device_share(mesh, processes)
             layout = lay_out(model, strategy=strategy, mesh=mesh)
-        except LayoutError:
+        except RequestError:
             continue
         shares = _shares(model, strategy, before)
         return Fitted(layout, _accumulated(model.batch_size, layout, shares * microbatches))
+    shared = f", shared out over {processes} processes," if processes > 1 else ""
     raise RequestError(
-        f"the run had mesh {before}, and no mesh of {devices} devices or fewer can have its "
-        f"strategy '{strategy.name}' with a batch of {model.batch_size}: say a --mesh, or another "
-        "--strategy"
+        f"the run had mesh {before}, and no mesh of {devices} devices or fewer{shared} can have "
+        f"its strategy '{strategy.name}' with a batch of {model.batch_size}: say a --mesh, or "
+        "another --strategy"
     )
 
 
@@ -89,4 +98,4 @@ def _accumulated(rows: int, layout: Layout, parts: int) -> int:
     """The fewest microbatches with which a device has no more rows at a time than `parts` say."""
     shares = layout.row_shares
     least = max(1, ceil(parts / shares))
-    return next(m for m in range(least, rows + 1) if rows % (m * shares) == 0)
+    return next((m for m in range(least, rows + 1) if rows % (m * shares) == 0), rows // shares)

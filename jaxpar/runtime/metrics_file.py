@@ -38,10 +38,12 @@ def cut_back(file: Path, step: int) -> None:
     A run that was killed has told of steps that no checkpoint has; it will train them again. Lines
     that are no rows stay, as somebody else has written them.
     """
-    if jax.process_index() != 0 or not file.is_file():
+    if jax.process_index() != 0:
         return
     other = file.with_name(f"{file.name}.new")
     try:
+        if not file.is_file():
+            return
         other.unlink(missing_ok=True)  # be it a link that leads out of the folder
         with file.open("rb") as before, other.open("xb") as after:
             after.writelines(line for line in before if not _is_later(line, step))

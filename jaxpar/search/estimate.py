@@ -17,8 +17,8 @@ from jaxpar.costs.rates import Device
 from jaxpar.hlo.collectives import Collective
 from jaxpar.hlo.products import Product
 from jaxpar.layout.record import Array, Layout
-from jaxpar.measures.replicated import tree_bytes
 from jaxpar.models.record import role_of
+from jaxpar.program.fit import tree_bytes
 from jaxpar.search.record import Candidate, Estimate
 from jaxpar.step.record import Step
 

@@ -35,9 +35,11 @@ TRAINING = Training(steps=6, save_every=2, keep=9)
 
 
 @cache
-def program_of(strategy: str, mesh: str, training: Training = TRAINING, *, dropout=0.0, **options):
-    """A small decoder of four layers, trained under a layout."""
-    model = small_model("transformer", layers=4, vocabulary=256, dropout=dropout)
+def program_of(
+    strategy: str, mesh: str, training: Training = TRAINING, *, layers=4, dropout=0.0, **options
+):
+    """A small decoder of four layers, as many as stages may want, trained under a layout."""
+    model = small_model("transformer", layers=layers, vocabulary=256, dropout=dropout)
     layout = lay_out(
         model.with_batch_size(16),
         strategy=load_strategy(strategy, **options),
@@ -101,12 +103,16 @@ def test_a_run_saves_as_it_was_told_and_at_the_end(run):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "mesh", "dropout"),
-    [("hybrid", "data=4,model=2", 0.0), ("fsdp", "data=4", 0.1), ("diloco", "replica=2,data=2", 0)],
+    ("strategy", "mesh", "fields"),
+    [
+        ("hybrid", "data=4,model=2", {}),
+        ("fsdp", "data=4", {"dropout": 0.1, "layers": 1}),
+        ("diloco", "replica=2,data=2", {"layers": 1}),
+    ],
 )
-def test_a_run_that_goes_on_is_the_run_that_never_stopped(strategy, mesh, dropout, text, tmp_path):
+def test_a_run_that_goes_on_is_the_run_that_never_stopped(strategy, mesh, fields, text, tmp_path):
     """The losses that follow and the last state, bit by bit; dropout draws the same masks."""
-    program = program_of(strategy, mesh, dropout=dropout)
+    program = program_of(strategy, mesh, **fields)
     losses, outcome = losses_of(program, text, TRAINING, checkpoints=tmp_path / "first")
     early, stopped = losses_of(
         program, text, TRAINING, checkpoints=tmp_path / "two", asked_to_stop=lambda done: done == 3

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jaxpar.case import Case, Resolved
 from jaxpar.cli import repository
-from jaxpar.cli.elastic import resumed_case
+from jaxpar.cli.elastic import resumed_case, say_fit
 from jaxpar.cli.options import Options, make_folder
 from jaxpar.cli.own_code import more_of
 from jaxpar.cli.processes import as_typed
@@ -72,7 +72,7 @@ def verb(options: Options, screen: Screen) -> int:
     case, folder = options.case, None
     if options.mesh == "auto":
         case, folder = resumed_case(options, screen)
-    elif options.device_count:
+    elif options.devices is not None:
         raise RequestError("--devices is how many --mesh auto may use: say --mesh auto")
     asked = case.resolve()
     if asked.hardware.kind == "described":
@@ -93,7 +93,10 @@ def verb(options: Options, screen: Screen) -> int:
     data = on_the_same(program, data, asked.training)
     with screen.doing(compiling(asked)):
         program = compile_step(step, hardware=asked.hardware)
+        program.check_runs()
         inspection = inspect(program, is_strict=options.lint == "error")
+    if options.resume:
+        say_fit(screen, program)
     show_layout(screen, asked.layout, asked.hardware)
     show_dims(screen, asked.layout)
     show_collectives(screen, inspection)
@@ -115,7 +118,7 @@ def verb(options: Options, screen: Screen) -> int:
     record = _record(asked, data, inspection, outcome) | {"metrics": str(files.metrics)}
     record["resumed_from_step"] = start and start.metadata.step
     ok = _judged(options, asked, outcome, stopped, record, screen)
-    screen.say(f"metrics: {files.metrics}; checkpoint: {outcome.checkpoint}")
+    screen.say(f"metrics: {files.metrics}; checkpoint: {outcome.checkpoint or 'none'}")
     if not outcome.finished and outcome.checkpoint:
         screen.say(f"to go on: {_resuming(options)}")
     else:

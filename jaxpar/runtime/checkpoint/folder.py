@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,17 +75,25 @@ def run_folder(folder: Path, number: int) -> Path:
 
 def _inside(folder: Path) -> list[Path]:
     """What is in a folder; nothing where there is none."""
-    try:
+    with told_unread(folder):
         return list(folder.iterdir()) if folder.is_dir() else []
+
+
+@contextmanager
+def told_unread(what: Path) -> Iterator[None]:
+    """Within, what keeps this process from looking at a file or into a folder is one sentence."""
+    try:
+        yield
+    except RequestError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a zero byte in its name
-        raise RequestError(
-            f"checkpoints {folder}: cannot read there ({words_of(error)})"
-        ) from error
+        raise RequestError(f"checkpoints {what}: cannot read there ({words_of(error)})") from error
 
 
 def is_step(folder: Path) -> bool:
     """Whether a folder's name is that of a checkpoint: its step."""
-    return bool(_STEP.fullmatch(folder.name)) and folder.is_dir()
+    with told_unread(folder):
+        return bool(_STEP.fullmatch(folder.name)) and folder.is_dir()
 
 
 def one_of(path: str | Path) -> list[OnDisk]:

@@ -67,11 +67,11 @@ def stored_state(step: Step, parts: Mapping[str, Tree]) -> State:
         step=rest["step"],
         parameters=_ordered(step, own.stored(own.by_path(kept[PARAMETERS])), lead),
         model_state={
-            path: _as_key(_at(kept[MODEL_STATE], plain_keys(keys)), step.state.model_state[path])
+            path: as_key(_at(kept[MODEL_STATE], plain_keys(keys)), step.state.model_state[path])
             for path, keys in module_state.items()
         },
         optimizer=jax.tree.unflatten(tree, optimizer),
-        key=_as_key(rest["key"], step.state.key),
+        key=as_key(rest["key"], step.state.key),
         outer={what: own.stored(own.by_path(rest[what])) for what in step.state.outer},
     )
 
@@ -88,6 +88,11 @@ def stored_parameters(step: Step, tree: Tree) -> dict[str, Any]:
     return {
         path: jnp.broadcast_to(x, step.state.parameters[path].shape) for path, x in stored.items()
     }
+
+
+def mean_of(x: Any) -> Any:
+    """Of the replicas' arrays the mean; of what is no float the first."""
+    return jnp.mean(x, axis=0) if jnp.issubdtype(x.dtype, jnp.inexact) else x[0]
 
 
 def _ordered(step: Step, parameters: Mapping[str, Any], lead: int) -> dict[str, Any]:
@@ -141,8 +146,8 @@ class _Arrays:
         return jax.random.key_data(x) if _is_key(x) else x
 
     def mean(self, x: Any) -> Any:
-        """Of the replicas' arrays the mean; of what is no float the first."""
-        return jnp.mean(x, axis=0) if jnp.issubdtype(x.dtype, jnp.floating) else x[0]
+        """Of the replicas' arrays."""
+        return mean_of(x)
 
     def whole(self, own: OwnTree, stored: Mapping[str, Any], lead: int) -> dict[str, Any]:
         """Path of a weight -> its whole array, of arrays by path of storage."""
@@ -206,7 +211,7 @@ def _as_stored(step: Step, own: OwnTree, keys: Any, like: Any, value: Any, lead:
     if isinstance(like, Pieces) and path is not None:
         return Pieces(Cut(like.dim + lead, own.cuts[path].sizes).of(value), like.dim)
     if path is None or path in own.cuts or value.ndim - lead != len(own.shapes[path]):
-        return _as_key(value, like)
+        return as_key(value, like)
     spec = step.layout.parameters[path].optimizer_state
     return in_stored_order(step.layout, path, value, spec, lead)
 
@@ -226,7 +231,7 @@ def _is_key(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def _as_key(x: Any, like: Any) -> Any:
+def as_key(x: Any, like: Any) -> Any:
     """An array, as random keys where `like` is."""
     if not _is_key(like):
         return x

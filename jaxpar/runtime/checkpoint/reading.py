@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 
 from jaxpar.runtime.checkpoint.digest import digests
-from jaxpar.runtime.checkpoint.folder import OnDisk
+from jaxpar.runtime.checkpoint.folder import OnDisk, told_unread
 from jaxpar.runtime.checkpoint.metadata import DamagedCheckpoint, Metadata
 from jaxpar.runtime.checkpoint.orbax_reading import kinds_there, part_here
 from jaxpar.runtime.checkpoint.own_state import PARTS
@@ -33,7 +33,9 @@ def check_told(one: OnDisk, metadata: Metadata) -> None:
     """
     there: dict[str, tuple[tuple[int, ...], str]] = {}
     for part in PARTS:
-        if (one.folder / part).is_dir():
+        with told_unread(one.folder):
+            is_there = (one.folder / part).is_dir()
+        if is_there:
             found = kinds_there(one.folder / part)
             there |= {f"{part}/{name}": kind for name, kind in found.items()}
     told = {name: (tuple(x["shape"]), x["dtype"]) for name, x in metadata.arrays.items()}

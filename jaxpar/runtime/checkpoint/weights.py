@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from jaxpar.core.errors import RequestError, expect
 from jaxpar.program.configuration import deliberate
 from jaxpar.program.record import Program
-from jaxpar.runtime.checkpoint.folder import one_of
+from jaxpar.runtime.checkpoint.folder import one_of, told_unread
 from jaxpar.runtime.checkpoint.orbax_reading import shapes_there, tree_there
 from jaxpar.runtime.checkpoint.own_state import (
     PARAMETERS,
@@ -72,6 +72,12 @@ def _folder(path: Path) -> Path:
     """The folder that Orbax wrote a tree of parameters into."""
     steps = one_of(path)
     folder = steps[0].folder if steps else path
+    with told_unread(folder):
+        return _tree_in(folder, path)
+
+
+def _tree_in(folder: Path, path: Path) -> Path:
+    """The folder of parameters in one that `path` named."""
     if (folder / PARAMETERS).is_dir():
         folder = folder / PARAMETERS
     if not folder.is_dir():
