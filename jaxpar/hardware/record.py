@@ -77,6 +77,11 @@ class Hardware:
         expect("XLA's options of hardware", self.compiler_options, Mapping, "give them by name")
         expect("the rates of hardware", self.rates, Rates | None, "give a Rates, or None")
 
+    @property
+    def is_described(self) -> bool:
+        """Whether its devices are not here, so that a program is compiled and never run."""
+        return self.kind == "described"
+
     def with_options(self, told: Mapping[str, Any]) -> "Hardware":
         """The same hardware, XLA told more, or otherwise than it is usually told.
 

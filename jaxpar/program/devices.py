@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 from jax.extend.backend import backends
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from jaxpar.core.errors import RequestError
 from jaxpar.core.jax_compat import process_and_count
@@ -188,3 +188,12 @@ def _memory_bytes() -> int:
         if limit.isdigit():
             found.append(int(limit))
     return min(found)
+
+
+def sharded_on(mesh: Mesh, specs: Any) -> Any:
+    """NamedShardings on `mesh` for a tree of PartitionSpecs."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        specs,
+        is_leaf=lambda leaf: isinstance(leaf, jax.sharding.PartitionSpec),
+    )

@@ -12,6 +12,7 @@ from jaxpar.cli.show.inspection import (
 )
 from jaxpar.cli.show.layout import compiling, show_dims, show_layout
 from jaxpar.cli.show.work import show_bytes_by_axes, show_work
+from jaxpar.measures.explain.explain import explain
 from jaxpar.measures.inspect import inspect
 
 TAKES = "MODEL"
@@ -23,8 +24,9 @@ def verb(options: Options, screen: Screen) -> int:
     started = time.perf_counter()
     asked = options.case.resolve()
     with screen.doing(compiling(asked)):
-        program = asked.compile(for_speed=False)
+        program = asked.compile(for_speed=False, explains=True)
         inspection = inspect(program, is_strict=options.lint == "error")
+        explanation = explain(program)
     show_layout(screen, asked.layout, asked.hardware)
     show_dims(screen, asked.layout)
     show_collectives(screen, inspection)
@@ -33,6 +35,9 @@ def verb(options: Options, screen: Screen) -> int:
     show_schedule(screen, inspection)
     show_work(screen, inspection)
     show_memory(screen, inspection)
-    screen.finish({**inspection.record(), "seconds": time.perf_counter() - started})
+    told = inspection.record()
+    told["traffic"] = told["collectives"]
+    told |= explanation.record()
+    screen.finish({**told, "seconds": time.perf_counter() - started})
     fits = inspection.device_memory is None or inspection.device_memory.fits is not False
     return 0 if inspection.ok and fits else 1
