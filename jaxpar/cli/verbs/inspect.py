@@ -13,6 +13,8 @@ from jaxpar.cli.show.inspection import (
 from jaxpar.cli.show.layout import compiling, show_dims, show_layout
 from jaxpar.cli.show.work import show_bytes_by_axes, show_work
 from jaxpar.measures.explain.explain import explain
+from jaxpar.measures.explain.memory import step_memory
+from jaxpar.measures.explain.work import as_record, work_by_module
 from jaxpar.measures.inspect import inspect
 
 TAKES = "MODEL"
@@ -26,7 +28,7 @@ def verb(options: Options, screen: Screen) -> int:
     with screen.doing(compiling(asked)):
         program = asked.compile(for_speed=False, explains=True)
         inspection = inspect(program, is_strict=options.lint == "error")
-        explanation = explain(program)
+        explanation, held = explain(program), step_memory(program)
     show_layout(screen, asked.layout, asked.hardware)
     show_dims(screen, asked.layout)
     show_collectives(screen, inspection)
@@ -38,6 +40,8 @@ def verb(options: Options, screen: Screen) -> int:
     told = inspection.record()
     told["traffic"] = told["collectives"]
     told |= explanation.record()
+    told["flops"] = as_record(work_by_module(program.step))
+    told["memory"] = told["memory"] | (held.record() if held else {})
     screen.finish({**told, "seconds": time.perf_counter() - started})
     fits = inspection.device_memory is None or inspection.device_memory.fits is not False
     return 0 if inspection.ok and fits else 1

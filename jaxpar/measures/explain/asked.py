@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from jaxpar.core.scopes import weight_in
@@ -70,15 +71,35 @@ class Ways:
 
     def ends(self, part: Part) -> Ends:
         """Where what a part of a collective moves comes from and goes to."""
-        origins, results = set(), set()
-        for node in self.flow.back(part.operand, moves):
-            place = self._argument(node)
-            origins |= {place} if place else set()
-        for node in (n for r in part.results for n in self.flow.on(r, keeps_elements)):
-            if node.computation == self.entry.name and node.name == self.entry.root.name:
-                if 0 <= node.at < len(self.places.results):
-                    results.add(self.places.results[node.at])
-        return Ends(frozenset(origins), frozenset(results))
+        results = frozenset(place for node in part.results for place in self.results(node))
+        return Ends(self.origins(part.operand), results)
+
+    def origins(self, start: Node) -> frozenset[Place]:
+        """The arguments of the program that a value is, moved only."""
+        places = (self._argument(node) for node in self.flow.back(start, moves))
+        return frozenset(place for place in places if place is not None)
+
+    def results(self, start: Node) -> frozenset[Place]:
+        """The results of the program that are made of a value element by element."""
+        at = self._reached.get(start, 0) | self._reached.get(replace(start, at=-1), 0)
+        return frozenset(p for n, p in enumerate(self.places.results) if at >> n & 1)
+
+    @cached_property
+    def _reached(self) -> dict[Node, int]:
+        """A value -> the results that are made of it element by element, a bit each."""
+        root = self.entry.root
+        found = {
+            Node(self.entry.name, root.name, n): 1 << n for n in range(len(self.places.results))
+        }
+        queue = list(found)
+        for node in queue:  # the list grows while we walk it
+            if keeps_elements(self.flow.instruction(node)):
+                for source in self.flow.sources(node):
+                    bits = found.get(source, 0) | found[node]
+                    if bits != found.get(source, 0):
+                        found[source] = bits
+                        queue.append(source)
+        return found
 
     def _argument(self, node: Node) -> Place | None:
         """The argument of the program that a value is."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from jaxpar.hlo.parse import Instruction
 from jaxpar.hlo.fault import Fault
+from jaxpar.hlo.parse import Instruction
 from jaxpar.measures.explain.meaning import line_among
 from jaxpar.measures.explain.places import Places
 

@@ -82,7 +82,7 @@ class Meanings:
             ends: of the finished module, where it tells more; else those of `one`.
         """
         phase, recomputed = phase_of(one)
-        is_a, path = self._what(one, ends, phase)
+        is_a, path = self._what(one, ends, FORWARD if recomputed else phase)
         owner = path if is_a in (WEIGHT, GRADIENT, NEW, STATE) else ""
         if is_a in (GRADIENT, COTANGENT):
             phase = BACKWARD

@@ -98,7 +98,9 @@ def _reduced(one: Asked, meaning: Meaning, layout: Layout, told: str, over: str,
     ends = ", and each device keeps its shard" if kind == "reduce-scatter" else ""
     finish = f"{kind} over {over}{ends}"
     last = one.name.rpartition("/")[2]
-    partial = [p for p in (one.value.partial if one.value else ()) if p.axis in one.axes]
+    held = one.value.partial if one.value else ()
+    fold = (one.part.reducer, "lookup") if one.part.reducer else (*_FOLDS, "add", "lookup")
+    partial = [p for p in held if p.axis in one.axes and p.by in fold]
     sure = sorted((p for p in partial if p.is_sure), key=str)
     names = list(dict.fromkeys(n for p in sure for n in p.dims))
     along = f"{'dims' if len(names) > 1 else 'dim'} {_listed(names)}" if names else "dim"
