@@ -14,8 +14,13 @@ from pathlib import Path
 
 from hlo_text import ONE_REDUCE, TABLES, G, loop, program, run_loop
 
+from jaxpar.hlo.collectives import collectives
+from jaxpar.hlo.flow import Flow, keeps_elements, moves
 from jaxpar.hlo.frames import frames_of
 from jaxpar.hlo.parse import parse
+from jaxpar.hlo.partial_sums import Sums
+from jaxpar.hlo.parts import parts_of
+from jaxpar.hlo.schedule import between
 from jaxpar.measures.traffic import traffic
 
 NUMBERS = (*"01237", "8", "64", "999999999", "-1", "1e5", "9" * 5000)
@@ -158,8 +163,15 @@ def outcome(text: str) -> str:
     """ "read", or the sentence that a text is refused with; anything else that it raises flies."""
     try:
         traffic(text, MESH)
-        parse(text)
+        module = parse(text)
         frames_of(text, 2)
+        Sums(module, MESH)
+        flow = Flow(module)
+        for one in collectives(module):
+            between(flow, one)
+            for part in parts_of(flow, one):
+                assert list(flow.back(part.operand, moves))
+                assert [list(flow.on(result, keeps_elements)) for result in part.results]
     except ValueError as error:
         sentence = str(error)
         assert sentence and type(error) in (ValueError,), error

@@ -24,3 +24,13 @@ class Fault:
     made: Instruction
     used: Instruction
     result: int = -1
+
+
+NONLINEAR = frozenset(
+    "abs sqrt rsqrt cbrt power maximum minimum clamp exponential exponential-minus-one log "
+    "log-plus-one tanh logistic sine cosine tan erf".split()
+)
+"""Operations of which a partial sum must not be given, wherever its parts are summed later."""
+
+PRODUCTS = ("multiply", "divide", "dot")
+"""Operations of which the factors must not be partial sums over an axis that shards the other."""

@@ -23,7 +23,7 @@ import numpy as np
 
 from jaxpar.hlo.collectives import Collective, axes_of, collectives, spans_whole_axes
 from jaxpar.hlo.contractions import numbers, resized, shape_of
-from jaxpar.hlo.fault import Fault
+from jaxpar.hlo.fault import NONLINEAR, PRODUCTS, Fault
 from jaxpar.hlo.flow import hands_on_each, index_of
 from jaxpar.hlo.held import Held, differing, either, gathered_over, not_followed, vague
 from jaxpar.hlo.parse import Computation, Instruction, Module
@@ -35,6 +35,9 @@ Named = Callable[[Instruction], tuple[str, ...] | None]
 """An argument of the program -> the names of its dims, where they are known."""
 
 _ZERO = re.compile(r"-?0(?:\.0*)?")
+_MOST_PASSES = 200
+"""So often an instruction is followed, on the average, before the rest is let go."""
+
 _MOST_TURNS = 8
 """After so many turns a loop's carry that still changes is not followed."""
 
@@ -60,6 +63,9 @@ class Sums:
         self.collectives = {(c.computation, c.name): c for c in collectives(module)}
         self.held: dict[tuple[str, str], Held] = {}
         self._faults: dict[tuple[str, str, str], Fault] = {}
+        count = sum(len(c.instructions) for c in module.computations.values())
+        self._left = _MOST_PASSES * count  # instructions that may still be followed
+        self._anything = plain((), differs=frozenset(self.axis_sizes))
         entry = module.computations[module.entry]
         result = self._computation(entry, None)
         if isinstance(result, tuple):
@@ -78,6 +84,9 @@ class Sums:
 
     def _computation(self, where: Computation, given: Sequence[Held] | None) -> Held:
         """What a computation returns, given its arguments; None where it is the program's own."""
+        self._left -= len(where.instructions)
+        if self._left < 0:
+            return not_followed(where.root, [self._anything])
         for i in where.instructions:
             self.held[where.name, i.name] = self._result(where, i, given)
         return self.held[where.name, where.root.name]
@@ -86,10 +95,14 @@ class Sums:
         """What is known of an instruction's result."""
         if i.opcode == "parameter":
             number = int(i.arguments)
-            return self._argument(i) if given is None else given[number]
+            if given is None:
+                return self._argument(i)
+            inside = number < len(given)
+            return given[number] if inside else not_followed(i, [self._anything])
         operands = [self.held[where.name, name] for name in i.operands]
         if i.opcode == "tuple":
-            return tuple(operands)
+            # Of a tuple within a tuple nothing is claimed.
+            return tuple(o if isinstance(o, Value) else self._anything for o in operands)
         if i.opcode == "get-tuple-element":
             source, at = operands[0], index_of(i)
             inside = isinstance(source, tuple) and at < len(source)
@@ -117,7 +130,7 @@ class Sums:
     def _made(self, i: Instruction) -> Value:
         """What is known of a constant, a count, or a device's own number."""
         if i.opcode == "partition-id":
-            return plain((), differs=frozenset(self.axis_sizes))
+            return self._anything
         return plain(shape_of(i), is_zero=bool(_ZERO.fullmatch(i.arguments)))
 
     def _control(self, i: Instruction, operands: Sequence[Held]) -> Held:
@@ -159,8 +172,13 @@ class Sums:
             return plain(shape_of(i), differs=axes, own=axes)
         rule = rule_of(i)
         single = len(i.shapes) == 1
-        result = rule(i, values, at, reducer) if rule and single else not_followed(i, values)
-        self._check(where, i, values, result)
+        if rule is None or not single:
+            return not_followed(i, values)
+        try:
+            result = rule(i, values, at, reducer)
+        except (IndexError, ValueError):  # of dims that its operands do not have
+            return not_followed(i, values)
+        self._check(i, values)
         return result
 
     def _own_part(self, where: Computation, i: Instruction) -> frozenset[str] | None:
@@ -236,7 +254,7 @@ class Sums:
             p = sums[axis]
             self._tell("wrong group", axis, p.dims, self._at(p), i)
 
-    def _check(self, where: Computation, i: Instruction, values, result: Value | Held) -> None:
+    def _check(self, i: Instruction, values: Sequence[Value]) -> None:
         """Tell of a partial sum among the operands that this operation must not be given."""
         if i.opcode in _INDIFFERENT:
             return
@@ -245,8 +263,8 @@ class Sums:
             for axis, p in value.sums().items():
                 whole = [v for v in others if axis in v.reduced and axis not in v.varies]
                 own = i.opcode == "dynamic-slice" and any(axis in v.own for v in others)
-                product = i.opcode in _PRODUCTS and _varied(others, axis)
-                if own or product or i.opcode in _NONLINEAR:
+                product = i.opcode in PRODUCTS and _varied(others, axis)
+                if own or product or i.opcode in NONLINEAR:
                     self._tell("not reduced", axis, p.dims, self._at(p), i)
                 elif i.opcode in ("add", "subtract") and whole:
                     self._tell("added too early", axis, p.dims, self._at(p), i)
@@ -268,14 +286,6 @@ class Sums:
         key = (kind, axis, made.name)
         self._faults.setdefault(key, Fault(kind, axis, dims, made, used, result))
 
-
-_NONLINEAR = frozenset(
-    "abs sqrt rsqrt cbrt power maximum minimum clamp exponential exponential-minus-one log "
-    "log-plus-one tanh logistic sine cosine tan erf".split()
-)
-"""Operations of which a partial sum must not be given, wherever its parts are summed later."""
-
-_PRODUCTS = ("multiply", "divide", "dot")
 
 _INDIFFERENT = frozenset((*LINEAR - {"add", "subtract"}, "broadcast", "tuple"))
 

@@ -85,7 +85,7 @@ def _pieces(
     if one.kind != "all-reduce":
         return whole
     found = [n for n in flow.back(operand, _passes) if flow.instruction(n).opcode == "concatenate"]
-    if len(found) != 1 or len(flow.instruction(found[0]).shapes[0][1]) != 1:
+    if len(found) != 1 or not all(len(n) == 1 for n in _sizes(flow, found[0])):
         return whole
     where = flow.module.computations[found[0].computation]
     i = where.by_name[found[0].name]
@@ -93,13 +93,22 @@ def _pieces(
     for node in flow.on(result, _passes):
         if match := _SLICE.search(flow.instruction(node).attributes):
             slices.setdefault(int(match[1]), []).append(node)
-    pieces, begin, total = [], 0, i.shapes[0][1][0]
-    for name in i.operands:
-        size = where.by_name[name].shapes[0][1][0]
+    sizes = [n for (n,) in _sizes(flow, found[0])]
+    pieces, begin, total = [], 0, sum(sizes)
+    if not total:
+        return whole
+    for name, size in zip(i.operands, sizes, strict=True):
         results = tuple(slices.get(begin, ())) or (result,)
         pieces.append((Node(where.name, name), Fraction(size, total), results))
         begin += size
     return pieces
+
+
+def _sizes(flow: Flow, node: Node) -> list[tuple[int, ...]]:
+    """The sizes of the operands of an instruction."""
+    where = flow.module.computations[node.computation]
+    shapes = [where.by_name[name].shapes for name in flow.instruction(node).operands]
+    return [shape[0][1] if shape else () for shape in shapes]
 
 
 def _passes(i: Instruction) -> bool:

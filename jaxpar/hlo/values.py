@@ -138,7 +138,8 @@ def merged_dim(one: Dim, other: Dim) -> Dim:
             for a, b in pairs
         )
     more = axes_of_dim(other) - axes_of_dim(one)
-    return (replace(one[0], axes=one[0].axes | more), *one[1:])
+    first = replace(one[0], axes=one[0].axes | more, is_sure=one[0].is_sure and not more)
+    return (first, *one[1:])
 
 
 def merged(values: Iterable[Value]) -> Value:

@@ -281,7 +281,7 @@ def compile_step(
         hardware: what to compile for, a record or its name in the catalogue.
         for_speed: False when the program will run only a few times on simulated devices; each
             part of it is then compiled when it is first used.
-        explains: whether `jaxpar.explain` will be asked of it, which saves compiling it twice.
+        explains: whether `jaxpar.measures.explain` will be asked of it: it is compiled once then.
 
     Raises:
         RequestError: when the machine has fewer devices than the mesh, or cannot compile for them;

@@ -94,7 +94,8 @@ class Meanings:
     def _what(self, one: Asked, ends: Ends, phase: str) -> tuple[str, str]:
         """(what it is, the path of it)."""
         if path := weight_in(one.name):
-            return WEIGHT, path
+            is_back = one.kind in ("all-reduce", "reduce-scatter") and phase == BACKWARD
+            return (GRADIENT if is_back else WEIGHT), path
         origins = one.ends.origins or ends.origins
         groups = {place.group for place in origins}
         if groups == {PARAMETERS}:
