@@ -1,8 +1,9 @@
 """Where a value of a compiled program comes from and where it goes: through loops, calls, tuples.
 
 A `Flow` of a module answers for one value at a time. A value is a `Node`: the result of an
-instruction, or one element of it. What it does not tell apart: two calls of one computation, and
-what is inside a tuple that is within another.
+instruction, or one element of it. Through a computation that is called from several places values
+are only followed where it computes with each element alone. What is inside a tuple that is within
+another is not told apart.
 """
 
 import re
@@ -28,6 +29,7 @@ ELEMENTWISE = frozenset(
 )
 """Operations of which each element of the result is made of one of every operand."""
 
+_CONSTANT = ("constant", "iota", "broadcast")
 _INDEX = re.compile(r"index=(\d{1,18})")
 _ENTERS = ("fusion", "call", "async-start", "map")
 """What hands its operands to a computation's parameters, one for one."""
@@ -69,6 +71,16 @@ class Flow:
                     found.setdefault((where.name, name), []).append(i)
         return found
 
+    def _is_shared(self, i: Instruction) -> bool:
+        """Whether an instruction calls what others call too."""
+        return i.opcode in _ENTERS and any(len(self.callers[name]) > 1 for _, name in i.calls)
+
+    def _through(self, i: Instruction) -> tuple[str, ...]:
+        """The operands that each element of the result of a shared call is made of alone."""
+        inside = [one for _, name in i.calls for one in self.module.computations[name].instructions]
+        alone = all(keeps_elements(one) or one.opcode in _CONSTANT for one in inside)
+        return i.operands if alone else ()
+
     def instruction(self, node: Node) -> Instruction:
         """The instruction that a node is a result of."""
         return self.module.computations[node.computation].by_name[node.name]
@@ -78,6 +90,8 @@ class Flow:
         where, i, at = self.module.computations[node.computation], self.instruction(node), node.at
         if i.opcode == "parameter":
             yield from self._given(where, int(i.arguments), at)
+        elif self._is_shared(i):
+            yield from (Node(where.name, name) for name in self._through(i))
         elif i.opcode in ("while", *_ENTERS, "conditional") and i.calls:
             for role, name in i.calls:
                 if role != "condition":
@@ -107,7 +121,7 @@ class Flow:
         where = self.module.computations[node.computation]
         for user in self._users.get((node.computation, node.name), ()):
             yield from self._used(where, user, node)
-        if where.root.name == node.name:
+        if where.root.name == node.name and len(self.callers.get(where.name, ())) < 2:
             for caller, i, role, _ in self.callers.get(where.name, ()):
                 if role != "condition":
                     yield Node(caller.name, i.name, node.at)
@@ -120,6 +134,8 @@ class Flow:
         if user.opcode == "get-tuple-element":
             if node.at in (-1, index_of(user)):
                 yield Node(where.name, user.name)
+        elif self._is_shared(user):
+            yield from [Node(where.name, user.name)] * (node.name in self._through(user))
         elif user.opcode in ("while", "conditional", *_ENTERS) and user.calls:
             for branch, (role, name) in enumerate(user.calls):
                 for place in places:

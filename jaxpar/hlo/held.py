@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from jaxpar.hlo.contractions import resized
@@ -38,14 +38,14 @@ def _flat(held: Sequence[Held]):
             yield from _flat(value)
 
 
-def either(a: Held, b: Held) -> Held:
+def either(a: Held, b: Held, join: Callable[[Value, Value], Value] = joined) -> Held:
     """What holds of a result that is the one or the other."""
     if isinstance(a, Value) and isinstance(b, Value):
         if len(a.dims) != len(b.dims):
             return unknown((1,) * len(a.dims), [a, b])
-        return joined(a, b)
+        return join(a, b)
     if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
-        return tuple(map(either, a, b))
+        return tuple(either(x, y, join) for x, y in zip(a, b, strict=True))
     return a
 
 

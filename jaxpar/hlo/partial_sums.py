@@ -29,7 +29,7 @@ from jaxpar.hlo.held import Held, differing, either, gathered_over, not_followed
 from jaxpar.hlo.parse import Computation, Instruction, Module
 from jaxpar.hlo.shardings import sharded_over, varying_over
 from jaxpar.hlo.transfer import LINEAR, rule_of
-from jaxpar.hlo.values import Factor, Partial, Value, axes_of_dim, plain, unknown
+from jaxpar.hlo.values import Factor, Partial, Value, axes_of_dim, carried, plain, unknown
 
 Named = Callable[[Instruction], tuple[str, ...] | None]
 """An argument of the program -> the names of its dims, where they are known."""
@@ -154,7 +154,7 @@ class Sums:
         """What is known of a loop's carry in every turn."""
         for _ in range(_MOST_TURNS):
             before = dict(self._faults)
-            after = either(carry, self._computation(called["body"], [carry]))
+            after = either(carry, self._computation(called["body"], [carry]), carried)
             if after == carry:
                 break
             self._faults = before  # of a carry that holds less than was thought

@@ -153,8 +153,19 @@ def merged(values: Iterable[Value]) -> Value:
     return replace(reduce(both, values), partial=frozenset(), is_zero=False)
 
 
+def carried(before: Value, after: Value) -> Value:
+    """What holds of a loop's carry, given what holds before a turn and after it.
+
+    A partial sum after a turn is one in every turn but the first.
+    """
+    new = frozenset(p for p in after.partial if p.axis not in before.varies)
+    if before.is_zero or {p.axis for p in new} <= {p.axis for p in before.partial}:
+        return joined(before, after)
+    return joined(replace(before, partial=before.partial | new), after)
+
+
 def joined(a: Value, b: Value) -> Value:
-    """What holds of an array that is the one or the other, such as a loop's carry."""
+    """What holds of an array that is the one or the other."""
     if a == b or b.is_zero:
         return a
     if a.is_zero:

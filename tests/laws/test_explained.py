@@ -199,7 +199,7 @@ def test_no_program_of_the_catalogue_has_a_partial_sum_at_fault(words):
 
 
 def planted(words, find, change):
-    """What is told when each all-reduce that `find` matches is changed alone: (place, sentences)."""
+    """(place, what is told) when each all-reduce that `find` matches is changed alone."""
     program = compiled(*words)
     sizes, places = sizes_of(program.step.layout.mesh), Places(program.step)
     lines = program.dumps.partitioned.split("\n")

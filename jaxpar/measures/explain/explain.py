@@ -70,7 +70,7 @@ def explained(
             if asked is None:
                 told: tuple = _told_of_names(part)
             else:
-                meaning = meanings.of(asked, ends)
+                meaning = meanings.of(asked)
                 told = _told(asked, meaning, places, one.kind)
             key = (one.kind, axes, *told, overlapped, crosses, len(parts) > 1)
             grouped[key].append((part, one))

@@ -75,10 +75,11 @@ class Held:
         phase, _ = phase_of_name(i.op_name)
         results = self.ways.results(node)
         groups = {place.group for place in results}
-        if groups & {PARAMETERS, OPTIMIZER} and not groups & {MODEL, OTHER}:
+        is_new = groups & {PARAMETERS, OPTIMIZER} and not groups & {MODEL, OTHER}
+        if is_new and phase != FORWARD:
             is_state = phase not in (FORWARD, BACKWARD) and "while" not in i.op_name
             return (TEMPORARIES if is_state else GRADIENTS), parameter_of(results)
-        if phase != BACKWARD and not groups and self._spans_backward(buffer):
+        if phase != BACKWARD and (phase == FORWARD or not groups) and self._spans_backward(buffer):
             return SAVED, ""
         return TEMPORARIES, ""
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from jaxpar.core.scopes import weight_in
 from jaxpar.core.source_lines import own_file
 from jaxpar.hlo.frames import Frame
-from jaxpar.measures.explain.asked import Asked, Ends, parameter_of
+from jaxpar.measures.explain.asked import Asked, parameter_of
 from jaxpar.measures.explain.lines import first_lines
 from jaxpar.measures.explain.places import BATCH, MODEL, OPTIMIZER, OTHER, PARAMETERS, Places
 from jaxpar.measures.explain.record import BACKWARD, FORWARD, UPDATE
@@ -74,15 +74,10 @@ class Meanings:
         """(path -> the line that uses it first, the line of the stack of layers)."""
         return first_lines(self.places.step.asked.loss)
 
-    def of(self, one: Asked, ends: Ends) -> Meaning:
-        """What a collective moves.
-
-        Args:
-            one: it, in the partitioned module.
-            ends: of the finished module, where it tells more; else those of `one`.
-        """
+    def of(self, one: Asked) -> Meaning:
+        """What a collective of the partitioned module moves."""
         phase, recomputed = phase_of(one)
-        is_a, path = self._what(one, ends, FORWARD if recomputed else phase)
+        is_a, path = self._what(one, FORWARD if recomputed else phase)
         owner = path if is_a in (WEIGHT, GRADIENT, NEW, STATE) else ""
         if is_a in (GRADIENT, COTANGENT):
             phase = BACKWARD
@@ -91,12 +86,12 @@ class Meanings:
         module = self.places.module_of(owner or one.nearest)
         return Meaning(is_a, path, phase, recomputed, module, self._source(one, owner))
 
-    def _what(self, one: Asked, ends: Ends, phase: str) -> tuple[str, str]:
+    def _what(self, one: Asked, phase: str) -> tuple[str, str]:
         """(what it is, the path of it)."""
         if path := weight_in(one.name):
             is_back = one.kind in ("all-reduce", "reduce-scatter") and phase == BACKWARD
             return (GRADIENT if is_back else WEIGHT), path
-        origins = one.ends.origins or ends.origins
+        origins = one.ends.origins
         groups = {place.group for place in origins}
         if groups == {PARAMETERS}:
             return WEIGHT, parameter_of(origins)
@@ -104,7 +99,7 @@ class Meanings:
             return STATE, parameter_of(origins)
         if groups == {BATCH}:
             return FIELD, next(iter(origins)).path
-        results = ends.results or one.ends.results
+        results = one.ends.results
         groups = {place.group for place in results}
         path = parameter_of(results)
         if groups == {PARAMETERS} and path and one.kind == "all-gather":
