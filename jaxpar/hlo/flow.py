@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 from jaxpar.hlo.parse import Computation, Instruction, Module
 
@@ -84,6 +85,17 @@ class Flow:
     def instruction(self, node: Node) -> Instruction:
         """The instruction that a node is a result of."""
         return self.module.computations[node.computation].by_name[node.name]
+
+    def keeps_elements(self, node: Node) -> bool:
+        """Whether a value is made of its operands element by element; see `keeps_elements`.
+
+        A sum over dims of size 1 is, too.
+        """
+        i = self.instruction(node)
+        if i.opcode != "reduce":
+            return keeps_elements(i)
+        source = self.module.computations[node.computation].by_name[i.operands[0]]
+        return len(i.shapes) == 1 and prod(i.shapes[0][1]) == prod(source.shapes[0][1])
 
     def sources(self, node: Node) -> Iterator[Node]:
         """The values that a value is made of, one step back."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxpar.core.scopes import weight_in
 from jaxpar.hlo.collectives import axes_of, collectives
-from jaxpar.hlo.flow import Flow, Node, keeps_elements, moves
+from jaxpar.hlo.flow import Flow, Node, moves
 from jaxpar.hlo.parse import Instruction
 from jaxpar.hlo.partial_sums import Sums
 from jaxpar.hlo.parts import Part, full_name, parts_of
@@ -93,7 +93,7 @@ class Ways:
         }
         queue = list(found)
         for node in queue:  # the list grows while we walk it
-            if keeps_elements(self.flow.instruction(node)):
+            if self.flow.keeps_elements(node):
                 for source in self.flow.sources(node):
                     bits = found.get(source, 0) | found[node]
                     if bits != found.get(source, 0):
