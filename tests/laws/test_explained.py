@@ -8,6 +8,7 @@ import re
 from functools import cache
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small import needs_gpu_compiler, small_layout
@@ -51,6 +52,11 @@ CASES = (
     case("h100", "transformer", "pipeline", "auto", 4, "pipe=2,data=2,model=2"),
     case("h100", "moe", "expert", "auto", 1, BOTH),
 )
+
+
+def words_of(number: int) -> Any:
+    """The words of one of the cases."""
+    return CASES[number].values[0]
 
 
 @cache
@@ -124,7 +130,7 @@ def test_weights_and_gradients_are_known_by_their_paths(words):
 
 def test_a_contracted_dim_is_named():
     """The sum behind a row-parallel product says which dim it runs over."""
-    rows = told(*CASES[3].values[0]).rows
+    rows = told(*words_of(3)).rows
     assert any("contracted dim `ffn` over `model`" in row.reason for row in rows)
 
 
@@ -156,7 +162,7 @@ def test_memory_sums_to_the_peak_that_xla_has_itself(words):
 def test_what_is_kept_for_backward_and_what_is_gathered_are_told_apart():
     """With full rematerialization less is kept, and gathered weights are no activations."""
     kept = {}
-    for words in (CASES[4].values[0], CASES[5].values[0]):
+    for words in (words_of(4), words_of(5)):
         found = step_memory(compiled(*words))
         assert found is not None
         most = {name: max(values[n] for _, values in found.curve) for n, name in enumerate(PARTS)}
@@ -180,7 +186,7 @@ def test_the_work_of_modules_is_the_work_of_the_step(words):
 def test_the_work_of_a_dense_layer_is_six_times_its_weights_and_rows():
     """Of an mlp: two forward and four backward for each weight and row; the first layer's input
     has no gradient."""
-    step = compiled(*CASES[0].values[0]).step
+    step = compiled(*words_of(0)).step
     layout = step.layout
     kernels = [a for p, a in layout.parameters.items() if p.endswith("kernel")]
     rows = layout.model.batch_size
@@ -216,7 +222,7 @@ def test_a_dropped_psum_of_a_manual_strategy_is_told_by_its_line():
     """Without the sum after a row-parallel product, its line and the contracted dim are named."""
     found = list(
         planted(
-            CASES[5].values[0],
+            words_of(5),
             r"/jvp\(\)/closed_call/bsf,fd->bsd/psum|jvp\(\)/closed_call/bsf,fd->bsd/psum",
             lambda m: [f"{m[1]} copy({m[3]})"],
         )
@@ -235,7 +241,7 @@ def test_a_doubled_sum_is_told(number):
     """Whatever is summed over an axis twice is found, wherever a sum was put beside the first."""
     found = list(
         planted(
-            CASES[number].values[0],
+            words_of(number),
             r"dot_general|psum_invariant|/transpose",
             lambda m: [
                 f"{m[1]} all-reduce({m[3]}), {m[4]}".replace(f"%{m[2]} =", f"%{m[2]}.first ="),
@@ -252,7 +258,7 @@ def test_a_sum_over_the_wrong_devices_is_told():
     """Groups of another axis leave a partial sum, of which copies are added."""
     found = list(
         planted(
-            CASES[4].values[0],
+            words_of(4),
             r"replica_groups=\{\{0,1\},.*/jvp\(\)/.*bsf,fd->bsd/dot_general",
             lambda m: [
                 f"{m[1]} all-reduce({m[3]}), {m[4]}".replace(
@@ -266,7 +272,7 @@ def test_a_sum_over_the_wrong_devices_is_told():
 
 def test_a_weight_that_is_left_whole_is_seen_in_what_is_gathered():
     """Stored whole, a weight is not gathered, and its gradient is not scattered."""
-    words = CASES[1].values[0]
+    words = words_of(1)
     rows, layout = told(*words).rows, compiled(*words).step.layout
     whole = {p for p, a in layout.parameters.items() if not any(axes_of(e) for e in a.stored)}
     assert whole
