@@ -191,7 +191,7 @@ def test_verify_tells_error_bound_and_dtype(capsys):
 
 
 def test_inspect_tells_the_collectives(capsys):
-    """`inspect --json`: every collective explained, their sums by kind and axes, memory and work."""
+    """`inspect --json`: every collective explained, their sums, memory and work."""
     argv = ["inspect", "mlp", *TINY, "--strategy", "data", "--mesh", "data=2", "--what-if"]
     record = record_of(argv, capsys)
     (said,) = record["traffic"]

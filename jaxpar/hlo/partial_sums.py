@@ -31,8 +31,8 @@ from jaxpar.hlo.shardings import sharded_over, varying_over
 from jaxpar.hlo.transfer import LINEAR, rule_of
 from jaxpar.hlo.values import Factor, Partial, Value, axes_of_dim, carried, plain, unknown
 
-Named = Callable[[Instruction], tuple[str, ...] | None]
-"""An argument of the program -> the names of its dims, where they are known."""
+Named = Callable[[Instruction], tuple[Factor, ...] | None]
+"""An argument of the program -> its dims, where they are known otherwise than by the text."""
 
 _ZERO = re.compile(r"-?0(?:\.0*)?")
 _MOST_PASSES = 200
@@ -56,7 +56,8 @@ class Sums:
         Args:
             module: right after partitioning.
             axis_sizes: the mesh, outermost axis first.
-            named: tells the names of an argument's dims.
+            named: tells the dims of an argument, their names and how they are sharded; modules of
+                JAX 0.11 and 0.12 say nothing of it themselves.
         """
         self.module, self.axis_sizes = module, dict(axis_sizes)
         self.named: Named = named or (lambda _: None)
@@ -121,11 +122,12 @@ class Sums:
     def _argument(self, i: Instruction) -> Value:
         """What is known of an argument of the program."""
         shape = shape_of(i)
+        if (dims := self.named(i)) is not None:
+            return Value(tuple((factor,) for factor in dims))
         over = sharded_over(i.attributes, len(shape), self.axis_sizes)
-        names = self.named(i) or ("",) * len(shape)
-        if over is None or len(names) != len(shape):
+        if over is None:
             return plain(shape, differs=frozenset(self.axis_sizes))
-        return Value(tuple((Factor(*f),) for f in zip(names, shape, over, strict=True)))
+        return Value(tuple((Factor("", n, axes),) for n, axes in zip(shape, over, strict=True)))
 
     def _made(self, i: Instruction) -> Value:
         """What is known of a constant, a count, or a device's own number."""

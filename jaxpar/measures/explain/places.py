@@ -7,8 +7,11 @@ from functools import cached_property
 from typing import Any
 
 import jax
+from jax.sharding import PartitionSpec as P
 
+from jaxpar.core.mesh import axes_of
 from jaxpar.hlo.parse import Instruction
+from jaxpar.hlo.values import Factor
 from jaxpar.models.pieces import piece_named, weight_named
 from jaxpar.models.record import role_of
 from jaxpar.step.record import Step
@@ -57,6 +60,11 @@ class Places:
             **{f"batch{_spelled(path)}": Place(BATCH, _simple(path), _simple(path))
                for path, _ in batch},
         }  # fmt: skip
+        specs = jax.tree.leaves(step.state_specs, is_leaf=lambda leaf: isinstance(leaf, P))
+        self._specs = {
+            **{_simple(path): spec for (path, _), spec in zip(state, specs, strict=True)},
+            **step.layout.batch,
+        }
         names = len(step.traced.closed.jaxpr.outvars) - len(state)
         metrics = [Place(OTHER, "metrics", "metrics")] * max(0, names)
         self.results = (*(self._place(path, leaf) for path, leaf in state), *metrics)
@@ -65,18 +73,23 @@ class Places:
         """The array that an argument of the program is; None where its name does not tell."""
         return self._by_name.get(i.op_name.replace("\\'", "'").replace('\\"', '"'))
 
-    def dims(self, i: Instruction) -> tuple[str, ...] | None:
-        """The names of the dims of an argument, where they are known."""
+    def dims(self, i: Instruction) -> tuple[Factor, ...] | None:
+        """The dims of an argument: their names where they are known, and how they are sharded."""
         place = self.argument(i)
-        layout = self.step.layout
         if place is None:
             return None
-        if place.group == BATCH and place.path in layout.model.batch:
-            return layout.model.batch[place.path].dims
+        spec, shape = self._specs[place.name], i.shapes[0][1]
+        names, layout = ("",) * len(shape), self.step.layout
         array = layout.parameters.get(place.path) or layout.state.get(place.path)
-        if array is None or len(array.shape) != len(i.shapes[0][1]):
+        if place.group == BATCH and place.path in layout.model.batch:
+            names = layout.model.batch[place.path].dims
+        elif array is not None and len(array.shape) == len(shape):
+            names = array.dims
+        axes = [frozenset(axes_of(entry)) for entry in spec]
+        if not len(axes) <= len(shape) == len(names):
             return None
-        return tuple(dim if isinstance(dim, str) else "" for dim in array.dims)
+        axes += [frozenset()] * (len(shape) - len(axes))
+        return tuple(Factor(*told) for told in zip(map(str, names), shape, axes, strict=True))
 
     def _place(self, path: Any, leaf: Any) -> Place:
         """What a leaf of the state is."""
