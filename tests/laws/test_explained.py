@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from small import needs_gpu_compiler, small_layout
 
+from jaxpar.core.errors import RequestError
 from jaxpar.core.mesh import axes_of, sizes_of
 from jaxpar.core.source_lines import is_own
 from jaxpar.hlo.parse import parse
@@ -28,6 +29,11 @@ from jaxpar.measures.traffic import traffic
 from jaxpar.measures.work import work
 from jaxpar.program.record import compile_step
 from jaxpar.step.make_step import make_step
+from jaxpar.testing.programs import (
+    assert_no_collective,
+    assert_peak_under,
+    assert_same_traffic,
+)
 
 pytestmark = pytest.mark.usefixtures("drawn_once")
 
@@ -193,6 +199,29 @@ def test_the_work_of_a_dense_layer_is_six_times_its_weights_and_rows():
     expected = sum(6 * prod(a.shape) * rows for a in kernels)
     first = min(kernels, key=lambda a: a.path)
     assert sum(r.flops for r in work_by_module(step)) == expected - 2 * prod(first.shape) * rows
+
+
+# --- assertions for a project's own tests ---------------------------------------------------------
+
+
+def test_assertions_pass_on_what_is_so_and_tell_what_is_not():
+    """fsdp+tensor gathers over `data` alone; the peak and the traffic are those just measured."""
+    words = words_of(0)
+    program, found = compiled(*words), step_memory(compiled(*words))
+    assert found is not None
+    assert_no_collective(program, "all-gather", over="model", phase="forward")
+    with pytest.raises(AssertionError, match=r"mlp.py:\d+: all-gather of weight layers/.* `data`"):
+        assert_no_collective(program, "all-gather", over="data")
+    with pytest.raises(RequestError, match="phase"):
+        assert_no_collective(program, "all-gather", phase="backwards")
+    assert_peak_under(program, found.peak_bytes + 1)
+    with pytest.raises(AssertionError, match="the peak is"):
+        assert_peak_under(program, found.peak_bytes)
+    record = told(*words).record()
+    assert_same_traffic(program, record)
+    record["collectives"] = record["collectives"][1:]
+    with pytest.raises(AssertionError, match="bytes in the record"):
+        assert_same_traffic(program, record)
 
 
 # --- partial sums --------------------------------------------------------------------------------
