@@ -141,10 +141,9 @@ class Resolved:
             loss_scale=self.training.loss_scale,
         )
 
-    def compile(self, *, for_speed: bool = True) -> Program:
-        """The step, compiled; `for_speed` as in `compile_step`."""
-        step = self.make(self.layout)
-        return compile_step(step, hardware=self.hardware, for_speed=for_speed)
+    def compile(self, **how: bool) -> Program:
+        """The step, compiled; `how` is `for_speed` and `explains`, as in `compile_step`."""
+        return compile_step(self.make(self.layout), hardware=self.hardware, **how)
 
     def load_data(self) -> Dataset:
         """What the case is trained and tested on."""

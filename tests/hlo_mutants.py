@@ -17,8 +17,13 @@ from hlo_text import ONE_REDUCE, TABLES, G, loop, program, run_loop
 from jaxpar.core.catalogue import HARDWARE
 from jaxpar.costs.rates import Device
 from jaxpar.costs.replay import replay
+from jaxpar.hlo.collectives import collectives
+from jaxpar.hlo.flow import Flow, keeps_elements, moves
 from jaxpar.hlo.frames import frames_of
 from jaxpar.hlo.parse import parse
+from jaxpar.hlo.partial_sums import Sums
+from jaxpar.hlo.parts import parts_of
+from jaxpar.hlo.schedule import between
 from jaxpar.hlo.touched import touched
 from jaxpar.measures.traffic import traffic
 
@@ -199,6 +204,13 @@ def outcome(text: str) -> str:
         frames_of(text, 2)
         touched(module)
         replay(module, DEVICE)
+        Sums(module, MESH)
+        flow = Flow(module)
+        for one in collectives(module):
+            between(flow, one)
+            for part in parts_of(flow, one):
+                assert list(flow.back(part.operand, moves))
+                assert [list(flow.on(result, keeps_elements)) for result in part.results]
     except ValueError as error:
         sentence = str(error)
         assert sentence and type(error) in (ValueError,), error

@@ -191,14 +191,30 @@ def test_verify_tells_error_bound_and_dtype(capsys):
 
 
 def test_inspect_tells_the_collectives(capsys):
-    """`inspect --json`: every collective with kind, axes, count and bytes."""
-    argv = ["inspect", "mlp", *TINY, "--strategy", "data", "--mesh", "data=2"]
+    """`inspect --json`: every collective explained, their sums, memory and work."""
+    argv = ["inspect", "mlp", *TINY, "--strategy", "data", "--mesh", "data=2", "--what-if"]
     record = record_of(argv, capsys)
-    (said,) = record["collectives"]
+    (said,) = record["traffic"]
+    rows = record["collectives"]
+    assert sum(row["bytes"] for row in rows) == said["bytes"]
+    told = "kind axes bytes count phase source module reason overlapped crosses_nodes".split()
+    assert all(set(told) <= set(row) and row["source"] for row in rows)
+    assert record["unattributed_share"] < 0.02 and record["partial_sums"] == []
+    assert sum(record["memory"]["parts"].values()) == record["memory"]["peak_bytes"]
+    assert record["flops"]["per_step"] == record["work"]["computed_flops_per_step"]
+    (change,) = record["what_if"]
+    assert change["change"] == "microbatches=2"
+    assert change["peak_bytes"] + change["peak_bytes_less"] == record["memory"]["peak_bytes"]
     assert said["kind"] == "all-reduce" and said["axes"] == ["data"] and said["count"] >= 1
     # 64 x 32 + 32, 32 x 32 + 32, 32 x 10 + 10 parameters of four bytes, and four scalars.
     assert record["parameter_bytes"] == 4 * (64 * 32 + 32 + 32 * 32 + 32 + 32 * 10 + 10)
     assert 0 < said["bytes"] - record["parameter_bytes"] <= 16
+
+
+def test_inspect_gives_each_device_along_data_a_row_where_the_usual_batch_does_not(capsys):
+    """A catalogue model on more devices than its usual batch has rows is inspected all the same."""
+    argv = ["inspect", "mlp", *TINY, "--strategy", "data", "--mesh", "data=7"]
+    assert record_of(argv, capsys)["batch"] == 7
 
 
 def test_list_shows_every_entry_with_its_first_line(capsys):

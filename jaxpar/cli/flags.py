@@ -41,6 +41,13 @@ flags.DEFINE_enum(
     "what it is if the program does not do what the layout asked for: error or warn",
     flag_values=VALUES,
 )
+flags.DEFINE_bool(
+    "what-if",
+    False,
+    "also compile changes that may make it fit (remat, microbatches, fused attention, more "
+    "devices), and tell what each does",
+    flag_values=VALUES,
+)
 flags.DEFINE_string(
     "data", None, "what to train on: digits, text, or a .bin token file", flag_values=VALUES
 )

@@ -114,6 +114,11 @@ class Hardware:
         expect("the rates of hardware", self.rates, Rates | None, "give a Rates, or None")
         expect("what hardware reaches", self.reached, Reached | None, "give a Reached, or None")
 
+    @property
+    def is_described(self) -> bool:
+        """Whether its devices are not here, so that a program is compiled and never run."""
+        return self.kind == "described"
+
     def with_options(self, told: Mapping[str, Any]) -> "Hardware":
         """The same hardware, XLA told more, or otherwise than it is usually told.
 

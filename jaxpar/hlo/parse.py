@@ -26,7 +26,7 @@ _COUNTS = re.compile(r"\b(?:num_partitions|replica_count)=(\d+)")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<= ]*)\](?:\{[^{}]*\})?")
 _COMMENT = re.compile(r"/\*[^*]*\*/")
 _BRACKETS = re.compile(r"[()]")
-_NAME = re.compile(r"%([\w.\-]+)")
+_NAME = re.compile(r"%([\w.\-]+(?:#\d{1,9})?)")
 _CALL = re.compile(r"(?<![\w\-])(\w+)=(?:\{(%[\w.\-%,\s]*)\}|%([\w.\-]+))")
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.?)*+"?')
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
@@ -174,7 +174,7 @@ class _Reader:
             raise ValueError(f"instruction {i.name} is there twice")
         for name in i.operands:
             if name not in self.body:
-                raise ValueError(f"operand {name} is not defined above")
+                self._add_element(name)
         for role, name in i.calls:
             if name not in self.computations:
                 raise ValueError(f"{role}={name} names no computation above")
@@ -186,6 +186,20 @@ class _Reader:
         if not i.operands and i.opcode in _READS:
             raise ValueError(f"{i.opcode} is without an operand")
         self.body[i.name] = i
+
+    def _add_element(self, name: str) -> None:
+        """Add what takes an element of a tuple, where a text of JAX 0.11 says only `%tuple#3`."""
+        whole, _, index = name.partition("#")
+        if whole not in self.body or not index:
+            raise ValueError(f"operand {name} is not defined above")
+        shapes = self.body[whole].shapes
+        if int(index) >= len(shapes):
+            raise ValueError(f"{name}: no such element in the {len(shapes)} of {whole}")
+        self.body[name] = Instruction(
+            name=name, opcode="get-tuple-element", shapes=(shapes[int(index)],), operands=(whole,),
+            arguments=f"%{whole}", attributes=f"index={int(index)}", calls=(), op_name="",
+            frame_id=0, frames=(), is_root=False,
+        )  # fmt: skip
 
     def _instruction(self, match: re.Match) -> Instruction:
         """The Instruction of a matched line; the stack frames that it names are read with it."""

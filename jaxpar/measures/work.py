@@ -8,7 +8,7 @@ products are not counted, nor what a mode recomputes beside (it recomputes no pr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -103,8 +103,18 @@ def work(step: Step) -> Work:
     )
 
 
-def products(jaxpr: Any, times: int = 1) -> tuple[Counter[str], bool]:
+def dtype_of(eqn: Any) -> str:
+    """The widest dtype of a product's operands."""
+    dtypes = [atom.aval.dtype for atom in eqn.invars[:2]]
+    return str(max(dtypes, key=lambda dtype: dtype.itemsize))
+
+
+def products(
+    jaxpr: Any, times: int = 1, by: Callable[[Any], str] = dtype_of
+) -> tuple[Counter[str], bool]:
     """(dtype of the operands -> FLOPs of all products, whether that is exact) of a jaxpr.
+
+    `by` tells of an equation under what else its FLOPs are counted.
 
     Of a conditional the branch with most work counts, of a loop that ends by a condition one turn.
 
@@ -117,10 +127,8 @@ def products(jaxpr: Any, times: int = 1) -> tuple[Counter[str], bool]:
     for eqn in open_jaxpr(jaxpr)[0].eqns:
         rule = rule_of(eqn)
         if rule.flops:
-            dtypes = [atom.aval.dtype for atom in eqn.invars[:2]]
-            widest = max(dtypes, key=lambda dtype: dtype.itemsize)
-            found[str(widest)] += times * rule.flops(eqn)
-        inner = [products(held, times * turns(eqn)) for held in jaxprs_in_params(eqn.params)]
+            found[by(eqn)] += times * rule.flops(eqn)
+        inner = [products(held, times * turns(eqn), by) for held in jaxprs_in_params(eqn.params)]
         if rule.kind == "cond":
             inner = [max(inner, key=lambda branch: branch[0].total())]
         for more, sure in inner:
@@ -137,9 +145,7 @@ def _counted(
 
     Remembered with the trace and how attention is computed: they depend on nothing else.
     """
-    attention = layout.attention.unmapped
-    if isinstance(attention, Exchange):  # which is mapped to devices, and does the same work
-        attention = Whole()
+    attention = attention_alike(layout)
     about = ("work", id(traced.closed), attention)
     remembered = layout.model.traced
     if about not in remembered:
@@ -150,6 +156,22 @@ def _counted(
             once, _ = products(_gradient(layout, traced, partial(_Once, attention)))
         remembered[about] = (every, once, products(full)[0] - once, exact)
     return remembered[about]
+
+
+def attention_alike(layout: Layout) -> Any:
+    """How attention is computed on one device, with the same products."""
+    attention = layout.attention.unmapped
+    # Which is mapped to devices, and does the same work.
+    return Whole() if isinstance(attention, Exchange) else attention
+
+
+def gradients_of(layout: Layout, traced: TracedLoss) -> tuple[Any, Any]:
+    """The jaxpr of the loss and its gradients: (nothing computed again, as it is computed)."""
+    attention = attention_alike(layout)
+    return (
+        _gradient(layout, traced, partial(_Once, attention)),
+        _gradient(layout, traced, partial(Filled, attention)),
+    )
 
 
 def _gradient(layout: Layout, traced: TracedLoss, make: Any) -> Any:

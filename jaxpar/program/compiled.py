@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 
 from jaxpar.core.errors import RequestError, words_of
 from jaxpar.core.progress import here
+from jaxpar.program.dumps import Dumps
 from jaxpar.program.warnings import XlaWarning
 
 
@@ -21,11 +22,13 @@ class Made:
         update: what JAX made of it.
         warnings: what XLA warned of, now or when it compiled the same program before.
         compile_seconds: wall clock, lowering with it; short if JAX had kept the program.
+        dumps: what XLA wrote down of it, where it was told to.
     """
 
     update: Any
     warnings: tuple[XlaWarning, ...]
     compile_seconds: float
+    dumps: Dumps = field(default_factory=Dumps)
 
 
 def compiled(lowered: Any, options: Mapping[str, Any] | None, model: str, hardware: str) -> Any:

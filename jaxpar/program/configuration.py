@@ -142,6 +142,13 @@ def uncached() -> Iterator[None]:
 
 
 @contextmanager
+def compiled_anew() -> Iterator[None]:
+    """Within, JAX compiles every program, also one that its compilation cache has."""
+    with _setting("jax_enable_compilation_cache", False):
+        yield
+
+
+@contextmanager
 def _setting(name: str, value: Any) -> Iterator[None]:
     """Within, JAX's setting `name` is `value`, in every thread."""
     with _lock:

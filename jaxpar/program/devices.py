@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 from jax.extend.backend import backends
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from jaxpar.core.errors import RequestError
 from jaxpar.core.jax_compat import process_and_count
@@ -141,3 +141,12 @@ def refuse_described(hardware: Hardware) -> None:
             f"hardware '{hardware.name}' is described, not present, so nothing can run on it: use "
             "hardware cpu or local"
         )
+
+
+def sharded_on(mesh: Mesh, specs: Any) -> Any:
+    """NamedShardings on `mesh` for a tree of PartitionSpecs."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        specs,
+        is_leaf=lambda leaf: isinstance(leaf, jax.sharding.PartitionSpec),
+    )

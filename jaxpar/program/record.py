@@ -21,7 +21,8 @@ from jaxpar.jaxprs.equations import refuse_overflow
 from jaxpar.program.assembler import without_machine_code
 from jaxpar.program.compiled import Made, compiled
 from jaxpar.program.configuration import deliberate, refuse_settings, uncached
-from jaxpar.program.devices import device_mesh, refuse_described
+from jaxpar.program.devices import device_mesh, refuse_described, sharded_on
+from jaxpar.program.dumps import Dumps, dumped, no_dumps
 from jaxpar.program.fit import refuse_too_large
 from jaxpar.program.given import Ready, Takes, as_array
 from jaxpar.program.in_parts import check_parts
@@ -42,12 +43,15 @@ class Program:
         hardware: for what.
         mesh: the devices, named.
         for_speed: whether XLA takes its time over code that will run many times.
+        explains: whether XLA writes down what it makes of it, as it always does for described
+            hardware; it is compiled even if JAX has it in its compilation cache.
     """
 
     step: Step
     hardware: Hardware
     mesh: Mesh
     for_speed: bool = True
+    explains: bool = False
 
     def __repr__(self) -> str:
         layout = self.step.layout
@@ -90,9 +94,16 @@ class Program:
         """The compiled update and what is known of its making."""
         started = time.perf_counter()
         lowered = self.lowered
-        compiled, warnings = compile_with_warnings(lowered, lambda: self._compiled(lowered))
-        seconds = time.perf_counter() - started
-        return Made(update=compiled, warnings=warnings, compile_seconds=seconds)
+        # Of a described program, which no cache keeps, XLA's own account costs nothing more.
+        with (
+            dumped("jit_update")
+            if self.explains or self.hardware.is_described
+            else no_dumps() as dumps
+        ):
+            compiled, warnings = compile_with_warnings(
+                lowered, lambda: self._compiled(lowered, dumps.options)
+            )
+        return Made(compiled, warnings, time.perf_counter() - started, dumps)
 
     @cached_property
     def average(self) -> Ready | None:
@@ -116,20 +127,29 @@ class Program:
         """The optimized, scheduled HLO module."""
         return self.update.as_text()
 
+    @cached_property
+    def dumps(self) -> Dumps:
+        """What XLA wrote down as it compiled the update; else it is compiled again, for that."""
+        if self.made.dumps.partitioned:
+            return self.made.dumps
+        with dumped("jit_update") as dumps:
+            compile_quietly(lambda: self._compiled(self.lowered, dumps.options))
+        return dumps
+
     @property
     def state_shardings(self) -> State:
         """The sharding of every array of the state."""
-        return _on(self.mesh, self.step.state_specs)
+        return sharded_on(self.mesh, self.step.state_specs)
 
     @property
     def gradient_shardings(self) -> dict[str, NamedSharding]:
         """The sharding of every gradient once it is summed."""
-        return _on(self.mesh, self.step.gradient_specs)
+        return sharded_on(self.mesh, self.step.gradient_specs)
 
     @property
     def batch_shardings(self) -> dict[str, NamedSharding]:
         """The sharding of every field of a batch."""
-        return _on(self.mesh, dict(self.step.layout.batch))
+        return sharded_on(self.mesh, dict(self.step.layout.batch))
 
     def init(self, seed: int = 0) -> State:
         """A fresh state, created sharded: no device ever has more of an array than its shard.
@@ -180,25 +200,22 @@ class Program:
     @cached_property
     def gradients(self) -> Ready:
         """Compiled gradients: (State, batch) -> (gradients, model_state, metrics)."""
-        specs = self.step.state_specs
+        model_state = sharded_on(self.mesh, self.step.state_specs.model_state)
         gradients = jax.jit(
             self.step.gradients,
             in_shardings=(self.state_shardings, self.batch_shardings),
-            out_shardings=(
-                self.gradient_shardings,
-                _on(self.mesh, specs.model_state),
-                None,
-            ),
+            out_shardings=(self.gradient_shardings, model_state, None),
         )
         return Ready(self._quickly(gradients, self.step.state, self.step.batch), self.takes)
 
     @cached_property
     def probe(self) -> Ready:
         """The compiled update with its gradients: (State, batch) -> (State, metrics, gradients)."""
+        shardings = sharded_on(self.mesh, self.step.probe_specs)
         probe = jax.jit(
             self.step.probe,
             in_shardings=(self.state_shardings, self.batch_shardings),
-            out_shardings=(self.state_shardings, None, _on(self.mesh, self.step.probe_specs)),
+            out_shardings=(self.state_shardings, None, shardings),
         )
         return Ready(self._quickly(probe, self.step.state, self.step.batch), self.takes)
 
@@ -239,14 +256,13 @@ class Program:
                 placed[name] = put_rows(values, self.local_rows, self.step.batch[name], sharding)
         return placed
 
-    def _compiled(self, lowered) -> Any:
-        """The compiled form of a lowered function, as training runs it."""
-        described = self.hardware.kind == "described"
+    def _compiled(self, lowered, more: Mapping[str, Any] | None = None) -> Any:
+        """The compiled form of a lowered function, as training runs it; `more` are options."""
         runs_often = self.for_speed or self.hardware.kind != "simulated"
-        quick = QUICK if described or not runs_often else {}
-        usual = without_machine_code() if described else {}
-        with uncached() if described else nullcontext():
-            options = {**usual, **self.hardware.compiler_options, **quick}
+        quick = QUICK if self.hardware.is_described or not runs_often else {}
+        usual = without_machine_code() if self.hardware.is_described else {}
+        with uncached() if self.hardware.is_described else nullcontext():
+            options = {**usual, **self.hardware.compiler_options, **quick, **(more or {})}
             return self._asked(lowered, options or None)
 
     def _lowered(self, jitted: Any, *arguments: Any) -> Any:
@@ -267,7 +283,9 @@ class Program:
         return compile_quietly(lambda: self._asked(lowered, options))
 
 
-def compile_step(step: Step, *, hardware: Hardware | str, for_speed: bool = True) -> Program:
+def compile_step(
+    step: Step, *, hardware: Hardware | str, for_speed: bool = True, explains: bool = False
+) -> Program:
     """Compile `step` for `hardware`, as many devices as its mesh has.
 
     Args:
@@ -275,6 +293,7 @@ def compile_step(step: Step, *, hardware: Hardware | str, for_speed: bool = True
         hardware: what to compile for, a record or its name in the catalogue.
         for_speed: False when the program will run only a few times on simulated devices; each
             part of it is then compiled when it is first used.
+        explains: whether `jaxpar.measures.explain` will be asked of it: it is compiled once then.
 
     Raises:
         RequestError: when the machine has fewer devices than the mesh, or cannot compile for them;
@@ -283,18 +302,10 @@ def compile_step(step: Step, *, hardware: Hardware | str, for_speed: bool = True
     expect("compile_step's step", step, Step, "jaxpar.make_step(layout) makes one of a Layout")
     hardware = Hardware.of(hardware)
     refuse_settings()
-    program = Program(step, hardware, device_mesh(step.layout.mesh, hardware), for_speed)
+    mesh = device_mesh(step.layout.mesh, hardware)
+    program = Program(step, hardware, mesh, for_speed, explains)
     if hardware.kind != "described":
         check_parts(step, hardware)
     if for_speed:
         program.update  # noqa: B018  (compiled now, so that what XLA refuses is refused here)
     return program
-
-
-def _on(mesh: Mesh, specs: Any) -> Any:
-    """NamedShardings on `mesh` for a tree of PartitionSpecs."""
-    return jax.tree.map(
-        lambda spec: NamedSharding(mesh, spec),
-        specs,
-        is_leaf=lambda leaf: isinstance(leaf, jax.sharding.PartitionSpec),
-    )

@@ -25,7 +25,7 @@ def parts_of(record: Mapping[str, Any]) -> dict[str, float]:
     """Seconds of a predicted step by what they are spent on; empty where there are none."""
     if not record.get("work_seconds"):
         return {}
-    seconds = {
+    seconds: dict[str, float] = {
         **record["work_seconds"],
         "crowded": record.get("crowded_seconds") or 0.0,
         "exposed": record.get("exposed_seconds") or 0.0,

@@ -1,0 +1,297 @@
+"""Partial sums of a partitioned program, followed from where they arise to where they are reduced.
+
+What a device holds is followed through the whole module, per mesh axis: the same on all devices,
+sharded along a dim, or a partial sum. Told is what is certain: a partial sum that is used by an
+operation that is not linear, added to what is whole, or handed out of the program; and a sum over
+devices of what is already summed, or of what all of them have alike while another axis's partial
+sum is left.
+
+Out of reach, and so never told: what comes through an operation without a rule (sorts, triangular
+solves, custom calls but products, windows), of a halo or a ragged exchange, of collectives over
+parts of an axis, of devices that take different branches, and whether what is summed is weighted
+as it should be. The module right after partitioning is best read: fusions and library calls hide
+more of a finished one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from jaxpar.hlo.collectives import Collective, axes_of, collectives, spans_whole_axes
+from jaxpar.hlo.contractions import numbers, resized, shape_of
+from jaxpar.hlo.fault import NONLINEAR, PRODUCTS, Fault
+from jaxpar.hlo.flow import hands_on_each, index_of
+from jaxpar.hlo.held import Held, differing, either, gathered_over, not_followed, vague
+from jaxpar.hlo.parse import Computation, Instruction, Module
+from jaxpar.hlo.shardings import sharded_over, varying_over
+from jaxpar.hlo.transfer import LINEAR, rule_of
+from jaxpar.hlo.values import Factor, Partial, Value, axes_of_dim, carried, plain, unknown
+
+Named = Callable[[Instruction], tuple[Factor, ...] | None]
+"""An argument of the program -> its dims, where they are known otherwise than by the text."""
+
+_ZERO = re.compile(r"-?0(?:\.0*)?")
+_MOST_PASSES = 200
+"""So often an instruction is followed, on the average, before the rest is let go."""
+
+_MOST_TURNS = 8
+"""After so many turns a loop's carry that still changes is not followed."""
+
+
+class Sums:
+    """What is known of every value of a module.
+
+    Attributes:
+        held: (computation, instruction) -> what is known of its result.
+        faults: what is certainly wrong.
+    """
+
+    def __init__(self, module: Module, axis_sizes: Mapping[str, int], named: Named | None = None):
+        """Follow every value from the program's arguments.
+
+        Args:
+            module: right after partitioning.
+            axis_sizes: the mesh, outermost axis first.
+            named: tells the dims of an argument, their names and how they are sharded; modules of
+                JAX 0.11 and 0.12 say nothing of it themselves.
+        """
+        self.module, self.axis_sizes = module, dict(axis_sizes)
+        self.named: Named = named or (lambda _: None)
+        self.collectives = {(c.computation, c.name): c for c in collectives(module)}
+        self.held: dict[tuple[str, str], Held] = {}
+        self._faults: dict[tuple[str, str, str], Fault] = {}
+        count = sum(len(c.instructions) for c in module.computations.values())
+        self._left = _MOST_PASSES * count  # instructions that may still be followed
+        self._anything = plain((), differs=frozenset(self.axis_sizes))
+        entry = module.computations[module.entry]
+        result = self._computation(entry, None)
+        if isinstance(result, tuple):
+            for number, value in enumerate(result):
+                self._handed_out(entry, number, value)
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """What is certainly wrong, in the order in which it is met."""
+        return tuple(self._faults.values())
+
+    def operand(self, one: Collective, number: int = 0) -> Value | None:
+        """What is known of an operand of a collective."""
+        value = self.held.get((one.computation, one.operands[number]))
+        return value if isinstance(value, Value) else None
+
+    def _computation(self, where: Computation, given: Sequence[Held] | None) -> Held:
+        """What a computation returns, given its arguments; None where it is the program's own."""
+        self._left -= len(where.instructions)
+        if self._left < 0:
+            return not_followed(where.root, [self._anything])
+        for i in where.instructions:
+            self.held[where.name, i.name] = self._result(where, i, given)
+        return self.held[where.name, where.root.name]
+
+    def _result(self, where: Computation, i: Instruction, given: Sequence[Held] | None) -> Held:
+        """What is known of an instruction's result."""
+        if i.opcode == "parameter":
+            number = int(i.arguments)
+            if given is None:
+                return self._argument(i)
+            inside = number < len(given)
+            return given[number] if inside else not_followed(i, [self._anything])
+        operands = [self.held[where.name, name] for name in i.operands]
+        if i.opcode == "tuple":
+            # Of a tuple within a tuple nothing is claimed.
+            return tuple(o if isinstance(o, Value) else self._anything for o in operands)
+        if i.opcode == "get-tuple-element":
+            source, at = operands[0], index_of(i)
+            inside = isinstance(source, tuple) and at < len(source)
+            return source[at] if inside and isinstance(source, tuple) else not_followed(i, operands)
+        if i.opcode in ("while", "conditional", "call", "fusion") and i.calls:
+            return self._control(i, operands)
+        if one := self.collectives.get((where.name, i.name)):
+            return self._collective(where, i, one, operands)
+        if i.opcode in ("constant", "iota", "partition-id"):
+            return self._made(i)
+        values = [v for v in operands if isinstance(v, Value)]
+        if len(values) < len(operands):
+            return operands[0] if i.opcode in ("opt-barrier", "copy") else not_followed(i, operands)
+        return self._computed(where, i, values)
+
+    def _argument(self, i: Instruction) -> Value:
+        """What is known of an argument of the program."""
+        shape = shape_of(i)
+        if (dims := self.named(i)) is not None:
+            return Value(tuple((factor,) for factor in dims))
+        over = sharded_over(i.attributes, len(shape), self.axis_sizes)
+        if over is None:
+            return plain(shape, differs=frozenset(self.axis_sizes))
+        return Value(tuple((Factor("", n, axes),) for n, axes in zip(shape, over, strict=True)))
+
+    def _made(self, i: Instruction) -> Value:
+        """What is known of a constant, a count, or a device's own number."""
+        if i.opcode == "partition-id":
+            return self._anything
+        return plain(shape_of(i), is_zero=bool(_ZERO.fullmatch(i.arguments)))
+
+    def _control(self, i: Instruction, operands: Sequence[Held]) -> Held:
+        """What is known of the result of a loop, a branch or a call."""
+        called = {role: self.module.computations[name] for role, name in i.calls}
+        if i.opcode == "while":
+            return self._loop(called, operands[0])
+        if i.opcode == "conditional":
+            branches = [
+                self._computation(self.module.computations[name], [given])
+                for (_, name), given in zip(i.calls, operands[1:], strict=True)
+            ]
+            result = branches[0]
+            for other in branches[1:]:
+                result = either(result, other)
+            chosen = operands[0]
+            return differing(result, chosen.varies if isinstance(chosen, Value) else frozenset())
+        return self._computation(next(iter(called.values())), operands)
+
+    def _loop(self, called: Mapping[str, Computation], carry: Held) -> Held:
+        """What is known of a loop's carry in every turn."""
+        for _ in range(_MOST_TURNS):
+            before = dict(self._faults)
+            after = either(carry, self._computation(called["body"], [carry]), carried)
+            if after == carry:
+                break
+            self._faults = before  # of a carry that holds less than was thought
+            carry = after
+        else:
+            carry = vague(carry, self.axis_sizes)
+            self._computation(called["body"], [carry])
+        self._computation(called["condition"], [carry])
+        return carry
+
+    def _computed(self, where: Computation, i: Instruction, values: list[Value]) -> Held:
+        """What is known of the result of an operation of arrays."""
+        at, reducer = (where.name, i.name), self._reducer(i)
+        if i.opcode == "dynamic-slice" and (axes := self._own_part(where, i)) is not None:
+            return plain(shape_of(i), differs=axes, own=axes)
+        rule = rule_of(i)
+        single = len(i.shapes) == 1
+        if rule is None or not single:
+            return not_followed(i, values)
+        try:
+            result = rule(i, values, at, reducer)
+        except (IndexError, ValueError):  # of dims that its operands do not have
+            return not_followed(i, values)
+        self._check(i, values)
+        return result
+
+    def _own_part(self, where: Computation, i: Instruction) -> frozenset[str] | None:
+        """The axes along which a device's entry of a constant table differs; None for no such."""
+        table = where.by_name[i.operands[0]]
+        index = where.by_name[i.operands[-1]]
+        literal = re.fullmatch(r"\{([\d, \-]+)\}", table.arguments)
+        if table.opcode != "constant" or literal is None:
+            return None
+        row = np.array([int(n) for n in literal[1].split(",")])
+        if index.opcode == "partition-id" and len(row) == self.module.partitions:
+            return varying_over(row, self.axis_sizes)
+        held = self.held[where.name, index.name]
+        return held.own or None if isinstance(held, Value) else None
+
+    def _reducer(self, i: Instruction) -> str:
+        """What the computation does that an operation applies; "" for none."""
+        name = next((name for role, name in i.calls if role == "to_apply"), "")
+        return self.module.computations[name].root.opcode if name else ""
+
+    def _collective(
+        self, where: Computation, i: Instruction, one: Collective, operands: Sequence[Held]
+    ) -> Held:
+        """What is known of the result of a collective."""
+        values = [v for v in operands if isinstance(v, Value)]
+        if not spans_whole_axes(one, self.axis_sizes) or len(values) < len(operands):
+            return not_followed(i, operands)
+        axes = frozenset(axes_of(one, self.axis_sizes))
+        by = self._reducer(i)
+        made = []
+        for value, shape in zip(values, i.shapes, strict=False):
+            if one.kind in ("all-reduce", "reduce-scatter"):
+                made.append(self._reduced(where, i, value, axes, by, shape[1]))
+            elif one.kind == "all-gather":
+                made.append(gathered_over(value, axes, shape[1]))
+            elif one.kind == "collective-permute":
+                made.append(value)
+            else:
+                made.append(unknown(shape[1], [value]))
+        combined = hands_on_each(i) and len(i.operands) > 1
+        return tuple(made) if combined else made[0] if made else not_followed(i, operands)
+
+    def _reduced(self, where, i: Instruction, value: Value, axes, by: str, shape) -> Value:
+        """What is known of a value reduced over devices."""
+        if by == "add":
+            self._check_sum(where, i, value, axes)
+        partial = frozenset(p for p in value.partial if p.axis not in axes)
+        mixed = frozenset() if by == "add" else frozenset(p.axis for p in partial)
+        kept = tuple(tuple(replace(f, axes=f.axes - axes) for f in dim) for dim in value.dims)
+        over = numbers(i, "dimensions") if i.opcode.startswith("reduce-scatter") else ()
+        dims = tuple(
+            (replace(resized(d, n)[0], axes=axes_of_dim(d) | axes),) if k in over else d
+            for k, (d, n) in enumerate(zip(kept, shape, strict=True))
+        )
+        # A reduce-scatter leaves it sharded, and a sum over devices all the same.
+        done = frozenset(p.axis for p in value.partial if p.by == "add") & axes
+        return Value(
+            dims,
+            partial - frozenset(p for p in partial if p.axis in mixed),
+            (value.differs - axes) | mixed,
+            (value.reduced | done) if by == "add" and not over else frozenset(),
+        )
+
+    def _check_sum(self, where, i: Instruction, value: Value, axes: frozenset[str]) -> None:
+        """Tell of a sum over devices of what is summed already, or is the same on all of them."""
+        left = {p.axis: p for p in value.partial}
+        alike = axes - set(left) - value.varies
+        for axis in sorted(alike & value.reduced):
+            self._tell("summed twice", axis, (), i, i)
+        sums = value.sums()
+        if alike == axes and set(sums) - axes:
+            axis = min(set(sums) - axes)
+            p = sums[axis]
+            self._tell("wrong group", axis, p.dims, self._at(p), i)
+
+    def _check(self, i: Instruction, values: Sequence[Value]) -> None:
+        """Tell of a partial sum among the operands that this operation must not be given."""
+        if i.opcode in _INDIFFERENT:
+            return
+        for n, value in enumerate(values):
+            others = [v for k, v in enumerate(values) if k != n]
+            for axis, p in value.sums().items():
+                whole = [v for v in others if axis in v.reduced and axis not in v.varies]
+                own = i.opcode == "dynamic-slice" and any(axis in v.own for v in others)
+                product = i.opcode in PRODUCTS and _varied(others, axis)
+                if own or product or i.opcode in NONLINEAR:
+                    self._tell("not reduced", axis, p.dims, self._at(p), i)
+                elif i.opcode in ("add", "subtract") and whole:
+                    self._tell("added too early", axis, p.dims, self._at(p), i)
+
+    def _handed_out(self, entry: Computation, number: int, value: Held) -> None:
+        """Tell of a partial sum among the results of the program."""
+        if isinstance(value, Value):
+            for axis, p in value.sums().items():
+                used = entry.by_name[entry.root.operands[number]]
+                self._tell("handed out", axis, p.dims, self._at(p), used, number)
+
+    def _at(self, partial: Partial) -> Instruction:
+        """The instruction that made a partial result."""
+        computation, name = partial.at
+        return self.module.computations[computation].by_name[name]
+
+    def _tell(self, kind: str, axis: str, dims, made: Instruction, used: Instruction, result=-1):
+        """Keep a fault, once for each instruction that made it."""
+        key = (kind, axis, made.name)
+        self._faults.setdefault(key, Fault(kind, axis, dims, made, used, result))
+
+
+_INDIFFERENT = frozenset((*LINEAR - {"add", "subtract"}, "broadcast", "tuple"))
+
+
+def _varied(others: Sequence[Value], axis: str) -> bool:
+    """Whether what a partial sum is multiplied with is sharded over its axis, or a sum too."""
+    return any(axis in v.surely_sharded or axis in v.sums() for v in others)

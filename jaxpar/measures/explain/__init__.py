@@ -1,0 +1,1 @@
+"""Explain: why each collective of a program is there, what its memory holds, who does its work."""
