@@ -53,19 +53,22 @@ CHEAPER = {
     "inspect": ["--json"],
     "compare": ["--set", "layers=1", "--json"],
     "diff": ["--set", "layers=1", "--json"],
+    "predict": ["--set", "layers=2", "--json"],
     "list": ["--json"],
     "doctor": ["--json"],
 }
 """Said after a page's own words, so that a test takes seconds."""
 WITHOUT_FIELDS = ("mlp", ":")
 """Models that have no such fields: small already, or a person's own."""
-NOT_BY_ITSELF = ("--mesh auto", "before.json")
-"""What resumes a run or reads files, which test_elastic and test_records try."""
+NOT_BY_ITSELF = ("--mesh auto", "before.json", "--plan")
+"""What resumes a run or reads files, which test_elastic, test_records and test_search try."""
 ELSEWHERE = {
     "run": "tests/test_experiments.py",
     "bench": "tests/test_experiments.py",
     "checkpoint": "tests/test_damaged_checkpoints.py",
     "report": "tests/test_report.py",
+    "search": "tests/test_search.py",
+    "scale": "tests/test_search.py",
 }
 
 OTHER_WORDS = (

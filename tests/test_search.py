@@ -164,3 +164,25 @@ def test_a_question_without_a_layout_is_refused():
     """Three devices do not divide a batch of 32 rows, nor layers, nor widths."""
     with pytest.raises(RequestError, match="no layout on 31 devices"):
         search(replace(QUESTION, set={**SMALL, "batch": 32}), devices=31, budget_seconds=1)
+
+
+@needs_gpu_compiler
+def test_a_layout_is_scaled_both_ways(capsys):
+    """The fewest devices are the same point of both; efficiency begins at one."""
+    fields = [f"--set={name}={value}" for name, value in SMALL.items() if name != "batch"]
+    words = ["scale", "transformer", "--strategy", "fsdp", "--devices", "2..4", "--batch", "8"]
+    assert execute([*words, "--hardware", "h100", *fields, "--json"], program="jaxpar") == 0
+    record = json.loads(capsys.readouterr().out)
+    points = {(one["way"], one["devices"]): one for one in record["points"]}
+    assert points.keys() == {("weak", 2), ("weak", 4), ("strong", 2), ("strong", 4)}
+    assert points["weak", 2]["efficiency"] == points["strong", 2]["efficiency"] == 1.0
+    assert [points[way, 4]["batch"] for way in ("weak", "strong")] == [16, 8]
+    assert points["weak", 4]["efficiency"] >= points["strong", 4]["efficiency"]
+
+
+@pytest.mark.parametrize("devices", ["8", "8..2", "0..4", "2..x"])
+def test_a_range_that_makes_no_sense_is_a_sentence(devices, capsys):
+    """Exit status 2."""
+    words = ["scale", "mlp", "--strategy", "data", "--hardware", "h100", "--devices", devices]
+    assert execute(words, program="jaxpar") == 2
+    assert "8..1024" in capsys.readouterr().err

@@ -9,6 +9,7 @@ rings and trees, src/graph/tuning.cc).
 from __future__ import annotations
 
 from collections import Counter
+from functools import lru_cache
 from math import ceil, log2
 
 from jaxpar.costs.rates import Device
@@ -31,10 +32,10 @@ def collective_seconds(one: Collective, device: Device) -> float:
     node = device.hardware.devices_per_node or 1
     if one.pairs:
         return _permute_seconds(one, device, node)
-    size, here = _members(one, node)
+    size, here, fewest = _members(one.groups, node)
     if size == here:
         return _inside_seconds(kind, one.bytes_each, size, device)
-    return _across_seconds(kind, one.bytes_each, size, here, device)
+    return _across_seconds(kind, one.bytes_each, size, fewest, device)
 
 
 def sent_share(kind: str, size: int) -> float:
@@ -46,10 +47,12 @@ def sent_share(kind: str, size: int) -> float:
     return (size - 1) / size * (2 if kind == "all-reduce" else 1)
 
 
-def _members(one: Collective, node: int) -> tuple[int, int]:
-    """(members of a group, most of them in one node)."""
-    first = max(one.groups, key=len)
-    return len(first), max(Counter(member // node for member in first).values())
+@lru_cache(maxsize=256)
+def _members(groups: tuple[tuple[int, ...], ...], node: int) -> tuple[int, int, int]:
+    """(members of a group, most of them in one node, fewest in any that a group is in)."""
+    counts = [Counter(member // node for member in group) for group in groups]
+    most = min(max(one.values()) for one in counts)
+    return max(map(len, groups)), most, min(min(one.values()) for one in counts)
 
 
 def _inside_seconds(kind: str, size_bytes: float, size: int, device: Device) -> float:
@@ -75,7 +78,7 @@ def _scaled(times: measured.Times, size_bytes: float, factor: float) -> float:
 
 
 def _across_seconds(kind: str, size_bytes: float, size: int, here: int, device: Device) -> float:
-    """Of a collective between nodes, with `here` members of a group in each."""
+    """Of a collective between nodes, with `here` members of a group in the node with fewest."""
     reached, rates = device.reached, device.rates
     nodes = ceil(size / here)
     share = reached.network.get(kind, min(reached.network.values()))

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from math import sqrt
 from typing import Any
 
-from jaxpar.core.errors import expect
+from jaxpar.core.errors import RequestError, expect
 from jaxpar.core.mesh import sizes_of
 from jaxpar.costs.links import collective_seconds
 from jaxpar.costs.rates import Device
@@ -235,9 +235,12 @@ def _exposed(program: Program, one: Replay, device: Device) -> tuple[Exposed, ..
 
 
 def _taken(program: Program, make: Make) -> dict[str, Any]:
-    """The record of a program's prediction."""
+    """The record of a program's prediction; why there is none where no speed is known."""
     del make
-    return predict(program).record()
+    try:
+        return predict(program).record()
+    except RequestError as refusal:
+        return {"refusal": str(refusal)}
 
 
 measure = Measure(_taken, runs=False)
