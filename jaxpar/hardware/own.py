@@ -5,6 +5,8 @@ says what it is like and which figures differ:
 
     {"like": "h100", "name": "our_cluster", "source": "ib_write_bw, 2026-11",
      "figures": {"network_bytes_per_second": 25e9, "devices_per_node": 4}}
+
+`calibrate` writes such a file, with tables of its own under "measured".
 """
 
 import json
@@ -16,6 +18,7 @@ from typing import Any
 
 from jaxpar.core.catalogue import HARDWARE
 from jaxpar.core.errors import RequestError, unknown, words_of
+from jaxpar.hardware.measured import check_tables
 from jaxpar.hardware.record import Hardware, Rates, Reached
 
 PREFIX = "hardware."
@@ -23,6 +26,12 @@ PREFIX = "hardware."
 
 ALIKE = {"nic_bytes_per_second": "network_bytes_per_second"}
 """Other words for the same figures."""
+
+ENTRIES = ("like", "name", "source", "figures", "measured")
+"""What a file may hold."""
+
+PEAK = "flops_per_second"
+"""The peak in bfloat16; those of other dtypes are changed by the same factor."""
 
 OWN = ("devices_per_node", "memory_bytes")
 MOST_BYTES_OF_FILE = 1 << 20
@@ -33,7 +42,7 @@ def _figures(kind: type) -> tuple[str, ...]:
     return tuple(one.name for one in fields(kind) if one.type in (float, "float"))
 
 
-FIGURES = (*OWN, *_figures(Rates), *_figures(Reached))
+FIGURES = (*OWN, PEAK, *_figures(Rates), *_figures(Reached))
 """The names of figures that can be told."""
 
 
@@ -52,9 +61,9 @@ def hardware_of(named: str) -> Hardware:
             f'{named}: say what this hardware is like, such as "like": "h100" (there are: '
             f"{', '.join(HARDWARE.names())})"
         )
-    stray = [name for name in record if name not in ("like", "name", "source", "figures")]
+    stray = [name for name in record if name not in ENTRIES]
     if stray:
-        raise unknown(f"entry of {named}", stray[0], ("like", "name", "source", "figures"))
+        raise unknown(f"entry of {named}", stray[0], ENTRIES)
     told = record.get("figures", {})
     if not isinstance(told, dict):
         raise RequestError(f"{named}: figures is a {type(told).__name__}: give numbers by name")
@@ -64,7 +73,18 @@ def hardware_of(named: str) -> Hardware:
     for name, word in words.items():
         if not isinstance(word, str) or not word.isprintable() or len(word) > 400:
             raise RequestError(f"{named}: {name} is no line of text")
-    return replace(with_figures(base, told, f"{named}: "), **words)
+    made = replace(with_figures(base, told, f"{named}: "), **words)
+    if "measured" not in record or made.reached is None:
+        return made
+    tables = str(Path(named).absolute())
+    try:
+        check_tables(tables)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RequestError(
+            f"{named}: its measured tables cannot be read ({words_of(error)}): let calibrate write "
+            "the file"
+        ) from error
+    return replace(made, reached=replace(made.reached, tables=tables))
 
 
 def with_figures(
@@ -96,6 +116,10 @@ def with_figures(
                 f"{where}{name}={value}: hardware '{hardware.name}' has no speed to change; use "
                 "described hardware, such as h100"
             )
+        elif name == PEAK:
+            factor = number / rates.flops_per_second["bfloat16"]
+            peaks = {dtype: factor * peak for dtype, peak in rates.flops_per_second.items()}
+            rates = replace(rates, flops_per_second=peaks)
         elif name in _figures(Rates):
             rates = replace(rates, **{name: float(number)})
         else:

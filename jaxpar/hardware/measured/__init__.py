@@ -9,12 +9,21 @@ al. 2024, arXiv:2407.08608, figures 5 and 6; H100 SXM5, float16, 16,384 tokens, 
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
+from math import prod
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from jaxpar.core.catalogue import HARDWARE
+
+FILE = ".json"
+"""What the name of a file of one's own ends with."""
 
 
 @dataclass(frozen=True)
@@ -114,14 +123,49 @@ def _rising(times: Mapping[float, float]) -> Times:
 def _grid(points: Mapping[tuple[float, ...], float]) -> Grid:
     """The grid of points that fill one."""
     axes = tuple(tuple(sorted(set(one))) for one in zip(*points, strict=True))
+    if len(points) != prod(map(len, axes)):
+        raise ValueError("a table of rates must have each combination of its sizes, once")
     rates = np.empty([len(axis) for axis in axes])
     for sizes, rate in points.items():
         rates[tuple(axis.index(size) for axis, size in zip(axes, sizes, strict=True))] = rate
     return Grid(axes, rates)
 
 
-def _rows(device: str, what: str) -> Iterator[dict[str, str]]:
-    """The rows of a table of a device; none where it has no such table."""
+def origin(device: str, what: str) -> str:
+    """Whose table it is: the device's own, or that of the one that its file says it is like."""
+    if not device.endswith(FILE):
+        return device
+    record = _read(device)
+    if record["measured"].get(what):
+        return device
+    reached = HARDWARE.load(record["like"])().reached
+    return origin(reached.tables, what)
+
+
+def _read(file: str) -> dict[str, Any]:
+    """The record of a file."""
+    return json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+def check_tables(file: str) -> None:
+    """Read the tables of a file anew; KeyError, TypeError or ValueError for what is none."""
+    for read in (products, attention, collectives):
+        read.cache_clear()
+        read(file)
+    if "bfloat16" not in products(file):
+        raise ValueError("no product of bfloat16 among them")
+
+
+def _rows(device: str, what: str) -> Iterator[Mapping[str, str]]:
+    """The rows of a table of a device, or of a file of one's own; none where there is no table.
+
+    What a file has not measured is that of the device that it is like.
+    """
+    if origin(device, what) == device and device.endswith(FILE):
+        own = _read(device)["measured"][what]
+        yield from ({name: str(value) for name, value in row.items()} for row in own)
+        return
+    device = origin(device, what)
     path = files(__name__).joinpath(f"{device}_{what}.csv")
     if path.is_file():
         yield from csv.DictReader(path.read_text().splitlines())

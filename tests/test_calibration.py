@@ -1,0 +1,94 @@
+"""Calibration on this machine's CPU: what is measured is a file that predicts."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxpar.cli.main import execute
+from jaxpar.core.errors import RequestError
+from jaxpar.costs.rates import Device
+from jaxpar.hardware.own import hardware_of
+from jaxpar.hlo.products import Product
+from jaxpar.runtime import calibration
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Sizes of which a measurement takes milliseconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "SIZES", {"cpu": (16, 32)})
+        patch.setattr(calibration, "MEMORY_BYTES", {"cpu": 1 << 20})
+        patch.setattr(calibration, "COLLECTIVE_BYTES", {"cpu": (1 << 12,)})
+        patch.setattr(calibration, "SUSTAINED_SECONDS", {"cpu": 0.001})
+        patch.setattr(calibration, "LEAST_SECONDS", 0.0005)
+        patch.setattr(calibration, "MOST_TURNS", 8)
+        yield
+
+
+@pytest.fixture(scope="module")
+def written(small, tmp_path_factory):
+    """The file that the command writes, and what it prints."""
+    folder = tmp_path_factory.mktemp("calibrate")
+    words = ["calibrate", "--hardware", "cpu", "--rounds", "1", "--out", str(folder)]
+    assert execute(words, program="jaxpar") == 0
+    return folder / "hardware.json"
+
+
+def test_what_was_measured_is_hardware(written):
+    """Its best product takes what was measured; all kinds of collectives are known."""
+    record, hardware = json.loads(written.read_text()), hardware_of(str(written))
+    assert hardware.name == record["name"] and "jaxpar calibrate" in hardware.source
+    device = Device(hardware)
+    rows = [row for row in record["measured"]["products"] if row["dtype"] == "bfloat16"]
+    best = max(rows, key=lambda row: row["tflops_per_second"])
+    one = Product("bf16", 1, best["m"], best["n"], best["k"], 0)
+    filled = min(1.0, one.m / 128) * min(1.0, one.n / 128)
+    assert hardware.reached is not None
+    alone = device.product_seconds(one) - hardware.reached.launch_seconds
+    told = one.flops / (1e12 * best["tflops_per_second"]) / filled / hardware.reached.sustained
+    assert alone == pytest.approx(told)
+    assert {row["kind"] for row in record["measured"]["collectives"]} == {
+        "all-reduce", "all-gather", "reduce-scatter", "all-to-all"
+    }  # fmt: skip
+    assert device.slower_links == 1.0
+
+
+def test_work_is_done_as_often_as_it_is_said_to_be(small):
+    """A loop of which the compiler had moved the product out would have none in its body."""
+    a = jnp.ones((16, 16))
+    run = jax.jit(calibration._repeated(jnp.matmul, 8))
+    text = run.lower(a, a).compile().as_text()
+    assert "dot(" in text[: text.index("ENTRY")]
+
+
+def test_a_memory_that_is_no_cache_is_no_faster_than_one(written):
+    """What was measured of it is a rate that a machine can have."""
+    figures = json.loads(written.read_text())["figures"]
+    assert 1e8 < figures["memory_bytes_per_second"] * figures["memory"] < 1e13
+
+
+def test_damaged_tables_are_a_sentence(written, tmp_path):
+    """Rows that are missing, and rows that are none."""
+    for harm in (
+        {"products": []}, {"products": [{"dtype": "bfloat16"}]}, {"products": 3}, {"products": [3]},
+        {"products": json.loads(written.read_text())["measured"]["products"][1:]}, [], 3, None,
+    ):  # fmt: skip
+        record = json.loads(written.read_text())
+        record["measured"] = {**record["measured"], **harm} if isinstance(harm, dict) else harm
+        file = Path(tmp_path / "ours.json")
+        file.write_text(json.dumps(record))
+        if harm == {"products": []}:  # those of the device that it is like
+            assert hardware_of(str(file)).reached is not None
+            continue
+        with pytest.raises(RequestError, match="measured tables cannot be read"):
+            hardware_of(str(file))
+
+
+def test_only_what_is_here_can_be_measured(capsys):
+    """Described hardware has no devices."""
+    assert execute(["calibrate", "--hardware", "h100"], program="jaxpar") == 2
+    assert "use local, or cpu" in capsys.readouterr().err
+    assert jax.devices()[0].platform == "cpu"
