@@ -3,7 +3,9 @@
 from dataclasses import replace
 
 import pytest
+from small import needs_gpu_compiler
 
+import jaxpar
 from jaxpar.core.catalogue import HARDWARE
 from jaxpar.costs.rates import Device
 from jaxpar.costs.replay import Replay, replay
@@ -146,3 +148,19 @@ def test_a_tick_takes_what_a_busy_stage_does_on_average():
 def test_of_other_branches_the_longest_is_taken():
     """Where devices differ, the slowest sets the pace."""
     assert branches("taken(2,3,3;8)").seconds == pytest.approx(3 * ONE)
+
+
+@needs_gpu_compiler
+def test_a_prediction_is_one_line_and_keeps_every_bound():
+    """Of a small decoder: no faster than its products, its memory traffic and its collectives."""
+    model = jaxpar.MODELS.load("transformer")().with_batch_size(64)
+    layout = jaxpar.lay_out(model, strategy="fsdp", mesh="data=8")
+    program = jaxpar.compile_step(jaxpar.make_step(layout), hardware="h100")
+    found, bound = jaxpar.predict(program), jaxpar.inspect(program).bounds
+    assert bound is not None and found.step_seconds >= bound.step_seconds
+    assert found.low_seconds < found.step_seconds < found.high_seconds
+    assert len(repr(found)) < 250 and "MFU" in repr(found) and "\n" not in repr(found)
+    work = sum(found.work_seconds.values()) + found.crowded_seconds
+    assert found.step_seconds == pytest.approx(work + found.exposed_seconds)
+    cost = found.cost(2.0)
+    assert cost["cost_per_step"] == pytest.approx(16 * found.step_seconds / 3600)

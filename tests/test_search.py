@@ -102,6 +102,7 @@ def test_a_search_ranks_keeps_and_goes_on(tmp_path, monkeypatch):
     assert found.front[0] == found.winner and found.considered >= found.estimated
     assert any(found.winner.candidate.name in sentence for sentence in found.why())
     json.dumps(found.record())
+    assert len(repr(found)) < 200 and "is best" in repr(found)
     monkeypatch.setattr(searching, "compile_all", lambda todo, **how: iter(()))
     again = search(question, devices=4, budget_seconds=25, workers=1, folder=tmp_path)
     assert [one.candidate for one in again.found] == [one.candidate for one in found.found]

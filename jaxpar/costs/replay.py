@@ -91,6 +91,9 @@ class Replay:
     slices: tuple[Slice, ...]
     parts: tuple[Part, ...]
 
+    def __repr__(self) -> str:
+        return f"<Replay of {len(self.slices)} slices: {self.seconds:.6f} s>"
+
     @property
     def exposed_seconds(self) -> float:
         """Of all collectives, while nothing was computed."""

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from math import sqrt
 from typing import Any
 
-from jaxpar.core.errors import RequestError, expect
+from jaxpar.core.errors import RequestError, expect, one_line
+from jaxpar.core.figures import bytes_text, seconds_text
 from jaxpar.core.mesh import sizes_of
 from jaxpar.costs.links import collective_seconds
 from jaxpar.costs.rates import Device
@@ -22,6 +23,7 @@ from jaxpar.hlo.parse import parse
 from jaxpar.measures.record import Make, Measure
 from jaxpar.measures.work import work
 from jaxpar.program.record import Program
+from jaxpar.report.notebook import notebook_html
 
 HOURS = 3600.0
 SHOWN = 12
@@ -96,6 +98,18 @@ class Prediction:
     fits: bool
     flops_per_device: float
     compile_seconds: float
+
+    def __repr__(self) -> str:
+        layout, fits = self.program.step.layout, "fits" if self.fits else "does not fit"
+        return one_line(
+            f"<Prediction {layout.title} on {self.program.hardware.name}: a step of "
+            f"{seconds_text(self.step_seconds)}, {seconds_text(self.low_seconds)} to "
+            f"{seconds_text(self.high_seconds)}; MFU {self.mfu:.1%}; "
+            f"{bytes_text(self.peak_bytes)} at the peak, {fits}>"
+        )
+
+    def _repr_html_(self) -> str:
+        return notebook_html({"kind": "predict", **self.record()})
 
     @property
     def exposed_seconds(self) -> float:

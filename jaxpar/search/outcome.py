@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxpar.case import Case
+from jaxpar.core.errors import one_line
+from jaxpar.report.notebook import notebook_html
 from jaxpar.search.record import Found, Refused
 
 PLAN = 1
@@ -42,6 +44,16 @@ class Search:
     considered: int
     estimated: int
     seconds: float
+
+    def __repr__(self) -> str:
+        best = "none fits" if self.winner is None else f"{self.winner.candidate.name} is best"
+        return one_line(
+            f"<Search of {self.question.model} on {self.devices} {self.question.hardware}: "
+            f"{len(self.found)} layouts compiled, {best}>"
+        )
+
+    def _repr_html_(self) -> str:
+        return notebook_html({"kind": "search", **self.record()})
 
     @property
     def winner(self) -> Found | None:

@@ -15,6 +15,7 @@ from typing import Any
 from jaxpar.case import Case
 from jaxpar.core.errors import RequestError
 from jaxpar.core.mesh import MOST_DEVICES, MeshShape
+from jaxpar.report.notebook import notebook_html
 from jaxpar.search.compiled import compile_all
 from jaxpar.strategies.record import REPLICA
 
@@ -55,6 +56,13 @@ class Scaling:
     """
 
     points: tuple[Point, ...]
+
+    def __repr__(self) -> str:
+        sizes = [point.devices for point in self.points]
+        return f"<Scaling on {min(sizes)} to {max(sizes)} devices: {len(self.points)} points>"
+
+    def _repr_html_(self) -> str:
+        return notebook_html({"kind": "scale", **self.record()})
 
     def of(self, way: str) -> tuple[Point, ...]:
         """The points of one way."""
