@@ -169,7 +169,8 @@ def without_room(run: Run, draw: random.Random) -> None:
     busy = subprocess.Popen(
         limited, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=quiet, text=True
     )
-    _, err = busy.communicate(timeout=PATIENCE_SECONDS)
+    # A process that cannot write gives up at once, and another waits for it half a minute a save.
+    _, err = busy.communicate(timeout=3 * PATIENCE_SECONDS)
     run.promise(run.newest_whole() >= before, "a full disk lost a checkpoint")
     run.promise("Traceback" not in err, "a traceback on a full disk:", err[-300:])
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from jaxpar.case import Case, Resolved
 from jaxpar.cli.options import Options
 from jaxpar.cli.screen import Screen
+from jaxpar.cli.show.explained import show_explanation, show_held
 from jaxpar.cli.show.inspection import (
     show_collectives,
     show_findings,
@@ -49,11 +50,13 @@ def verb(options: Options, screen: Screen) -> int:
     show_layout(screen, asked.layout, asked.hardware)
     show_dims(screen, asked.layout)
     show_collectives(screen, inspection)
+    show_explanation(screen, explanation)
     show_bytes_by_axes(screen, inspection)
     show_findings(screen, inspection)
     show_schedule(screen, inspection)
     show_work(screen, inspection)
     show_memory(screen, inspection)
+    show_held(screen, held)
     told = inspection.record()
     told["traffic"] = told["collectives"]
     told |= explanation.record()
@@ -64,7 +67,8 @@ def verb(options: Options, screen: Screen) -> int:
         show_what_if(screen, told["what_if"])
     screen.finish({**told, "seconds": time.perf_counter() - started})
     fits = inspection.device_memory is None or inspection.device_memory.fits is not False
-    return 0 if inspection.ok and fits else 1
+    sums = not explanation.faults or options.lint != "error"
+    return 0 if inspection.ok and sums and fits else 1
 
 
 def _resolved(case: Case, screen: Screen) -> Resolved:

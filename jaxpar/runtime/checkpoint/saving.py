@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding
 from jaxpar.core.errors import RequestError, words_of
 from jaxpar.core.mesh import axes_of
 from jaxpar.program.configuration import deliberate
+from jaxpar.program.fit import tree_bytes
 from jaxpar.program.record import Program
 from jaxpar.runtime.checkpoint.about import CannotSave, named
 from jaxpar.runtime.checkpoint.claim import locked, place_of
@@ -36,6 +37,10 @@ from jaxpar.step.record import State
 DELETED = "deleted"
 """Where old checkpoints are moved before they are deleted, so that one whose deletion is cut short
 is none any more."""
+
+LEAST_SECONDS, ALONE_SECONDS = 30, 3600
+SLOWEST_BYTES_PER_SECOND = 10e6
+"""Of a disk that several processes write to; a slower one is taken for one that hangs."""
 
 BEST = "test_loss"
 """The metric of which the checkpoint with the least is kept."""
@@ -64,8 +69,11 @@ class Saver:
             preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
             todelete_subdir=DELETED,
-            # Else threads wait ten minutes, at the process's end, for one that cannot be made.
-            async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
+            async_options=ocp.options.AsyncOptions(
+                # Else threads wait ten minutes, at the process's end, for one that cannot be made.
+                create_directories_asynchronously=False,
+                timeout_secs=_patience_seconds(program),
+            ),
         )
         try:
             writers = {part: _writer(program) for part in PARTS}
@@ -188,6 +196,18 @@ class Saver:
                 there.rename(aside)
             meet()
             self.manager.reload()
+
+
+def _patience_seconds(program: Program) -> int:
+    """How long a save may take, and a process wait for the others of it.
+
+    A process whose disk is full gives up at once, and Orbax does not tell those that wait for it.
+    """
+    if jax.process_count() == 1:
+        return ALONE_SECONDS
+    state, specs = program.step.state, program.step.state_specs
+    share = tree_bytes(state, specs, program.step.layout.mesh) * len(jax.local_devices())
+    return LEAST_SECONDS + round(share / SLOWEST_BYTES_PER_SECOND)
 
 
 @contextmanager
