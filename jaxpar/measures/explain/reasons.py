@@ -24,6 +24,7 @@ from jaxpar.measures.explain.meaning import (
     Meaning,
 )
 from jaxpar.measures.explain.places import Places
+from jaxpar.models.record import role_of
 
 _REDUCING = ("all-reduce", "reduce-scatter")
 _PERMUTES = ("collective-permute", "send")
@@ -102,7 +103,7 @@ def _reduced(one: Asked, meaning: Meaning, layout: Layout, told: str, over: str,
     fold = (one.part.reducer, "lookup") if one.part.reducer else (*_FOLDS, "add", "lookup")
     partial = [p for p in held if p.axis in one.axes and p.by in fold]
     sure = sorted((p for p in partial if p.is_sure), key=str)
-    names = list(dict.fromkeys(n for p in sure for n in p.dims))
+    names = _sharded(dict.fromkeys(n for p in sure for n in p.dims), layout, one.axes)
     along = f"{'dims' if len(names) > 1 else 'dim'} {_listed(names)}" if names else "dim"
     folds = {p.by for p in partial}
     if folds & set(_FOLDS):
@@ -146,6 +147,21 @@ def _reduced(one: Asked, meaning: Meaning, layout: Layout, told: str, over: str,
             f"sum: {finish}"
         )
     return _by_name(one, over, finish, layout)
+
+
+def _sharded(names: Iterable[str], layout: Layout, axes: Iterable[str]) -> list[str]:
+    """Those of the dims that a strategy shards over these axes.
+
+    Of a dim of which each device has one element nothing is left in the program, and one beside it
+    stands in its place.
+    """
+    strategy, wanted = layout.strategy, set(axes)
+    tables = (strategy.compute, strategy.between)
+    roles = {
+        role for table in tables for role, entry in table.items() if wanted & set(axes_of(entry))
+    }
+    roles |= {role for axis in wanted for role in strategy.store.get(axis, ())}
+    return [name for name in names if role_of(layout.model, name) in roles]
 
 
 def _is_product(one: Asked) -> bool:
