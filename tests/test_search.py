@@ -149,6 +149,7 @@ def test_a_plan_is_the_layout_of_a_command(tmp_path, capsys):
     [
         (["--hardware", "h100"], "say --devices 64"),
         (["--devices", "8", "--budget", "soon"], "write a time"),
+        (["--devices", "8", "--budget", "0s"], "write a time"),
         (["--devices", "0", "--hardware", "h100"], "devices=0"),
         (["--devices", "8", "--hardware", "cpu"], "speed of hardware 'cpu' is not known"),
         (["--devices", "8", "--strategy", "fsdp"], "does not read --strategy"),
@@ -187,3 +188,21 @@ def test_a_range_that_makes_no_sense_is_a_sentence(devices, capsys):
     words = ["scale", "mlp", "--strategy", "data", "--hardware", "h100", "--devices", devices]
     assert execute(words, program="jaxpar") == 2
     assert "8..1024" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("price", ["0", "-2", "nan", "inf"])
+def test_a_price_is_a_number_above_nothing(price, capsys):
+    """Exit status 2."""
+    words = ["predict", "mlp", "--strategy", "data", "--hardware", "h100", "--price", price]
+    assert execute(words, program="jaxpar") == 2
+    assert "above 0" in capsys.readouterr().err
+
+
+def test_a_search_without_time_says_so(monkeypatch, capsys, tmp_path):
+    """Exit status 1, and no plan."""
+    monkeypatch.setattr(searching, "compile_all", lambda todo, **how: iter(()))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    words = ["search", "mlp", "--hardware", "h100", "--devices", "2", "--out", str(tmp_path / "o")]
+    assert execute(words, program="jaxpar") == 1
+    assert "give a larger budget" in capsys.readouterr().out
+    assert not (tmp_path / "o").exists()

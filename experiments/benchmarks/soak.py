@@ -130,8 +130,10 @@ def terminated(run: Run, draw: random.Random) -> None:
     busy.send_signal(signal.SIGTERM)
     out, err = busy.communicate(timeout=PATIENCE_SECONDS)
     was_asked = "once more ends at once" in out
+    # Some batches of the test have no number either, which a run that came to its end tells by 1.
+    usual = (0, 1) if run.newest_whole() == STEPS else (0,)
     run.promise(
-        not was_asked or busy.returncode == 0,
+        not was_asked or busy.returncode in usual,
         "SIGTERM ended with",
         busy.returncode,
         out[-700:],

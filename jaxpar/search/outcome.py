@@ -71,6 +71,8 @@ class Search:
 
     def why(self) -> tuple[str, ...]:
         """Sentences: what the winner's step consists of, and where the next ones lose."""
+        if not self.found:
+            return ("no layout was compiled in this time: give a larger budget",)
         if self.winner is None:
             return ("no layout that was compiled fits",)
         parts, seconds = _parts(self.winner.prediction), self.winner.seconds

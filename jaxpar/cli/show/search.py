@@ -22,6 +22,22 @@ def show_search(screen: Screen, found: Search) -> None:
     """Show the ranking."""
     front = {one.candidate.name for one in found.front}
     compiled = [one for one in found.found if "refusal" not in one.prediction]
+    if compiled:
+        _show_ranking(screen, compiled, front)
+    screen.say(
+        f"{found.considered:,} layouts considered, {found.estimated:,} estimated, "
+        f"{len(compiled)} compiled, in {found.seconds:.0f} s"
+    )
+    for one in found.refused[:REFUSED_SHOWN]:
+        screen.say(f"refused, {one.count}: {one.candidate.name}: {one.reason}", style="dim")
+    if len(found.refused) > REFUSED_SHOWN:
+        screen.say(f"and for {len(found.refused) - REFUSED_SHOWN} other reasons", style="dim")
+    for sentence in found.why():
+        screen.say(sentence)
+
+
+def _show_ranking(screen: Screen, compiled: list[Found], front: set[str]) -> None:
+    """Show the layouts that were compiled, the fastest first."""
     screen.table(
         ["strategy", "mesh", "set", "step", "MFU", "peak memory"],
         [
@@ -38,18 +54,6 @@ def show_search(screen: Screen, found: Search) -> None:
         "step and memory are predicted; * none is both faster and smaller; ! does not fit",
         style="dim",
     )
-    screen.say(
-        f"{found.considered:,} layouts considered, {found.estimated:,} estimated, "
-        f"{len(compiled)} compiled, in {found.seconds:.0f} s"
-    )
-    for one in found.refused[:REFUSED_SHOWN]:
-        screen.say(f"refused, {one.count}: {one.candidate.name}: {one.reason}", style="dim")
-    if len(found.refused) > REFUSED_SHOWN:
-        screen.say(f"and for {len(found.refused) - REFUSED_SHOWN} other reasons", style="dim")
-    for sentence in found.why():
-        screen.say(
-            sentence, style="bold" if sentence.startswith(found.found[0].candidate.name) else ""
-        )
 
 
 def _mark(one: Found, front: set[str]) -> str:

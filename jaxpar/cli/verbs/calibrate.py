@@ -27,6 +27,8 @@ def verb(options: Options, screen: Screen) -> int:
         raise RequestError(
             f"--hardware {options.hardware}: calibrate measures what is here: use local, or cpu"
         )
+    if options.rounds < 1:
+        raise RequestError(f"--rounds {options.rounds}: measure once at least")
     here = hardware_of(options.hardware)
     if here.kind == "local":
         local_devices(here)

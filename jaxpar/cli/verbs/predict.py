@@ -2,12 +2,14 @@
 
 import json
 import time
+from math import inf
 from pathlib import Path
 
 from jaxpar.cli.options import Options, check_writable, make_folder
 from jaxpar.cli.screen import Screen
 from jaxpar.cli.show.layout import compiling, show_layout
 from jaxpar.cli.show.prediction import show_prediction
+from jaxpar.core.errors import RequestError
 from jaxpar.measures.predict import predict
 from jaxpar.measures.timeline import timeline
 
@@ -30,6 +32,8 @@ READS = (
 def verb(options: Options, screen: Screen) -> int:
     """Predict; exit status 1 when it does not fit."""
     started = time.perf_counter()
+    if options.price is not None and not 0 < options.price < inf:
+        raise RequestError(f"--price {options.price}: give a number above 0")
     if options.timeline:
         check_writable(Path(options.timeline), "--timeline")
     asked = options.case.resolve()

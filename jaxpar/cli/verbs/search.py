@@ -55,6 +55,6 @@ def _budget(text: str) -> float:
     (180.0, 180.0, 1800.0)
     """
     match = _BUDGET.fullmatch(text.strip())
-    if match is None:
+    if match is None or not float(match[1]):
         raise RequestError(f"--budget {text}: write a time, such as 90s, 3m or 1h")
     return float(match[1]) * _SECONDS[match[2]]
