@@ -3,21 +3,27 @@
     program = jaxpar.compile_step(step, hardware="h100")
     assert_no_collective(program, "all-gather", over="model", phase="forward")
     assert_peak_under(program, 70e9)
+    assert_same_traffic(program, json.loads(Path("saved.json").read_text()))
+    assert_sharded_equals_single(layout)
 
-Nothing is run. Each raises AssertionError with what was found, by line.
+Nothing is run but by the last. Each raises AssertionError with what was found, by line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jaxpar.core.errors import RequestError, unknown
 from jaxpar.hlo.collectives import KINDS
+from jaxpar.layout.record import Layout
 from jaxpar.measures.explain.explain import explain
 from jaxpar.measures.explain.memory import step_memory
 from jaxpar.measures.explain.record import PHASES, Explained
+from jaxpar.measures.verify.verify import verify
 from jaxpar.program.record import Program
+from jaxpar.step.make_step import make_step
+from jaxpar.step.record import Step
 
 _SHOWN = 5
 
@@ -84,6 +90,20 @@ def assert_same_traffic(program: Program, record: Mapping[str, Any]) -> None:
         if then.get((kind, axes), 0) != now.get((kind, axes), 0)
     ]
     assert not changed, "\n".join(changed)
+
+
+def assert_sharded_equals_single(
+    layout: Layout, *, make: Callable[[Layout], Step] = make_step, steps: int = 3
+) -> None:
+    """A layout computes what one device does: loss, gradients, an update and a few steps.
+
+    Args:
+        layout: it runs on simulated devices.
+        make: makes the step, so that mode, optimizer and microbatches are the project's.
+        steps: whole steps after the single update.
+    """
+    verdict = verify(layout, hardware="cpu", make=make, steps=steps)
+    assert verdict.ok, f"{verdict!r}; {verdict.likely_mistake or 'no likely mistake is known'}"
 
 
 def _sums(

@@ -13,6 +13,8 @@ from jaxpar.hlo.parse import Module, parse
 from jaxpar.hlo.partial_sums import Sums
 from jaxpar.hlo.parts import Part, parts_of
 from jaxpar.hlo.schedule import between
+from jaxpar.layout.stages import AXIS as STAGES
+from jaxpar.layout.stages import runs_in_stages
 from jaxpar.measures.explain.asked import Asked, Ways, asked_of
 from jaxpar.measures.explain.faults import told_of
 from jaxpar.measures.explain.matched import Matches
@@ -76,7 +78,9 @@ def explained(
             grouped[key].append((part, one))
     rows = [_row(key, members) for key, members in grouped.items()]
     rows.sort(key=lambda row: (-row.bytes, row.kind, row.what, row.phase))
-    faults = tuple(told_of(fault, places) for fault in sums.faults)
+    # Stages hold different layers: what differs between them is no partial sum.
+    staged = STAGES if runs_in_stages(step.layout.strategy, step.layout.mesh) else None
+    faults = tuple(told_of(fault, places) for fault in sums.faults if fault.axis != staged)
     return Explanation(tuple(rows), faults, time.perf_counter() - started)
 
 
