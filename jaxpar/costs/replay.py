@@ -37,7 +37,6 @@ class Slice:
         stream: COMPUTE or COMMUNICATION.
         kind: one of KINDS.
         start_seconds, seconds: from the beginning of its computation's run, and how long.
-        exposed_seconds: how long the computing stream waited for it.
         flops, bytes: of products; touched, or of a collective's payload.
     """
 
@@ -47,7 +46,6 @@ class Slice:
     kind: str
     start_seconds: float
     seconds: float
-    exposed_seconds: float = 0.0
     flops: float = 0.0
     bytes: float = 0.0
 

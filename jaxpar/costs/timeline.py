@@ -39,7 +39,7 @@ def trace(name: str, replay: Replay, about: About) -> dict[str, Any]:
         if len(events) >= MOST_EVENTS:
             break
         more = {name: value for name, value in about(one).items() if value}
-        sizes = {"bytes": one.bytes, "flops": one.flops, "exposed_us": one.exposed_seconds * MICRO}
+        sizes = {"bytes": one.bytes, "flops": one.flops}
         events.append(
             {
                 "ph": "X",

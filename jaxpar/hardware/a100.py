@@ -37,11 +37,12 @@ RATES = Rates(
 
 REACHED = replace(
     h100.REACHED,
-    # 271.2 of 312 TFLOP/s at the best shape; its clock holds under load.
+    # 271.2 of 312 TFLOP/s at the best shape. That its clock holds in steps that last is a guess.
     products=0.87,
     sustained=0.97,
     crowding=108 / (108 - 12),
-    source="stas00/ml-engineering (2026-08): products and nccl-tests; shares of the H100's tables",
+    source="stas00/ml-engineering (2026-08): products; shares of the H100's tables; "
+    "the sustained clock is a guess",
 )
 
 

@@ -56,10 +56,11 @@ REACHED = Reached(
     crowding=132 / (132 - 16),
     # GPUs of one node differ by 5 %: the slowest is half of that behind the mean.
     slowest=1.025,
+    # What NCCL, CUDA and fragments leave; a guess.
     usable=0.92,
     source="XLA's tables of products and collectives (2026); Marin's measurements of JAX on H100s "
     "(2026-07): products, memory, collectives of two nodes; NCCL's own constants of latency "
-    "(src/graph/tuning.cc) and its usual 16 channels; stas00/ml-engineering (2026-08): GPUs of a "
+    "(src/graph/tuning.cc) (16 channels are assumed); stas00/ml-engineering (2026-08): GPUs of a "
     "node differ by 5 %",
 )
 
