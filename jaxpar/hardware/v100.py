@@ -40,7 +40,7 @@ REACHED = replace(
     products=0.75,
     sustained=0.95,
     crowding=80 / (80 - 8),
-    source="shares of the H100's tables; what products reach, and the clock under load, are guesses",
+    source="shares of the H100's tables; best product and clock under load are guesses",
 )
 
 
