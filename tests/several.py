@@ -14,6 +14,7 @@ from small import small_layout
 from jaxpar.core.catalogue import DATA
 from jaxpar.core.errors import RequestError
 from jaxpar.core.jax_compat import coordination, process_and_count
+from jaxpar.core.progress import here
 from jaxpar.data.iterable import dataset
 from jaxpar.hardware.cpu import hardware
 from jaxpar.program.devices import device_mesh
@@ -105,12 +106,15 @@ def rows_read(meshes):
 
 
 def shared():
-    """This process's number, what it holds in common with the others, and a name they agree on."""
+    """This process's number, what it has in common with the others, and a name they agree on.
+
+    Two processes of one machine share its memory.
+    """
     number, count = process_and_count()
     client, address = coordination()
     client.key_value_set(f"test/{number}", f"said by {number}")
     heard = [client.blocking_key_value_get(f"test/{n}", 60_000) for n in range(count)]
-    return [number, count, bool(address), heard, str(agreed(Path(f"file-{number}")))]
+    return [number, count, bool(address), heard, str(agreed(Path(f"file-{number}"))), here.sharing]
 
 
 def differ():

@@ -12,6 +12,7 @@ from jaxpar.case import load_strategy
 from jaxpar.cli.main import execute
 from jaxpar.core.errors import RequestError
 from jaxpar.core.mesh import MeshShape
+from jaxpar.core.progress import here
 from jaxpar.program.fit import least_bytes, refuse_too_large, taken_bytes
 from jaxpar.runtime.checkpoint.folder import checkpoints_in
 from jaxpar.runtime.elastic import nearest
@@ -73,6 +74,10 @@ def test_what_does_not_fit_is_refused_by_its_shards_and_then_by_xlas_account(mon
     program.check_runs()
     with pytest.raises(RequestError, match="a batch take .* on 4 simulated devices, and this"):
         refuse_too_large(twice, program.hardware)
+    with monkeypatch.context() as patch:
+        patch.setattr(here, "sharing", 2)  # as two processes do that have 4 devices each
+        with pytest.raises(RequestError, match="take .* on 8 simulated devices, and this machine"):
+            program.check_runs()
     assert taken_bytes(program.update.memory_analysis()) > least
     with pytest.raises(RequestError, match="what a step computes take"):
         program.init(0)

@@ -82,7 +82,7 @@ def test_a_process_reads_the_rows_that_its_devices_hold(two):
     """
     for number, value in enumerate(two.values):
         assert value["stopped"] == two.values[0]["stopped"] > 5
-        assert value["shared"] == [number, 2, True, ["said by 0", "said by 1"], "file-0"]
+        assert value["shared"] == [number, 2, True, ["said by 0", "said by 1"], "file-0", 2]
         for (strategy, mesh), rows in ROWS.items():
             assert value["rows"][f"{strategy} {mesh}"] == [*rows[number], True], (number, mesh)
 

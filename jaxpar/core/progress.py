@@ -30,10 +30,12 @@ class Progress:
 
     Attributes:
         meet: waits for the other processes to come as far; does nothing where there are none.
+        sharing: how many of them share this machine, and so its memory, this one counted.
     """
 
     def __init__(self):
         self.meet: Callable[[], None] = lambda: None
+        self.sharing = 1
         self._at = Position(0, "starting", may_last=True)
         self._long: list[str] = []
 

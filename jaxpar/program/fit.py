@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxpar.core.errors import RequestError
 from jaxpar.core.jax_compat import process_and_count
 from jaxpar.core.mesh import MeshShape, axes_of
+from jaxpar.core.progress import here
 from jaxpar.hardware.record import Hardware
 from jaxpar.layout.record import itemsize
 from jaxpar.program.devices import local_devices
@@ -69,7 +70,7 @@ def device_memory_bytes(hardware: Hardware) -> int | None:
 def memory_share(hardware: Hardware, devices: int) -> int | None:
     """Bytes that each of so many devices has, simulated ones by shares of this machine's."""
     if hardware.kind == "simulated" and hardware.memory_bytes is None:
-        return machine_bytes() // max(1, devices // process_and_count()[1])
+        return machine_bytes() // here.sharing // max(1, devices // process_and_count()[1])
     return device_memory_bytes(hardware)
 
 
@@ -98,8 +99,9 @@ def refuse_too_large(step: Step, hardware: Hardware, stats: Any | None = None) -
         what = "its optimizer state, a batch and what a step computes take"
     repair = "use smaller sizes, a smaller batch, more microbatches or another layout"
     if hardware.kind == "simulated" and hardware.memory_bytes is None:
-        here = max(1, devices // process_and_count()[1])
-        told = f"{taken * here / 1e9:,.1f} GB on {here} simulated devices, and this machine has"
+        simulated = here.sharing * max(1, devices // process_and_count()[1])
+        taken *= simulated
+        told = f"{taken / 1e9:,.1f} GB on {simulated} simulated devices, and this machine has"
         there = f"{machine_bytes() / 1e9:,.1f} GB"
     else:
         told = f"{taken / 1e9:,.1f} GB of a device, and one of hardware '{hardware.name}' has"

@@ -6,6 +6,7 @@ here gives each process its place, and a watchdog that ends all of them if one i
 
 from __future__ import annotations
 
+import platform
 import secrets
 import socket
 import time
@@ -142,6 +143,7 @@ def join(
     _joined = mine = Joined(place, watchdog)
     here.meet = mine.meet
     try:
+        here.sharing = mine.told("machine", platform.node()).count(platform.node())
         yield mine
         with here.long_work("waiting for the others to finish"):
             mine.meet()
@@ -161,7 +163,7 @@ def join(
         watchdog.leave()
         jax.distributed.shutdown()
     finally:
-        here.meet = lambda: None
+        here.meet, here.sharing = lambda: None, 1
         _joined = None
 
 
