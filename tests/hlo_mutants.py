@@ -46,6 +46,10 @@ WHOLE = (
         loop("inner", ONE_REDUCE) + "\n" + loop("outer", run_loop("inner", "p")),
     ),
     program(
+        run_loop("work", "p", scope="tick(5;8)/turns(3;8)"),
+        loop("work", ONE_REDUCE),
+    ),
+    program(
         "%k = s32[] constant(0)\n"
         "%r = f32[16,8] conditional(%k, %p, %p), branch_computations={%no, %yes}, "
         'metadata={op_name="jit(f)/taken(3,5;8)/cond"}\n'

@@ -65,12 +65,13 @@ def loop(name: str, body: str, start: str = "0", step: str = "1", bound: str = "
 """
 
 
-def run_loop(name: str, array: str, start: str = "0", known: str = "") -> str:
+def run_loop(name: str, array: str, start: str = "0", known: str = "", scope: str = "") -> str:
+    scope = f', metadata={{op_name="jit(f)/{scope}/while"}}' if scope else ""
     known = f', backend_config={{"known_trip_count":{{"n":"{known}"}}}}' if known else ""
     return f"""
         %z.{name} = s32[] constant({start})
         %init.{name} = (s32[], f32[16,8]) tuple(%z.{name}, %{array})
-        %w.{name} = (s32[], f32[16,8]) while(%init.{name}), condition=%{name}_cond, body=%{name}_body{known}
+        %w.{name} = (s32[], f32[16,8]) while(%init.{name}), condition=%{name}_cond, body=%{name}_body{known}{scope}
         %r = f32[16,8] get-tuple-element(%w.{name}), index=1
     """  # noqa: E501
 

@@ -241,6 +241,12 @@ def test_a_branch_counts_as_often_as_its_name_scope_says(branches):
     assert (one.executions, one.exact) == (Fraction(5, 8), True)
 
 
+def test_a_loop_turns_as_often_as_its_name_scope_says():
+    """Three times in eight runs: some devices take a turn and others none."""
+    text = program(run_loop("l", "p", scope="turns(3;8)"), loop("l", ONE_REDUCE))
+    assert (only(text).executions, only(text).exact) == (Fraction(3, 8), True)
+
+
 def test_a_guess_outside_makes_what_is_inside_a_guess():
     """An inner loop of known length, inside an outer one of unknown length."""
     outer = loop("outer", run_loop("inner", "p", known="3"))

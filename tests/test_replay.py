@@ -137,12 +137,48 @@ def branches(scope: str) -> Replay:
     )
 
 
+def works(*products: int) -> Replay:
+    """A tick in which of eight stages three each do work of so many products, one kind each."""
+    lines = ["  %go = pred[] constant(true)"]
+    for n in range(len(products)):
+        lines += [
+            f"  %t{n} = (pred[], f32[4096,4096]{{1,0}}) tuple(%go, %x)",
+            f"  %w{n} = (pred[], f32[4096,4096]{{1,0}}) while(%t{n}), condition=%go{n}, "
+            f'body=%work{n}, metadata={{op_name="jit(f)/tick(6;8)/turns(3;8)/while"}}',
+        ]
+    lines.append("  ROOT %y = f32[4096,4096]{1,0} get-tuple-element(%w0), index=1")
+    more = "".join(
+        "\n".join([
+            f"%work{n} (t: (pred[], f32[4096,4096])) -> (pred[], f32[4096,4096]) {{",
+            "  %t = (pred[], f32[4096,4096]{1,0}) parameter(0)",
+            "  %x = f32[4096,4096]{1,0} get-tuple-element(%t), index=1",
+            *(product(f"p{k}", f"p{k - 1}" if k else "x") for k in range(many)),
+            "  %no = pred[] constant(false)",
+            f"  ROOT %o = (pred[], f32[4096,4096]{{1,0}}) tuple(%no, %p{many - 1})", "}\n",
+            f"%go{n} (t: (pred[], f32[4096,4096])) -> pred[] {{",
+            "  %t = (pred[], f32[4096,4096]{1,0}) parameter(0)",
+            "  ROOT %c = pred[] get-tuple-element(%t), index=0", "}\n\n",
+        ])
+        for n, many in enumerate(products)
+    )  # fmt: skip
+    return of(*lines, more=more)
+
+
 def test_a_tick_takes_what_a_busy_stage_does_on_average():
     """Two of eight idle, three of one product, three of three: two products a busy tick."""
-    found = branches("tick/taken(2,3,3;8)")
+    found = works(1, 3)
     assert found.seconds == pytest.approx(2 * ONE)
     assert found.work_seconds["product"] == pytest.approx(1.5 * ONE)
     assert found.work_seconds["bubble"] == pytest.approx(0.5 * ONE)
+    assert works(4).seconds == pytest.approx(2 * ONE)
+
+
+def test_what_one_stage_does_of_a_tick_counts_as_its_scope_says():
+    """As often as that stage does it; XLA may spell the scope's branches either way."""
+    found = branches("tick(6;8)/turns(3;8)/while/body/taken(8,0,16;8)")
+    assert found.seconds == pytest.approx(6 * ONE)
+    assert found.work_seconds["bubble"] == 0
+    assert branches("tick(6;8)/taken(1,0,0;1)").seconds == 0
 
 
 def test_of_other_branches_the_longest_is_taken():

@@ -1,11 +1,12 @@
 """Scopes that say what a part of a compiled program is: their names, written and read here.
 
-One is around the gather of a weight, one around the work of a pipeline's tick. In a weight's name
+One is around the gather of a weight, two around the work of a pipeline's tick. In a weight's name
 letters, digits and `_` of its path stand as they are and `/` is a dot; of anything else, which
 compilers may read in their own way, the code point stands between hyphens.
 """
 
 import re
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import jax
@@ -13,8 +14,14 @@ import jax
 WEIGHT = re.compile(r"weight\(([\w.\-]+)\)", re.ASCII)
 """The scope, as it stands in the name of an operation."""
 
-TICK = "tick"
-"""The scope of the conditional by which each stage of a pipeline does its own work of a tick."""
+TICK = re.compile(r"/tick\((\d{1,18});([1-9]\d{0,17})\)/")
+"""The scope of the work that stages of a pipeline do in a tick, and others do not."""
+
+TURNS = re.compile(r"/turns\((\d{1,18});([1-9]\d{0,17})\)/while$")
+"""The scope of a loop of which is known how often it turns, on average over devices."""
+
+TAKEN = re.compile(r"(?:^|/)taken\((\d{1,18}(?:,\d{1,18})*);([1-9]\d{0,17})\)/cond$")
+"""The scope of a conditional of which is known how often each branch is taken."""
 
 _CODED = re.compile(r"-([0-9a-f]+)-")
 _OTHER = re.compile(r"[^\w/]", re.ASCII)
@@ -23,6 +30,21 @@ _OTHER = re.compile(r"[^\w/]", re.ASCII)
 def weight_scope(path: str) -> AbstractContextManager:
     """The scope in which the weight of this path is gathered."""
     return jax.named_scope(_written(path))
+
+
+def tick_scope(busy: int, total: int) -> AbstractContextManager:
+    """The scope of a tick's work, in which of so many stages so many are busy."""
+    return jax.named_scope(f"tick({busy};{total})")
+
+
+def turns_scope(turns: int, total: int) -> AbstractContextManager:
+    """The scope of a loop that is run `total` times by all devices, and turns so often in all."""
+    return jax.named_scope(f"turns({turns};{total})")
+
+
+def taken_scope(times: Sequence[int], total: int) -> AbstractContextManager:
+    """The scope of a conditional whose branches, in order, are taken so often of a total."""
+    return jax.named_scope(f"taken({','.join(map(str, times))};{total})")
 
 
 def weight_in(op_name: str) -> str | None:

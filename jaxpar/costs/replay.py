@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from jaxpar.core.scopes import TICK
+from jaxpar.core.scopes import TICK, TURNS
 from jaxpar.costs.links import collective_seconds
 from jaxpar.costs.rates import Device
 from jaxpar.hlo.collectives import Collective, collectives
@@ -23,8 +23,6 @@ from jaxpar.hlo.touched import touched_bytes
 
 COMPUTE, COMMUNICATION = "compute", "communication"
 KINDS = ("product", "attention", "memory", "bubble", "collective")
-IDLE_SHARE = 0.02
-"""A branch of a pipeline's tick that takes less than this share of the longest does nothing."""
 
 
 @dataclass(frozen=True)
@@ -199,10 +197,14 @@ class _Run:
         parts = [
             self.walk.of(module.computations[name]) for role, name in i.calls if role != "condition"
         ]
+        if tick := TICK.search(i.op_name):
+            if TURNS.search(i.op_name):
+                share = float(trip_count(module, self.computation, i)[0])
+                return self._share(parts, [share], int(tick[1]) / int(tick[2]))
+            if shares := [float(share) for share in shares_taken(i)]:
+                return self._share(parts, shares)
         inner = max(parts, key=lambda part: part.seconds)
         times = float(trip_count(module, self.computation, i)[0])
-        if i.opcode == "conditional" and f"/{TICK}/" in i.op_name and inner.seconds:
-            return self._tick(parts, [float(share) for share in shares_taken(i)], inner)
         self.parts.append(Part(self.now, times, inner))
         # Its first collective comes after those begun here, which go on beside its work.
         self.now += times * inner.seconds
@@ -215,16 +217,17 @@ class _Run:
         self.communication += times * inner.communication_seconds
         self.crowded += times * inner.crowded_seconds
 
-    def _tick(self, parts: list[Replay], shares: list[float], longest: Replay) -> None:
-        """Run a tick of a pipeline, in which stages do different work at once.
+    def _share(self, parts: list[Replay], shares: list[float], busy: float = 1.0) -> None:
+        """Run a tick's work of one kind in a pipeline, in which stages do different work at once.
 
         A stage waits only for the neighbour that it exchanges with, and does forward and backward
-        passes in turn: a tick takes what the work of a busy stage takes on average. What a device
-        is idle of that is the bubble.
+        passes in turn: a tick takes what the work of a busy stage takes on average, where `busy` is
+        the share of stages that are. What a device is idle of that is the bubble.
         """
-        idle = [part.seconds < IDLE_SHARE * longest.seconds for part in parts]
-        busy = sum(share for share, rests in zip(shares, idle, strict=True) if not rests)
         mean = sum(share * part.seconds for share, part in zip(shares, parts, strict=True))
+        longest = max(parts, key=lambda part: part.seconds)
+        if not mean or not busy:
+            return
         seconds = mean / busy
         self.parts.append(Part(self.now, 1.0, longest, seconds / longest.seconds))
         self.now += seconds

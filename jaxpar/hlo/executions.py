@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from jaxpar.core.scopes import TAKEN, TURNS
 from jaxpar.hlo.parse import Computation, Instruction, Module
 
-_TAKEN = re.compile(r"(?:^|/)taken\((\d{1,18}(?:,\d{1,18})*);([1-9]\d{0,17})\)/cond$")
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d{1,18})"\}')
 _INDEX = re.compile(r"index=(\d{1,18})")
 _INTEGER = re.compile(r"-?\d{1,18}")
@@ -51,7 +51,7 @@ def executions(module: Module) -> dict[str, Times]:
 
 def shares_taken(i: Instruction) -> tuple[Fraction, ...]:
     """Return how often each branch of a conditional is taken, where its name scope says so."""
-    said = _TAKEN.search(i.op_name) if i.opcode == "conditional" else None
+    said = TAKEN.search(i.op_name) if i.opcode == "conditional" else None
     if said is None:
         return ()
     shares = tuple(Fraction(int(n), int(said[2])) for n in said[1].split(","))
@@ -62,14 +62,19 @@ def shares_taken(i: Instruction) -> tuple[Fraction, ...]:
     return shares if len(shares) == len(i.calls) else ()
 
 
-def trip_count(module: Module, computation: Computation, i: Instruction) -> tuple[int, bool]:
+def trip_count(
+    module: Module, computation: Computation, i: Instruction
+) -> tuple[int | Fraction, bool]:
     """Return how often one run of an instruction runs what it calls, and whether that is sure.
 
-    Once, unless it is a `while`: then the compiler's own count where it gives one; else the bound
-    of a condition `k < bound`, when k is seen to start at 0 and grow by 1; else 1, not sure.
+    Once, unless it is a `while`: then as a name scope `turns(a;n)` around it says, a times in n
+    runs; or the compiler's own count where it gives one; else the bound of a condition `k < bound`,
+    when k is seen to start at 0 and grow by 1; else 1, not sure.
     """
     if i.opcode != "while":
         return 1, i.opcode != "conditional"
+    if said := TURNS.search(i.op_name):
+        return Fraction(int(said[1]), int(said[2])), True
     if known := _TRIP_COUNT.search(i.attributes):
         return int(known[1]), True
     called = {role: module.computations[name] for role, name in i.calls}

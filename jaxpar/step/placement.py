@@ -14,7 +14,7 @@ from typing import Any
 from jax.sharding import PartitionSpec
 
 from jaxpar.core.annotations import ENTERING, NAMED, USED
-from jaxpar.core.mesh import axes_of
+from jaxpar.core.mesh import axes_of, entry_of
 from jaxpar.core.source_lines import line_of
 from jaxpar.inference.record import TracedLoss
 from jaxpar.jaxprs.equations import equations
@@ -113,9 +113,14 @@ def _ways(layout: Layout, entry: Any) -> int:
 
 
 def _legal(layout: Layout, spec: PartitionSpec, shape: tuple[int, ...]) -> PartitionSpec:
-    """`spec` without the entries that do not divide their dim."""
-    pairs = zip(shape, spec, strict=True)
-    return PartitionSpec(*(None if n % _ways(layout, entry) else entry for n, entry in pairs))
+    """`spec` without the last axes of an entry that do not divide its dim."""
+    entries = []
+    for size, entry in zip(shape, spec, strict=True):
+        axes = axes_of(entry)
+        while size % _ways(layout, axes):
+            axes = axes[:-1]
+        entries.append(entry_of(axes))
+    return PartitionSpec(*entries)
 
 
 def _unmet(layout: Layout, spec: PartitionSpec, shape: tuple[int, ...], eqn: Any) -> list[Unmet]:

@@ -13,6 +13,8 @@ from jaxpar.case import load_strategy
 from jaxpar.core.catalogue import HARDWARE, SCHEDULES
 from jaxpar.core.errors import LayoutError
 from jaxpar.core.mesh import MeshShape
+from jaxpar.hlo.executions import executions
+from jaxpar.hlo.parse import bytes_of, parse
 from jaxpar.inference.probe import probe_batch
 from jaxpar.layout.lay_out import lay_out
 from jaxpar.layout.stages import schedule_for
@@ -166,10 +168,15 @@ def test_idle_ticks_are_counted_while_they_pass():
 
 
 @cache
-def inspected(hardware: str, schedule: str, strategy: str, mesh: str, microbatches: int, **fields):
+def compiled(hardware: str, schedule: str, strategy: str, mesh: str, microbatches: int, **fields):
     layout = in_stages(strategy, mesh, fields=fields.items(), schedule=schedule)
     step = make_step(layout, microbatches=microbatches)
-    return inspect(compile_step(step, hardware=HARDWARE.load(hardware)(), for_speed=False))
+    return compile_step(step, hardware=HARDWARE.load(hardware)(), for_speed=False)
+
+
+@cache
+def inspected(*asked, **fields):
+    return inspect(compiled(*asked, **fields))
 
 
 def bytes_in(rows, kind: str, *axes: str) -> int:
@@ -226,6 +233,42 @@ def test_data_parallel_stages_sum_their_gradients_once_a_step(hardware):
     sums = [r for r in inspection.collectives if r.kind == "all-reduce" and "data" in r.axes]
     held = inspection.layout.parameter_device_bytes
     assert held <= sum(r.bytes for r in sums) <= held + 64 * FLOAT * 4
+
+
+def test_a_microbatch_of_few_rows_is_sharded_as_far_as_it_divides():
+    """Two rows on data=2,model=2: over data by rows, between the parts by sequence over model.
+
+    The whole batch has rows for both axes. Where that decided, two rows were held whole by every
+    device of `data`, and each layer summed activations over it.
+    """
+    inspection = inspected(
+        "cpu", "one_f_one_b", "data+sequence+pipeline", "pipe=2,data=2,model=2", 8
+    )
+    sums = [r for r in inspection.collectives if "data" in r.axes]
+    held = inspection.layout.parameter_device_bytes
+    assert held <= sum(r.bytes for r in sums) <= held + 64 * FLOAT * 4
+    assert inspection.ok
+
+
+@needs_gpu_compiler
+def test_what_forward_keeps_is_written_and_read_in_place():
+    """On a described H100: no copy of all that microbatches keep, nor of one microbatch's."""
+    asked = ("h100", "one_f_one_b", "pipeline", "pipe=2", 8)
+    program = compiled(*asked, remat="full", width=256, ffn=256, sequence=64)
+    slots = timetable(
+        schedule_for(program.step.layout.strategy, program.step.layout.mesh, 8)
+    ).slots["keep"]
+    kept = slots * 2 * 2 * 64 * 256 * FLOAT  # layers a stage, rows, positions, width
+    module = parse(program.text)
+    runs = executions(module)
+    copied = [
+        (i.name, sum(map(bytes_of, i.shapes)))
+        for c in module.computations.values()
+        if c.name in runs and runs[c.name].times > 1
+        for i in c.instructions
+        if i.opcode == "copy"
+    ]
+    assert all(size < kept / slots for _, size in copied), copied
 
 
 @needs_gpu_compiler

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxpar.core.varying import as_varying
+from jaxpar.core.varying import as_varying, varying
 
 
 @jax.tree_util.register_dataclass
@@ -42,15 +42,25 @@ def vary(tree: Any, axes) -> Any:
     return jax.tree.map(lambda x: as_varying(x, axes), tree)
 
 
-def at(stack, index):
-    """The entry at `index` of the leading dim of every array of a tree; below 0 is taken as 0."""
-    index = jnp.maximum(index, 0)
-    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, 0, keepdims=False), stack)
+def at(stack, *indices):
+    """The entry at these indices of the leading dims of every array of a tree; below 0 is taken as
+    0."""
+    begin = [jnp.maximum(index, 0).astype(jnp.int32) for index in indices]
+
+    def one(x):
+        rest = x.shape[len(begin) :]
+        from_first = [jnp.int32(0)] * len(rest)
+        found = lax.dynamic_slice(x, [*begin, *from_first], [*[1] * len(begin), *rest])
+        return found.reshape(rest)
+
+    return jax.tree.map(one, stack)
 
 
-def add(stack, value, index):
-    """A stack of arrays with `value` added to the one at `index`."""
-    return lax.dynamic_update_index_in_dim(stack, at(stack, index) + value, index, 0)
+def set_at(stack, value, *indices):
+    """A stack of arrays with `value` as the entry at these indices of its leading dims."""
+    begin = [jnp.maximum(index, 0).astype(jnp.int32) for index in indices]
+    new = vary(value.reshape([1] * len(begin) + list(value.shape)), varying(stack))
+    return lax.dynamic_update_slice(stack, new, begin + [jnp.int32(0)] * value.ndim)
 
 
 def put(stack, value, slot):
@@ -60,6 +70,6 @@ def put(stack, value, slot):
         if slots.shape[0] == 0:
             return slots
         kept = jnp.where(slot >= 0, new, at(slots, slot))
-        return lax.dynamic_update_index_in_dim(slots, kept, jnp.maximum(slot, 0), 0)
+        return set_at(slots, kept, slot)
 
     return stack if value is None else jax.tree.map(one, stack, value)

@@ -29,7 +29,8 @@ from jaxpar.step.pipeline.gathered import Gathering
 from jaxpar.step.pipeline.parts import Parts
 from jaxpar.step.pipeline.piece import Piece, remembering
 from jaxpar.step.pipeline.timetable import timetable
-from jaxpar.step.pipeline.walk import Local, walk
+from jaxpar.step.pipeline.walk import walk
+from jaxpar.step.pipeline.work import Local
 from jaxpar.step.placement import sharded
 
 REPLICATED = PartitionSpec()
@@ -134,7 +135,7 @@ def _on_mesh(layout, parts, schedule, gathering, on_shards, out_specs, parameter
     )
     one = {n: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for n, x in microbatches.items()}
     abstract = {p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in parameters.items()}
-    plans = _plans(layout, parts, gathering, abstract, one, key)
+    plans = _plans(layout, parts, gathering, abstract, one, key, count)
     keys = () if key is None else (key,)
     return jax.shard_map(
         lambda parameters, batch, *key: on_shards(plans, parameters, batch, *(key or (None,))),
@@ -148,8 +149,11 @@ def _on_mesh(layout, parts, schedule, gathering, on_shards, out_specs, parameter
     )(parameters, microbatches, *keys)
 
 
-def _plans(layout: Layout, parts: Parts, gathering: Gathering, parameters, batch, key) -> _Plans:
-    """Trace the parts of the loss at their global shapes; they ignore the stages."""
+def _plans(
+    layout: Layout, parts: Parts, gathering: Gathering, parameters, batch, key, count: int
+) -> _Plans:
+    """Trace the parts of the loss at the global shapes of one of `count` microbatches; they ignore
+    the stages."""
     if key is not None:
         key = jax.ShapeDtypeStruct(key.shape, key.dtype)
     arrays = {p: a for p, a in layout.parameters.items() if p not in parts.layer_paths}
@@ -159,7 +163,8 @@ def _plans(layout: Layout, parts: Parts, gathering: Gathering, parameters, batch
     stored = {p: gathering.spec(p) for p in arrays}
     used = {p: a.used for p, a in arrays.items()}
     batches = dict(layout.batch)
-    place = partial(sharded, layout)
+    # A microbatch may have too few rows for what the whole batch has enough of.
+    place = partial(sharded, layout.with_rows(layout.model.batch_size // count))
     x = [
         place(names, tuple(a.shape)).between
         for names, a in zip(parts.names, parts.activation, strict=True)

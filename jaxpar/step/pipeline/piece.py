@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxpar.jaxprs.policy import keep_all_but_cheap
+from jaxpar.step.pipeline.buffers import at, set_at
 
 
 def remembering(layer: Callable, remat: str) -> Callable:
@@ -52,61 +53,81 @@ class Piece:
 
         return through
 
-    def run(self, weights, real, stacks, shared, x):
+    def run(self, weights, chunk, real, stacks, shared, x):
         """The activation after the piece.
 
         Args:
-            weights, stacks: with a leading dim of layers.
+            weights: path -> (chunks, layers a chunk, ...).
+            chunk: which of them the piece is.
             real: (layers,) of bool, False where a layer only fills up; None when all are real.
+            stacks: with a leading dim of layers.
             shared: what all layers are given.
             x: the activation before it.
         """
         through = self._through(real, shared)
 
         def body(x, layer):
-            own, beside, there = layer
-            return through(own, beside, there, x), None
+            index, beside, there = layer
+            return through(at(weights, chunk, index), beside, there, x), None
 
-        return lax.scan(body, x, (weights, stacks, real))[0]
+        return lax.scan(body, x, (_numbers(weights), stacks, real))[0]
 
-    def forward(self, weights, real, stacks, shared, x):
-        """The activation after the piece, and [array] of (layers, ...) to keep for backward."""
+    def one(self, weights, chunk, real, stacks, shared, x):
+        """The activation after one layer, and what is kept of it for backward."""
+        beside, there = jax.tree.map(lambda stack: stack[0], (stacks, real))
+        return self._kept(real, shared, at(weights, chunk, jnp.int32(0)), beside, there, x)
 
+    def forward(self, weights, chunk, real, stacks, shared, x, kept, slot):
+        """The activation after the piece, and `kept`, [array] of (slots, layers, ...), with what
+        backward needs of it in a slot."""
+
+        def body(carry, layer):
+            (x, kept), (index, beside, there) = carry, layer
+            y, new = self._kept(real, shared, at(weights, chunk, index), beside, there, x)
+            pairs = zip(kept, new, strict=True)
+            return (y, [set_at(all_of, one, slot, index) for all_of, one in pairs]), None
+
+        return lax.scan(body, (x, kept), (_numbers(weights), stacks, real))[0]
+
+    def _kept(self, real, shared, own, beside, there, x):
+        """The activation after a layer, and the arrays of its derivative that are not at hand."""
         through = self._through(real, shared)
+        y, back = jax.vjp(lambda w, a: through(w, beside, there, a), own, x)
+        leaves, self._tree = jax.tree.flatten(back)
+        at_hand = jax.tree.leaves((own, beside, there, shared))
+        self._origins = tuple(
+            next((i for i, known in enumerate(at_hand) if leaf is known), None) for leaf in leaves
+        )
+        kept = [leaf for leaf, origin in zip(leaves, self._origins, strict=True) if origin is None]
+        self._kinds = tuple(_key_kind(leaf) for leaf in kept)
+        return y, [
+            leaf if k is None else jax.random.key_data(leaf)
+            for leaf, k in zip(kept, self._kinds, strict=True)
+        ]
 
-        def body(x, layer):
-            own, beside, there = layer
-            y, back = jax.vjp(lambda w, a: through(w, beside, there, a), own, x)
-            leaves, self._tree = jax.tree.flatten(back)
-            at_hand = jax.tree.leaves((own, beside, there, shared))
-            self._origins = tuple(
-                next((i for i, known in enumerate(at_hand) if leaf is known), None)
-                for leaf in leaves
-            )
-            kept = [leaf for leaf, at in zip(leaves, self._origins, strict=True) if at is None]
-            self._kinds = tuple(_key_kind(leaf) for leaf in kept)
-            return y, [
-                leaf if k is None else jax.random.key_data(leaf)
-                for leaf, k in zip(kept, self._kinds, strict=True)
-            ]
+    def backward(self, weights, chunk, real, stacks, shared, kept, slot, dy, sums):
+        """The gradient of the activation before the piece, from that after it, and `sums`, shaped
+        as the weights are, with the gradients of the piece's weights added."""
 
-        return lax.scan(body, x, (weights, stacks, real))
-
-    def backward(self, weights, real, stacks, shared, kept, dy):
-        """Gradients of the activation before the piece and of its weights, from that after it."""
-
-        def body(dy, layer):
-            own, beside, there, held = layer
+        def body(carry, layer):
+            (dy, sums), (index, beside, there) = carry, layer
+            own = at(weights, chunk, index)
             at_hand = jax.tree.leaves((own, beside, there, shared))
             fresh = iter(
                 value if kind is None else jax.random.wrap_key_data(value, impl=kind)
-                for value, kind in zip(held, self._kinds, strict=True)
+                for value, kind in zip(at(kept, slot, index), self._kinds, strict=True)
             )
-            leaves = [next(fresh) if at is None else at_hand[at] for at in self._origins]
+            leaves = [next(fresh) if i is None else at_hand[i] for i in self._origins]
             dw, dx = jax.tree.unflatten(self._tree, leaves)(dy)
-            return dx, dw
+            new = {p: at(x, chunk, index) + dw[p] for p, x in sums.items()}
+            return (dx, {p: set_at(x, new[p], chunk, index) for p, x in sums.items()}), None
 
-        return lax.scan(body, dy, (weights, stacks, real, kept), reverse=True)
+        return lax.scan(body, (dy, sums), (_numbers(weights), stacks, real), reverse=True)[0]
+
+
+def _numbers(weights) -> jax.Array:
+    """The numbers of the layers of a chunk."""
+    return jnp.arange(jax.tree.leaves(weights)[0].shape[1], dtype=jnp.int32)
 
 
 def _key_kind(leaf):

@@ -1,0 +1,213 @@
+"""What a stage does in a tick: a forward pass of one of its pieces, or a backward pass.
+
+The first piece begins with what is before the layers, the last ends with the loss.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxpar.core.jax_compat import varying_axes
+from jaxpar.core.scopes import taken_scope
+from jaxpar.core.varying import varying
+from jaxpar.layout.stages import AXIS
+from jaxpar.step.pipeline.buffers import Buffers, at, put, vary
+from jaxpar.step.pipeline.piece import Piece
+from jaxpar.step.pipeline.timetable import BACKWARD, FORWARD, Counts
+
+
+@dataclass(frozen=True)
+class Local:
+    """A loss on this device's shards: the parts of `Parts`, as functions of local arrays.
+
+    Attributes:
+        before, aside, after: as in `Parts`, taking (rest, batch, key) or (rest, y, batch, key);
+            `after` gives ((Mean, metrics)).
+        piece: the layers of one chunk.
+        rest: path -> this device's shard of a parameter outside the layers.
+        layers: path -> (chunks, layers a chunk, ...), the layers that this stage holds.
+        dtypes: path -> the type in which the gradient of a weight is accumulated.
+        stacked_asides: how many of `aside`'s arrays have a leading dim of all layers.
+        count: how many layers there are in all; places beyond them in the last pieces do nothing.
+        pieces: how many pieces all layers are in.
+        batch_of: microbatch -> its rows on this device.
+        key_of: microbatch -> its random key, or None.
+    """
+
+    before: Callable
+    aside: Callable
+    after: Callable
+    piece: Piece
+    rest: Mapping[str, jax.Array]
+    layers: Mapping[str, jax.Array]
+    dtypes: Mapping[str, Any]
+    stacked_asides: int
+    count: int
+    pieces: int
+    stages: int
+    batch_of: Callable
+    key_of: Callable
+
+
+@dataclass(frozen=True)
+class Work:
+    """One kind of work.
+
+    Attributes:
+        kind: of the timetable's.
+        changes: which of the `Buffers` it changes.
+        do: (local, row, buffers, counts) -> (what is to be sent, {name: a changed buffer}).
+    """
+
+    kind: int
+    changes: tuple[str, ...]
+    do: Callable[[Local, Any, Buffers, Counts], tuple[Any, dict[str, Any]]]
+
+
+def works(factor: float | None) -> tuple[Work, ...]:
+    """All kinds of work; with no `factor` for the loss forward passes alone, which score."""
+    if factor is None:
+        return (Work(FORWARD, ("means",), _scored),)
+    backward = partial(_backward, factor=factor)
+    return (
+        Work(FORWARD, ("y", "kept"), _forward),
+        Work(BACKWARD, ("rest", "layers", "means"), backward),
+    )
+
+
+def _forward(local: Local, row, buffers: Buffers, counts: Counts):
+    """The activation after this piece, and the buffers with what backward needs of it."""
+    batch, key = local.batch_of(row["microbatch"]), local.key_of(row["microbatch"])
+    x = _entering(local, row, buffers, counts, batch, key)
+    y, kept = local.piece.forward(*given(local, row, batch, key), x, buffers.kept, row["keep"])
+    slot = jnp.where(row["last"] == 1, row["keep_y"], -1)
+    return y, {"y": put(buffers.y, y, slot), "kept": kept}
+
+
+def _scored(local: Local, row, buffers: Buffers, counts: Counts):
+    """The activation after this piece, and the means with the loss of it if it is the last."""
+    batch, key = local.batch_of(row["microbatch"]), local.key_of(row["microbatch"])
+    x = _entering(local, row, buffers, counts, batch, key)
+    y = local.piece.run(*given(local, row, batch, key), x)
+
+    def score(means):
+        return _sum(means, means_of(local.after(local.rest, y, batch, key)))
+
+    taken = _times(local, counts.last, counts.of, FORWARD)
+    means = _either(row["last"] == 1, score, lambda means: means, buffers.means, taken=taken)
+    return y, {"means": means}
+
+
+def _entering(local: Local, row, buffers: Buffers, counts: Counts, batch, key):
+    """The activation before this piece: made of the batch for the first, else what has arrived."""
+    return _either(
+        row["first"] == 1,
+        lambda: local.before(local.rest, batch, key),
+        lambda: at(buffers.x, row["take_x"]),
+        taken=_times(local, counts.first, counts.of, FORWARD),
+    )
+
+
+def _backward(local: Local, row, buffers: Buffers, counts: Counts, *, factor: float):
+    """The gradient before this piece, and the buffers with this microbatch's gradients added."""
+    batch, key = local.batch_of(row["microbatch"]), local.key_of(row["microbatch"])
+
+    def from_loss(rest, means):
+        y = at(buffers.y, row["keep_y"])
+
+        def total(rest, y):
+            loss, metrics = local.after(rest, y, batch, key)
+            return loss.total * factor, means_of((loss, metrics))
+
+        value, back, new = jax.vjp(total, local.rest, y, has_aux=True)
+        drest, dy = back(vary(jnp.ones_like(value), varying(value)))
+        return dy, _sum(rest, drest), _sum(means, new)
+
+    def from_next(rest, means):
+        return at(buffers.dy, row["take_dy"]), rest, means
+
+    dy, rest, means = _either(
+        row["last"] == 1,
+        from_loss,
+        from_next,
+        buffers.rest,
+        buffers.means,
+        taken=_times(local, counts.last, counts.of, BACKWARD),
+    )
+    weights = given(local, row, batch, key)
+    held = (buffers.kept, row["keep"])
+    dx, layers = local.piece.backward(*weights, *held, dy, buffers.layers)
+
+    def to_before(rest):
+        _, back = jax.vjp(lambda rest: local.before(rest, batch, key), local.rest)
+        return _sum(rest, back(jax.tree.map(vary, dx, jax.tree.map(varying, buffers.x)))[0])
+
+    rest = _either(
+        row["first"] == 1,
+        to_before,
+        lambda rest: rest,
+        rest,
+        taken=_times(local, counts.first, counts.of, BACKWARD),
+    )
+    return dx, {"rest": rest, "layers": layers, "means": means}
+
+
+def _times(local: Local, some: Mapping[int, int], every: Mapping[int, int], kind: int):
+    """How often work is not on one piece, and how often it is, by the stage that has the piece.
+
+    Of as many as that stage's share of all work of the kind, so that the reader's mean over devices
+    becomes what this stage does.
+    """
+    own, total = some.get(kind, 0), every.get(kind, 0)
+    return [total - own, own * local.stages], max(1, total)
+
+
+def _either(predicate, then, otherwise, *operands, taken):
+    """`lax.cond` whose branches' results are brought to one type; `taken` as for `taken_scope`."""
+    outs = [jax.make_jaxpr(f)(*operands).out_avals for f in (then, otherwise)]
+    axes = [varying_axes(a) | varying_axes(b) for a, b in zip(*outs, strict=True)]
+
+    def alike(f):
+        def run(*operands):
+            leaves, tree = jax.tree.flatten(f(*operands))
+            return jax.tree.unflatten(tree, [vary(x, a) for x, a in zip(leaves, axes, strict=True)])
+
+        return run
+
+    with taken_scope(*taken):
+        return lax.cond(predicate, alike(then), alike(otherwise), *operands)
+
+
+def given(local: Local, row, batch, key):
+    """The weights of all chunks, which chunk it is, and what its layers are given beside them."""
+    asides = local.aside(local.rest, batch, key)
+    piece = row["chunk"] * local.stages + lax.axis_index(AXIS)
+    each = -(-local.count // local.pieces)
+    missing = each * local.pieces - local.count
+    real = piece * each + jnp.arange(each) < local.count if missing else None
+    stacks = [
+        at(a.reshape(local.pieces, -1, *a.shape[1:]), piece)
+        for a in (_filled(a, missing) for a in asides[: local.stacked_asides])
+    ]
+    return local.layers, row["chunk"], real, stacks, asides[local.stacked_asides :]
+
+
+def _filled(stack, missing: int):
+    """A stack with its last place repeated so many times more."""
+    return jnp.concatenate([stack, *[stack[-1:]] * missing]) if missing else stack
+
+
+def means_of(scored):
+    """A loss and its metrics as one dict."""
+    loss, metrics = scored
+    return {"loss": loss, **metrics}
+
+
+def _sum(a, b):
+    """The sum of two trees."""
+    return jax.tree.map(jnp.add, a, b)
