@@ -249,16 +249,24 @@ class Beside:
 
 
 def targets(jaxpr) -> dict:
-    """Variable -> names, of what is only named as leaving a part of a block."""
+    """Variable -> names, of what is only named as leaving a part of a block, by checkpoint names
+    (`out_proj`) before that or not."""
     uses = Counter(v for eqn in jaxpr.eqns for v in eqn.invars if not isinstance(v, Literal))
     uses.update(v for v in jaxpr.outvars if not isinstance(v, Literal))
-    return {
-        eqn.invars[0]: eqn.params["names"]
-        for eqn in jaxpr.eqns
-        if eqn.primitive.name == NAMED
-        and eqn.params["says"] == LEAVING
-        and uses[eqn.invars[0]] == 1
-    }
+    found = {}
+    for eqn in reversed(jaxpr.eqns):
+        name = eqn.primitive.name
+        if name == NAMED and eqn.params["says"] == LEAVING:
+            names = eqn.params["names"]
+        else:
+            names = found.get(eqn.outvars[0]) if name == "name" else None
+        if (
+            names is not None
+            and not isinstance(eqn.invars[0], Literal)
+            and uses[eqn.invars[0]] == 1
+        ):
+            found[eqn.invars[0]] = names
+    return found
 
 
 def set_of_live(jaxpr, live=None) -> set:

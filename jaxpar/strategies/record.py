@@ -49,23 +49,32 @@ class Stages:
         gather: how often weights that are stored sharded are gathered: once a "step", once forward
             and once backward for each "microbatch", or "auto", which is "step" while little is
             held for it; see `jaxpar.layout.gathering`.
+        head: who computes what comes after the layers: the "last" stage, "all" stages, each with
+            its share of the vocabulary, or "auto", which is "all" where that is sooner; see
+            `jaxpar.step.pipeline.head`.
 
     Raises:
-        RequestError: another word for `gather`.
+        RequestError: another word for `gather` or `head`.
     """
 
     schedule: str
     chunks: int = 1
     pad: bool = False
     gather: str = "auto"
+    head: str = "auto"
 
     def __post_init__(self):
         if self.gather not in GATHERS:
             raise unknown("gather", self.gather, GATHERS)
+        if self.head not in HEADS:
+            raise unknown("head", self.head, HEADS)
 
 
 GATHERS = ("auto", "step", "microbatch")
 """How often a pipeline's stages gather weights that are stored sharded."""
+
+HEADS = ("auto", "all", "last")
+"""Which of a pipeline's stages compute what comes after the layers."""
 
 
 REPLICA = "replica"

@@ -6,7 +6,7 @@ once, at the end.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,11 +26,13 @@ from jaxpar.step.constraints import sharded_further
 from jaxpar.step.pipeline.buffers import vary
 from jaxpar.step.pipeline.chunked import chunked, unchunked
 from jaxpar.step.pipeline.gathered import Gathering
+from jaxpar.step.pipeline.head import cut_further, cuts_of, share
+from jaxpar.step.pipeline.head import place as place_shared
 from jaxpar.step.pipeline.parts import Parts
 from jaxpar.step.pipeline.piece import Piece, remembering
 from jaxpar.step.pipeline.timetable import timetable
 from jaxpar.step.pipeline.walk import walk
-from jaxpar.step.pipeline.work import Local
+from jaxpar.step.pipeline.work import Local, Shared
 from jaxpar.step.placement import sharded
 
 REPLICATED = PartitionSpec()
@@ -38,7 +40,8 @@ REPLICATED = PartitionSpec()
 
 @dataclass(frozen=True)
 class _Plans:
-    """The parts of a loss, ready to run on shards."""
+    """The parts of a loss, ready to run on shards; `shared` is `after` as all stages compute it,
+    each with its share of the weights in `cuts`, which are by path the dims that are cut."""
 
     parts: Parts
     gathering: Gathering
@@ -46,6 +49,8 @@ class _Plans:
     aside: Plan
     layer: Plan
     after: Plan
+    cuts: Mapping[str, int]
+    shared: Plan | None
 
 
 def staged(
@@ -78,8 +83,12 @@ def staged(
     def on_shards(lands, plans, parameters, microbatches, key):
         apart = _apart(layout, plans)
         parted = {p: vary(v, apart) for p, v in parameters.items()}
+        local = _local(layout, plans, schedule, parted, microbatches, key)
+        if plans.shared is not None:
+            alike = {p: vary(v, apart - {AXIS}) for p, v in parameters.items()}
+            local = replace(local, shared=_shared(plans, schedule, local, alike))
         buffers = walk(
-            _local(layout, plans, schedule, parted, microbatches, key),
+            local,
             table,
             factor=factor,
             fill=fill,
@@ -164,7 +173,8 @@ def _plans(
     used = {p: a.used for p, a in arrays.items()}
     batches = dict(layout.batch)
     # A microbatch may have too few rows for what the whole batch has enough of.
-    place = partial(sharded, layout.with_rows(layout.model.batch_size // count))
+    small = layout.with_rows(layout.model.batch_size // count)
+    place = partial(sharded, small)
     x = [
         place(names, tuple(a.shape)).between
         for names, a in zip(parts.names, parts.activation, strict=True)
@@ -210,7 +220,21 @@ def _plans(
         out=REPLICATED,
     )
     before = traced(parts.before, inputs, specs, uses, out=x)
-    return _Plans(parts, gathering, before, aside, layer, after)
+    cuts, shared = cuts_of(small, parts, gathering), None
+    if cuts:
+        stored, used = (
+            {p: cut_further(spec, cuts.get(p)) for p, spec in own.items()} for own in (stored, used)
+        )
+        shared = trace(
+            parts.after,
+            (rest, parts.activation, batch, key),
+            specs=(stored, x, batches, REPLICATED),
+            use_specs=(used, x, batches, REPLICATED),
+            out_specs=REPLICATED,
+            axis_sizes=sizes_of(layout.mesh),
+            place=partial(place_shared, small),
+        )
+    return _Plans(parts, gathering, before, aside, layer, after, cuts, shared)
 
 
 def _local(layout, plans: _Plans, schedule: Schedule, parameters, microbatches, key) -> Local:
@@ -250,6 +274,19 @@ def _local(layout, plans: _Plans, schedule: Schedule, parameters, microbatches, 
             lambda x: lax.dynamic_index_in_dim(x, m, 0, keepdims=False), microbatches
         ),
         key_of=key_of,
+    )
+
+
+def _shared(plans: _Plans, schedule: Schedule, local: Local, alike) -> Shared:
+    """What all stages compute after the layers; `alike` are the parameters, equal on all stages."""
+    shared, wide = plans.shared, plans.gathering.wide
+    assert shared is not None
+    used = {p: v for p, v in alike.items() if p in local.rest and p not in plans.cuts}
+    cut = {p: share(local.rest[p], dim, schedule.stages) for p, dim in plans.cuts.items()}
+    return Shared(
+        after=lambda rest, *given: shared(wide(rest), *given),
+        rest={**plans.gathering.gathered(used), **cut},
+        cuts=plans.cuts,
     )
 
 

@@ -35,6 +35,7 @@ class Parts:
         layer: (weights, asides, x) -> x, of one layer; weights by path, without the layers dim.
         after: (rest, y, batch, key) -> (Mean, metrics), from what leaves the last layer.
         layer_paths: the parameters that the layers are made of, each with a leading layers dim.
+        before_paths, after_paths: those that `before` and `after` read.
         names: of the dims of each array of the activation.
         remat: what is kept from forward for backward; see `hooks.rematerialized`.
         activation, asides: abstract values of the activation and of what `aside` returns.
@@ -48,6 +49,8 @@ class Parts:
     layer: Callable[..., Any]
     after: Callable[..., Any]
     layer_paths: tuple[str, ...]
+    before_paths: tuple[str, ...]
+    after_paths: tuple[str, ...]
     names: list[tuple[str, ...]]
     remat: str
     activation: list[jax.ShapeDtypeStruct]
@@ -143,6 +146,8 @@ class _Loss:
             layer=layer,
             after=scored,
             layer_paths=layer_paths,
+            before_paths=tuple(p for p in before.paths if p in self.traced.weights),
+            after_paths=tuple(p for p in after.paths if p in self.traced.weights),
             names=list(p["names"]),
             remat=p["remat"],
             activation=[_abstract(a) for a in carry],

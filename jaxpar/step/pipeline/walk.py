@@ -16,8 +16,8 @@ from jaxpar.core.scopes import tick_scope, turns_scope
 from jaxpar.core.varying import varying
 from jaxpar.layout.stages import AXIS
 from jaxpar.step.pipeline.buffers import Buffers, put, vary
-from jaxpar.step.pipeline.timetable import IDLE, Counts, Loop, Timetable
-from jaxpar.step.pipeline.work import Local, Work, given, means_of, works
+from jaxpar.step.pipeline.timetable import FORWARD, IDLE, Counts, Loop, Timetable
+from jaxpar.step.pipeline.work import Local, Work, given, means_of, scored_by_all, works
 
 
 def walk(
@@ -34,16 +34,21 @@ def walk(
     """
     stage = lax.axis_index(AXIS)
     columns = {name: jnp.asarray(t)[:, stage] for name, t in table.columns().items()}
+    ends = {name: jnp.asarray(t[:, -1]) for name, t in table.columns().items()}
     buffers = _empty(local, table, train=factor is not None)
     types = jax.tree.map(varying, buffers)
 
-    def turn(loop: Loop, buffers, rows):
+    def turn(loop: Loop, buffers, turns):
+        rows, last = turns
         for position, exchange in enumerate(loop.exchanges):
             row = {name: values[position] for name, values in rows.items()}
             send = jax.tree.map(lambda x: jnp.full(x.shape[1:], fill, x.dtype), buffers.x)
             send = jax.tree.map(vary, send, types.x)
             for work in works(factor):
                 send, buffers = _done(local, work, loop.counts[position], row, send, buffers)
+            if local.shared is not None and factor is not None:
+                end = {name: values[position] for name, values in last.items()}
+                buffers = _scored(local, loop.counts[position], end, buffers, factor)
             arrivals = {pairs: lax.ppermute(send, AXIS, pairs) for pairs in exchange.permutes}
             buffers = replace(
                 buffers,
@@ -56,8 +61,11 @@ def walk(
     for loop in table.loops:
         width = len(loop.exchanges)
         ticks = slice(loop.first, loop.first + loop.turns * width)
-        rows = {name: c[ticks].reshape(loop.turns, width) for name, c in columns.items()}
-        buffers, _ = lax.scan(lambda h, r, loop=loop: turn(loop, h, r), buffers, rows)
+        rows, last = (
+            {name: c[ticks].reshape(loop.turns, width) for name, c in each.items()}
+            for each in (columns, ends)
+        )
+        buffers, _ = lax.scan(lambda h, r, loop=loop: turn(loop, h, r), buffers, (rows, last))
     return buffers
 
 
@@ -85,6 +93,27 @@ def _done(local: Local, work: Work, counts: Counts, row, send: Any, buffers: Buf
         with tick_scope(busy, total), turns_scope(often, total):
             _, send, own = lax.while_loop(lambda now: now[0], turn, start)
     return send, replace(buffers, **own)
+
+
+def _scored(local: Local, counts: Counts, end, buffers: Buffers, factor: float) -> Buffers:
+    """The buffers after all stages have computed the loss of what the last has made, if it has."""
+    often, turns = counts.last.get(FORWARD, 0), sum(counts.of.values()) // local.stages
+    if not often:
+        return buffers
+    own = {name: getattr(buffers, name) for name in ("y", "rest", "means")}
+    start = ((end["kind"] == FORWARD) & (end["last"] == 1), own)
+    types = jax.tree.map(varying, start)
+
+    def turn(now):
+        done = scored_by_all(local, end, replace(buffers, **now[1]), factor)
+        return jax.tree.map(vary, (jnp.zeros((), bool), done), types)
+
+    if often == turns:
+        _, own = turn(start)
+    else:
+        with turns_scope(often, turns):
+            _, own = lax.while_loop(lambda now: now[0], turn, start)
+    return replace(buffers, **own)
 
 
 def _empty(local: Local, table: Timetable, *, train: bool) -> Buffers:

@@ -3,6 +3,8 @@
 The first piece begins with what is before the layers, the last ends with the loss.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +18,25 @@ from jaxpar.core.jax_compat import varying_axes
 from jaxpar.core.scopes import taken_scope
 from jaxpar.core.varying import varying
 from jaxpar.layout.stages import AXIS
-from jaxpar.step.pipeline.buffers import Buffers, at, put, vary
+from jaxpar.step.pipeline.buffers import Buffers, at, put, set_at, vary
+from jaxpar.step.pipeline.head import add_share
 from jaxpar.step.pipeline.piece import Piece
 from jaxpar.step.pipeline.timetable import BACKWARD, FORWARD, Counts
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What comes after the layers, as all stages compute it at once.
+
+    Attributes:
+        after: (rest, y, batch, key) -> (Mean, metrics).
+        rest: path -> a parameter outside the layers, of those in `cuts` this stage's share.
+        cuts: path -> the dim that the stages share.
+    """
+
+    after: Callable
+    rest: Mapping[str, jax.Array]
+    cuts: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -37,6 +55,7 @@ class Local:
         pieces: how many pieces all layers are in.
         batch_of: microbatch -> its rows on this device.
         key_of: microbatch -> its random key, or None.
+        shared: what all stages compute after the layers; None where the last does it alone.
     """
 
     before: Callable
@@ -52,6 +71,7 @@ class Local:
     stages: int
     batch_of: Callable
     key_of: Callable
+    shared: Shared | None = None
 
 
 @dataclass(frozen=True)
@@ -131,9 +151,12 @@ def _backward(local: Local, row, buffers: Buffers, counts: Counts, *, factor: fl
     def from_next(rest, means):
         return at(buffers.dy, row["take_dy"]), rest, means
 
+    def from_shared(rest, means):
+        return at(buffers.y, row["keep_y"]), rest, means
+
     dy, rest, means = _either(
         row["last"] == 1,
-        from_loss,
+        from_loss if local.shared is None else from_shared,
         from_next,
         buffers.rest,
         buffers.means,
@@ -155,6 +178,43 @@ def _backward(local: Local, row, buffers: Buffers, counts: Counts, *, factor: fl
         taken=_times(local, counts.first, counts.of, BACKWARD),
     )
     return dx, {"rest": rest, "layers": layers, "means": means}
+
+
+def scored_by_all(local: Local, end, buffers: Buffers, factor: float) -> dict[str, Any]:
+    """The buffers that change when all stages compute the loss of what the last has just made.
+
+    Of the slot in which that waits for its loss, it is the gradient that is left.
+
+    Args:
+        local: with a `shared`.
+        end: the last stage's row of the timetable, the same on all.
+        buffers: of this stage.
+        factor: what the loss's total is multiplied by before it is differentiated.
+    """
+    shared, is_last = local.shared, lax.axis_index(AXIS) == local.stages - 1
+    assert shared is not None
+    batch, key = local.batch_of(end["microbatch"]), local.key_of(end["microbatch"])
+
+    def of_last(tree):
+        return jax.tree.map(lambda x: jnp.where(is_last, x, jnp.zeros_like(x)), tree)
+
+    y = jax.tree.map(lambda x: lax.psum(x, AXIS), of_last(at(buffers.y, end["keep_y"])))
+
+    def total(rest, y):
+        loss, metrics = shared.after(rest, y, batch, key)
+        return loss.total * factor, means_of((loss, metrics))
+
+    value, back, new = jax.vjp(total, shared.rest, y, has_aux=True)
+    drest, dy = back(vary(jnp.ones_like(value), varying(value)))
+    rest = dict(buffers.rest)
+    for path, more in drest.items():
+        cut = shared.cuts.get(path)
+        rest[path] = rest[path] + of_last(more) if cut is None else add_share(rest[path], more, cut)
+    return {
+        "y": jax.tree.map(lambda slots, new: set_at(slots, new, end["keep_y"]), buffers.y, dy),
+        "rest": rest,
+        "means": _sum(buffers.means, of_last(new)),
+    }
 
 
 def _times(local: Local, some: Mapping[int, int], every: Mapping[int, int], kind: int):
