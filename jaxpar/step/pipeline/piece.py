@@ -41,6 +41,7 @@ class Piece:
     _tree: Any = field(default=None, init=False)
     _origins: tuple[int | None, ...] = field(default=(), init=False)
     _kinds: tuple[Any, ...] = field(default=(), init=False)
+    _shapes: tuple[tuple[int, ...], ...] = field(default=(), init=False)
 
     def _through(self, real, shared):
         """One layer as (weights, asides of its own, x) -> x; a place that is not `real` gives x."""
@@ -90,7 +91,11 @@ class Piece:
         return lax.scan(body, (x, kept), (_numbers(weights), stacks, real))[0]
 
     def _kept(self, real, shared, own, beside, there, x):
-        """The activation after a layer, and the arrays of its derivative that are not at hand."""
+        """The activation after a layer, and the arrays of its derivative that are not at hand.
+
+        Each as a vector: where forward and backward want its dims in another order, XLA then turns
+        one layer's around, and not in every tick the buffer of all that is kept.
+        """
         through = self._through(real, shared)
         y, back = jax.vjp(lambda w, a: through(w, beside, there, a), own, x)
         leaves, self._tree = jax.tree.flatten(back)
@@ -100,10 +105,12 @@ class Piece:
         )
         kept = [leaf for leaf, origin in zip(leaves, self._origins, strict=True) if origin is None]
         self._kinds = tuple(_key_kind(leaf) for leaf in kept)
-        return y, [
+        arrays = [
             leaf if k is None else jax.random.key_data(leaf)
             for leaf, k in zip(kept, self._kinds, strict=True)
         ]
+        self._shapes = tuple(array.shape for array in arrays)
+        return y, [array.reshape(-1) for array in arrays]
 
     def backward(self, weights, chunk, real, stacks, shared, kept, slot, dy, sums):
         """The gradient of the activation before the piece, from that after it, and `sums`, shaped
@@ -113,9 +120,13 @@ class Piece:
             (dy, sums), (index, beside, there) = carry, layer
             own = at(weights, chunk, index)
             at_hand = jax.tree.leaves((own, beside, there, shared))
+            arrays = [
+                flat.reshape(shape)
+                for flat, shape in zip(at(kept, slot, index), self._shapes, strict=True)
+            ]
             fresh = iter(
-                value if kind is None else jax.random.wrap_key_data(value, impl=kind)
-                for value, kind in zip(at(kept, slot, index), self._kinds, strict=True)
+                array if kind is None else jax.random.wrap_key_data(array, impl=kind)
+                for array, kind in zip(arrays, self._kinds, strict=True)
             )
             leaves = [next(fresh) if i is None else at_hand[i] for i in self._origins]
             dw, dx = jax.tree.unflatten(self._tree, leaves)(dy)
