@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from experiments import compare_prediction
 from jaxpar.cli.main import execute
 from jaxpar.core.errors import RequestError
 from jaxpar.costs.rates import Device
@@ -68,6 +69,34 @@ def test_a_memory_that_is_no_cache_is_no_faster_than_one(written):
     """What was measured of it is a rate that a machine can have."""
     figures = json.loads(written.read_text())["figures"]
     assert 1e8 < figures["memory_bytes_per_second"] * figures["memory"] < 1e13
+
+
+def test_predictions_are_held_against_steps_on_the_same_devices(written, capsys, monkeypatch):
+    """By the other file that is written; without one it is said what to do."""
+    small = {"layers": 2, "width": 32, "heads": 2, "kv_heads": 2, "ffn": 64, "sequence": 16}
+    cases = {"small": ("transformer", {**small, "batch": 4}), "mlp": ("mlp", {"batch": 8})}
+    tiny = compare_prediction.compared(cases, "cpu")
+    monkeypatch.setattr(compare_prediction, "experiment", tiny)
+    here = written.with_name("here.json")
+    assert hardware_of(str(here)).kind == "simulated" and hardware_of(str(here)).rates
+    out = ["--json", "--out", str(written.parent)]
+    words = ["run", "compare_prediction", *out]
+    assert execute([*words, "--hardware", str(here)], program="jaxpar") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert [row["what"] for row in record["rows"]] == list(cases)
+    for row in record["rows"]:
+        assert row["steps"]["repeats"] == 15 and row["steps"]["pedigree"] == "measured"
+        ratio = row["predict"]["step_seconds"] / row["steps"]["step_seconds"]
+        assert row["error"] == pytest.approx(ratio - 1) and row["predict"]["fits"]
+    assert "2 programs on 1 x cpu" in record["remarks"][0]
+    assert execute(words, program="jaxpar") == 1
+    record = json.loads(capsys.readouterr().out)
+    assert [claim["holds"] for claim in record["claims"]][0] is False
+    assert "calibrate --hardware local writes here.json" in record["remarks"][0]
+    with pytest.raises(RequestError, match="unknown here of .* 'there'"):
+        bad = written.with_name("bad.json")
+        bad.write_text(json.dumps({**json.loads(here.read_text()), "here": "there"}))
+        hardware_of(str(bad))
 
 
 def test_damaged_tables_are_a_sentence(written, tmp_path):

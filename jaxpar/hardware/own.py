@@ -6,7 +6,8 @@ says what it is like and which figures differ:
     {"like": "h100", "name": "our_cluster", "source": "ib_write_bw, 2026-11",
      "figures": {"network_bytes_per_second": 25e9, "devices_per_node": 4}}
 
-`calibrate` writes such a file, with tables of its own under "measured".
+`calibrate` writes such a file, with tables of its own under "measured"; and one with "here": the
+devices of this machine, whose programs run, with what was measured of their speed.
 """
 
 import json
@@ -27,8 +28,11 @@ PREFIX = "hardware."
 ALIKE = {"nic_bytes_per_second": "network_bytes_per_second"}
 """Other words for the same figures."""
 
-ENTRIES = ("like", "name", "source", "figures", "measured")
+ENTRIES = ("like", "name", "source", "figures", "measured", "here")
 """What a file may hold."""
+
+HERE = ("local", "cpu")
+"""The devices that "here" may name, as the catalogue does."""
 
 PEAK = "flops_per_second"
 """The peak in bfloat16; those of other dtypes are changed by the same factor."""
@@ -74,6 +78,12 @@ def hardware_of(named: str) -> Hardware:
         if not isinstance(word, str) or not word.isprintable() or len(word) > 400:
             raise RequestError(f"{named}: {name} is no line of text")
     made = replace(with_figures(base, told, f"{named}: "), **words)
+    if "here" in record:
+        if record["here"] not in HERE:
+            raise unknown(f"here of {named}", record["here"], HERE)
+        own = HARDWARE.load(record["here"])()
+        made = replace(own, name=made.name, source=made.source, rates=made.rates,
+                       reached=made.reached)  # fmt: skip
     if "measured" not in record or made.reached is None:
         return made
     tables = str(Path(named).absolute())

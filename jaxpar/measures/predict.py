@@ -22,6 +22,7 @@ from jaxpar.hlo.collectives import axes_of, collectives
 from jaxpar.hlo.parse import parse
 from jaxpar.measures.record import Make, Measure
 from jaxpar.measures.work import work
+from jaxpar.program.fit import memory_share
 from jaxpar.program.record import Program
 from jaxpar.report.notebook import notebook_html
 
@@ -174,7 +175,7 @@ class Prediction:
             "exposed_seconds": self.exposed_seconds,
             "exposed": [{**asdict(one), "axes": list(one.axes)} for one in self.exposed],
             "peak_bytes": self.peak_bytes,
-            "memory_bytes": self.program.hardware.memory_bytes,
+            "memory_bytes": memory_share(self.program.hardware, devices),
             "fits": self.fits,
             "compile_seconds": self.compile_seconds,
             "pedigree": "predicted",
@@ -185,7 +186,7 @@ def predict(program: Program) -> Prediction:
     """How long a step of a program takes on the hardware that it was compiled for; nothing is run.
 
     Args:
-        program: compiled for described hardware.
+        program: compiled for described hardware, or for devices here that were measured.
 
     Raises:
         RequestError: for hardware whose speed is not known.
@@ -205,7 +206,8 @@ def predict(program: Program) -> Prediction:
     spread = _spread(one, seconds)
     stats = program.update.memory_analysis()
     peak = stats.peak_memory_in_bytes
-    usable = device.reached.usable * (program.hardware.memory_bytes or 0)
+    memory = memory_share(program.hardware, program.step.layout.mesh.devices)
+    usable = device.reached.usable * (memory or 0)
     return Prediction(
         program=program,
         replay=one,

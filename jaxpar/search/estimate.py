@@ -45,6 +45,13 @@ ATTENTION_SHARE = 0.4
 LOGITS = 10.0
 """Bytes of a token's scores, each: in two types, and their gradient."""
 
+LEAST_WORDS = 16_384
+"""From so many words of a vocabulary on a device on, stages share the head."""
+
+ADDED = 22.0
+"""Bytes touched for a parameter by each of several microbatches: its gradient written, read and
+added to a sum, and the parameter read and cast."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -126,11 +133,12 @@ class _Estimate:
         # Tokens of one microbatch on one device.
         self.tokens = known.tokens / layout.row_shares / exchanged / self.parts
         self.splits_residual = "sequence" in strategy.between
+        self.shares_head = self.stages > 1 and self._shares_head()
 
     def made(self) -> Estimate:
         """All of it."""
         inside, outside = self._products()
-        work = inside + self._attention() + self._memory()
+        work = inside + self._attention() + self._memory() + self._adding()
         gathers, sums = self._weights_moved()
         waits = self._activations_moved()
         hidden = HIDDEN.get(self.remat, 0.85) * inside
@@ -146,6 +154,17 @@ class _Estimate:
         state = self._state_bytes()
         return Estimate(sum(parts.values()), parts, int(state), state + self._live_bytes())
 
+    def _shares_head(self) -> bool:
+        """Whether all stages compute what comes after the layers, as `jaxpar.step.pipeline` does
+        where the vocabulary is large."""
+        words = [
+            size // self.ways
+            for a in _weights(self.layout)
+            for dim, size in zip(a.dims, a.shape, strict=True)
+            if role_of(self.layout.model, dim) == "vocabulary" and _layers(self.layout, a) == 1
+        ]
+        return max(words, default=0) * (self.ways if self.splits_residual else 1) >= LEAST_WORDS
+
     def _products(self) -> tuple[float, float]:
         """Seconds of products within the layers, and outside of them on the slowest stage."""
         inside = outside = 0.0
@@ -153,6 +172,8 @@ class _Estimate:
             layers = _layers(self.layout, a)
             local = a.size / shards(a.used, self.mesh) * (self.stages if layers > 1 else 1)
             each = local / layers
+            if layers == 1 and self.shares_head:
+                each /= self.stages
             wide = [
                 size
                 for dim, size in zip(a.dims, a.shape, strict=True)
@@ -190,6 +211,13 @@ class _Estimate:
         size *= TOUCHED.get(self.remat, TOUCHED["minimal"])
         alike = 0.0 if self.splits_residual or self.ways == 1 else ALIKE
         return size * (alike + (1 - alike) / self.ways) / self.device.memory_bytes_per_second
+
+    def _adding(self) -> float:
+        """Seconds in which microbatches add up gradients."""
+        if self.parts == 1:
+            return 0.0
+        held = sum(a.size / shards(a.used, self.mesh) for a in _weights(self.layout))
+        return self.parts * ADDED * held / self.device.memory_bytes_per_second
 
     def _update(self) -> float:
         """Seconds of the update: parameters and state read and written, gradients read."""
@@ -243,7 +271,10 @@ class _Estimate:
             if "expert" in self.layout.strategy.name:
                 seconds += 4 * self._over("all-to-all", 2 * residual, ("model",)) * layers
         if self.stages > 1:
-            seconds += 2 * self.chunks * self._message(residual)
+            passed = residual / (self.ways if self.splits_residual else 1)
+            seconds += 2 * self.chunks * self._message(passed)
+            if self.shares_head:
+                seconds += 2 * self._over("all-reduce", passed, ("pipe",))
         return self.parts * seconds
 
     def _over(self, kind: str, size: float, axes: tuple[str, ...]) -> float:

@@ -1,6 +1,7 @@
 """Measure this machine's devices, and write them as hardware: calibrate --hardware local
 
-The file is then `--hardware FILE.json`, for predict, search, scale and inspect.
+The file is then `--hardware FILE.json`, for predict, search, scale and inspect. Another, here.json,
+is these very devices: `run compare_prediction --hardware here.json` predicts steps and times them.
 """
 
 import json
@@ -38,8 +39,11 @@ def verb(options: Options, screen: Screen) -> int:
         watch=lambda what, seconds: screen.say(f"  {what}: {seconds_text(seconds)}"),
     )
     make_folder(file)
-    file.write_text(json.dumps(record, indent=1) + "\n")
-    screen.files.append(file)
+    own = file.with_name("here.json")
+    of_here = {**record, "name": f"{record['name']}_here", "here": options.hardware}
+    for one, told in ((file, record), (own, of_here)):
+        one.write_text(json.dumps(told, indent=1) + "\n")
+        screen.files.append(one)
     hardware = hardware_of(str(file))
     rates, reached = hardware.rates, hardware.reached
     assert rates is not None and reached is not None
@@ -51,5 +55,8 @@ def verb(options: Options, screen: Screen) -> int:
         style="bold",
     )
     screen.say(f"hardware: {file}; --hardware {file} predicts for it")
-    screen.finish({**record, "file": str(file), "seconds": time.perf_counter() - started})
+    screen.say(f"these devices: {own}; run compare_prediction --hardware {own} times steps on them")
+    screen.finish(
+        {**record, "file": str(file), "here": str(own), "seconds": time.perf_counter() - started}
+    )
     return 0

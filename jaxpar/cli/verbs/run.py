@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 from jaxpar.cli.files import unused
 from jaxpar.cli.options import Options, make_folder
@@ -11,21 +12,25 @@ from jaxpar.cli.show.rows import show_rows
 from jaxpar.core.figures import sizes_text
 from jaxpar.core.mesh import MeshShape
 from jaxpar.experiment import Row, walk
+from jaxpar.hardware.own import hardware_of
 from jaxpar.program.configuration import simulate_devices
 
 TAKES = "NAME"
-READS = ("out", "report")
+READS = ("hardware", "out", "report")
 
 
 def verb(options: Options, screen: Screen) -> int:
     """Run an experiment; exit status 1 when a claim does not hold."""
     name, catalogue = options.words[0], experiments()
     experiment = catalogue.load(name)
+    if options.values["hardware"] is not None:
+        cases = tuple(replace(case, hardware=options.hardware) for case in experiment.cases)
+        experiment = replace(experiment, cases=cases)
     rows_file = unused(options.file(name, "rows.jsonl"))
     started = time.perf_counter()
     screen.say(catalogue.summary(name), style="bold")
     # CPU devices can be asked for once only, so ask for the largest mesh first.
-    simulated = [case.mesh or "data=8" for case in experiment.cases if case.hardware == "cpu"]
+    simulated = [case.mesh or "data=8" for case in experiment.cases if _simulates(case.hardware)]
     if simulated:
         simulate_devices(max(MeshShape.parse(mesh).devices for mesh in simulated))
     rows = []
@@ -63,6 +68,11 @@ def verb(options: Options, screen: Screen) -> int:
         }
     )
     return 0 if ok else 1
+
+
+def _simulates(hardware: str) -> bool:
+    """Whether hardware of that name is simulated on this machine's CPU."""
+    return hardware_of(hardware).kind == "simulated"
 
 
 def _case(row: Row) -> str:
