@@ -1,6 +1,9 @@
 """Schedules written by hand, replayed: what hides what, and what a pipeline's ticks take."""
 
-from dataclasses import replace
+import gzip
+import json
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 from small import needs_gpu_compiler
@@ -10,6 +13,8 @@ from jaxpar.core.catalogue import HARDWARE
 from jaxpar.costs.rates import Device
 from jaxpar.costs.replay import Replay, replay
 from jaxpar.costs.timeline import trace
+from jaxpar.hardware.own import PEAK, with_figures
+from jaxpar.hardware.record import Rates
 from jaxpar.hlo.parse import parse
 
 H100 = HARDWARE.load("h100")()
@@ -184,6 +189,23 @@ def test_what_one_stage_does_of_a_tick_counts_as_its_scope_says():
 def test_of_other_branches_the_longest_is_taken():
     """Where devices differ, the slowest sets the pace."""
     assert branches("taken(2,3,3;8)").seconds == pytest.approx(3 * ONE)
+
+
+FIGURES = (PEAK, *(f.name for f in fields(Rates) if f.type is float))
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parent / "saved").glob("*-h100*")))
+@pytest.mark.parametrize("figure", FIGURES)
+def test_on_twice_a_rate_no_whole_program_is_slower(file, figure):
+    """Of compiled steps, in a node and over two; the peak is that of every dtype."""
+    module = parse(json.loads(gzip.decompress(file.read_bytes()))["finished"])
+    for node in (8, 4):
+        here = replace(H100, devices_per_node=node)
+        assert here.rates is not None
+        own = here.rates.flops_per_second["bfloat16"] if figure == PEAK else None
+        told = 2 * (own or getattr(here.rates, figure))
+        fast = Device(with_figures(here, {figure: told}))
+        assert replay(module, fast).seconds <= replay(module, Device(here)).seconds
 
 
 @needs_gpu_compiler
