@@ -9,7 +9,7 @@ from jaxpar.measures.explain.places import Places
 
 _SAYS = {
     "not reduced": "{used} uses it before it is reduced over `{axis}`",
-    "added too early": "{used} adds it to what is already summed over `{axis}`",
+    "added too early": "{used} joins it with what is already summed over `{axis}`",
     "handed out": "the program returns it as {result} without reducing it over `{axis}`",
     "wrong group": "{used} sums copies over other devices, and leaves it partial over `{axis}`",
     "summed twice": "{used} sums over `{axis}` what is already summed over it",
