@@ -300,7 +300,7 @@ EXPLAINED = {
     "unattributed_share": 0.2,
     "bytes_per_step_by_phase": {"forward": 2048, "update": 512},
     "bytes_per_step_by_module": {"blocks/*": 2048, "unknown": 512},
-    "partial_sums": ["net.py:7: a sum is never reduced"],
+    "findings": [{"kind": "partial sum", "sentence": "net.py:7: a sum is never reduced"}],
     "memory": {
         "parts": {"parameters": 100, "saved activations": 50},
         "peak_bytes": 150,

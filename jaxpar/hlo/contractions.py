@@ -86,7 +86,7 @@ def contraction(shape, sides, contracted, batch, at) -> Value:
         p
         for side, against in ((left, right), (right, left))
         for p in side.partial
-        if p.by == "add" and p.axis not in against.varies and not against.partial
+        if p.is_sum and p.axis not in against.varies and not against.partial
     )
     lost = partial_axes(sides) - frozenset(p.axis for p in kept)
     differs = (differs | lost) - frozenset(p.axis for p in made)

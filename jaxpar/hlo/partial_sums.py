@@ -260,7 +260,7 @@ class Sums:
             for k, (d, n) in enumerate(zip(kept, shape, strict=True))
         )
         # A reduce-scatter leaves it sharded, and a sum over devices all the same.
-        done = frozenset(p.axis for p in value.partial if p.by == "add") & axes
+        done = frozenset(p.axis for p in value.partial if p.is_sum) & axes
         return Value(
             dims,
             partial - frozenset(p for p in partial if p.axis in mixed),

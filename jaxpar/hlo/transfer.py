@@ -82,7 +82,7 @@ def _own_rows(given: Sequence[Value]) -> Value | None:
     axes = frozenset(p.axis for p in looked_up)
     if not (one.is_zero or other.is_zero) or not axes or not axes <= truth.own:
         return None
-    sums = frozenset(replace(p, by="add") for p in looked_up)
+    sums = frozenset(replace(p, by="rows") for p in looked_up)
     return replace(kept, partial=(kept.partial - looked_up) | sums)
 
 
@@ -93,9 +93,14 @@ def _added(given: Sequence[Value], result: Value) -> Value:
     kept, lost = set(), set()
     for axis, partial in found.items():
         others = [v for v, axes in zip(given, parts, strict=True) if axis not in axes]
-        fits = all(p.by == partial.by for v in given for p in v.partial if p.axis == axis)
+        fits = all(
+            p.by == partial.by or (p.is_sum and partial.is_sum)
+            for v in given
+            for p in v.partial
+            if p.axis == axis
+        )
         alone = fits and not any(axis in v.varies for v in others)
-        kept |= {partial} if alone and (partial.by == "add" or not others) else set()
+        kept |= {partial} if alone and (partial.is_sum or not others) else set()
         lost |= set() if alone else {axis}
     return replace(result, partial=frozenset(kept), differs=result.differs | lost)
 
@@ -107,7 +112,7 @@ def _scaled(i: Instruction, given: Sequence[Value], result: Value) -> Value:
         return replace(result, differs=result.differs | partial_axes(given))
     by = other if one.partial else one
     sums = one.partial or other.partial
-    kept = frozenset(p for p in sums if p.axis not in by.varies and p.by == "add")
+    kept = frozenset(p for p in sums if p.axis not in by.varies and p.is_sum)
     lost = frozenset(p.axis for p in sums - kept)
     is_zero = one.is_zero or (other.is_zero and i.opcode == "multiply")
     return replace(result, partial=kept, differs=result.differs | lost, is_zero=is_zero)

@@ -42,7 +42,7 @@ class Partial:
     Attributes:
         axis: along which the parts are held.
         by: what makes the whole of the parts: "add", "maximum", ...; "lookup" where each device has
-            the rows of a table that are its own.
+            the rows of a table that are its own, and "rows" where zeros stand for the others.
         dims: the dims that the result runs over, as far as they are named.
         at: (computation, instruction) that made it.
         is_sure: whether it is certain that the result runs over a sharded dim.
@@ -53,6 +53,11 @@ class Partial:
     dims: tuple[str, ...]
     at: tuple[str, str]
     is_sure: bool = True
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether the parts are to be added."""
+        return self.by in ("add", "rows")
 
 
 @dataclass(frozen=True)
@@ -93,9 +98,7 @@ class Value:
     def sums(self) -> dict[str, Partial]:
         """axis -> the partial sum that it certainly is along it."""
         return {
-            p.axis: p
-            for p in self.partial
-            if p.by == "add" and p.is_sure and p.axis not in self.differs
+            p.axis: p for p in self.partial if p.is_sum and p.is_sure and p.axis not in self.differs
         }
 
     def vague(self, axes: Iterable[str]) -> Value:

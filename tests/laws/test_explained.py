@@ -19,7 +19,7 @@ from jaxpar.core.source_lines import is_own
 from jaxpar.hlo.parse import parse
 from jaxpar.hlo.partial_sums import Sums
 from jaxpar.measures.explain.explain import explain
-from jaxpar.measures.explain.faults import told_of
+from jaxpar.measures.explain.faults import finding_of
 from jaxpar.measures.explain.held import PARTS
 from jaxpar.measures.explain.memory import POINTS, step_memory
 from jaxpar.measures.explain.places import Places
@@ -243,7 +243,7 @@ def planted(words, find, change):
         if match and re.search(find, match[4]):
             text = "\n".join([*lines[:n], *change(match), *lines[n + 1 :]])
             sums = Sums(parse(text), sizes, places.dims)
-            yield match[4], [told_of(fault, places) for fault in sums.faults]
+            yield match[4], [str(finding_of(fault, places)) for fault in sums.faults]
 
 
 @needs_gpu_compiler

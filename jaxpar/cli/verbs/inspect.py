@@ -52,11 +52,11 @@ def verb(options: Options, screen: Screen) -> int:
     show_collectives(screen, inspection)
     show_explanation(screen, explanation)
     show_bytes_by_axes(screen, inspection)
-    show_findings(screen, inspection)
     show_schedule(screen, inspection)
     show_work(screen, inspection)
     show_memory(screen, inspection)
     show_held(screen, held)
+    show_findings(screen, inspection)
     told = inspection.record()
     told["traffic"] = told["collectives"]
     told |= explanation.record()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import asdict, dataclass
 
+from jaxpar.measures.finding import Finding
+
 FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"
 PHASES = (FORWARD, BACKWARD, UPDATE)
 
@@ -64,12 +66,12 @@ class Explanation:
 
     Attributes:
         rows: most bytes first.
-        faults: partial sums that are certainly not reduced as they should be, a sentence each.
+        faults: partial sums that are certainly not reduced as they should be.
         seconds: wall clock that explaining took, without compiling.
     """
 
     rows: tuple[Explained, ...]
-    faults: tuple[str, ...] = ()
+    faults: tuple[Finding, ...] = ()
     seconds: float = 0.0
 
     @property
@@ -93,6 +95,5 @@ class Explanation:
             "unattributed_share": self.unattributed_share,
             "bytes_per_step_by_phase": self.by(lambda row: row.phase),
             "bytes_per_step_by_module": self.by(lambda row: row.module or "unknown"),
-            "partial_sums": list(self.faults),
             "explain_seconds": self.seconds,
         }
