@@ -13,7 +13,8 @@ MODULES_SHOWN = 4
 
 def show_explanation(screen: Screen, explanation: Explanation) -> None:
     """Show what the collectives with most bytes move, and why."""
-    rows = [row for row in explanation.rows if row.bytes]
+    together = (*explanation.rows, *explanation.synchronisation)
+    rows = sorted((row for row in together if row.bytes), key=lambda row: -row.bytes)
     if rows:
         screen.table(
             ["collective", "over", "phase", "count", "bytes per step", "hidden", "what"],

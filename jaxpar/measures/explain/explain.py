@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from dataclasses import replace
 
 from jaxpar.core.errors import expect
 from jaxpar.core.mesh import sizes_of
@@ -19,6 +20,7 @@ from jaxpar.measures.explain.meaning import Meaning, Meanings, line_among, phase
 from jaxpar.measures.explain.places import Places
 from jaxpar.measures.explain.reasons import reason_of
 from jaxpar.measures.explain.record import Explained, Explanation
+from jaxpar.measures.explain.synchronisation import synchronised
 from jaxpar.measures.explain.unsound import faults_of
 from jaxpar.measures.links import moved
 from jaxpar.program.record import Program
@@ -35,7 +37,12 @@ def explain(program: Program) -> Explanation:
     expect("explain's program", program, Program, made)
     finished, partitioned = program.text, program.dumps.partitioned
     node = program.hardware.devices_per_node
-    return explained(program.step, parse(finished), parse(partitioned or finished), node)
+    found = explained(program.step, parse(finished), parse(partitioned or finished), node)
+    averaging = program.step.layout.strategy.averaging
+    if program.average is None or averaging is None:
+        return found
+    rows = synchronised(program.step, parse(program.average.as_text()), node)
+    return replace(found, synchronisation=rows, every=averaging.every)
 
 
 def explained(
