@@ -24,9 +24,9 @@ def program_of(model, **how):
     return jaxpar.compile_step(step, hardware="cpu", for_speed=False)
 
 
-def at(marked: object, mark: str) -> str:
+def at(marked: type, mark: str) -> str:
     """The line of this file on which a mark stands, within what is given, as "file:line"."""
-    lines, first = getsourcelines(marked)  # ty: ignore
+    lines, first = getsourcelines(marked)
     (number,) = [first + n for n, line in enumerate(lines) if f"# {mark}" in line]
     return f"{Path(__file__)}:{number}"
 

@@ -147,6 +147,7 @@ def test_a_synchronisation_of_replicas_is_explained():
     assert sum(row.bytes for row in rows) == sum(row.bytes for row in counted) > 0
     layout, places = program.step.layout, Places(program.step)
     assert {row.parameter for row in rows} == set(map(places.called, layout.parameters))
+    assert layout.strategy.averaging is not None
     every = layout.strategy.averaging.every
     assert explanation.every == every and all(f"every {every} upd" in row.reason for row in rows)
     by_phase = explanation.by(lambda row: row.phase)
