@@ -237,4 +237,4 @@ def regrouped(dims: Iterable[Dim], shape: Sequence[int]) -> tuple[Dim, ...] | No
 
 def _unsure(factors: Iterable[Factor], size: int) -> Dim:
     """The factors of a dim of a size, those in doubt that are of size 1."""
-    return tuple(replace(f, is_sure=f.is_sure and f.size == size or f.size > 1) for f in factors)
+    return tuple(replace(f, is_sure=f.is_sure and (f.size > 1 or f.size == size)) for f in factors)
