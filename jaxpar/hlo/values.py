@@ -6,6 +6,7 @@ Per mesh axis an array is the same on all devices along it, or sharded along a d
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -204,7 +205,7 @@ def regrouped(dims: Iterable[Dim], shape: Sequence[int]) -> tuple[Dim, ...] | No
     >>> regrouped([rows, (Factor("sequence", 16),)], [64])[0][0].axes
     frozenset({'data'})
     """
-    todo = [factor for dim in dims for factor in dim]
+    todo = _settled(list(dims), shape)
     lost = [factor for factor in todo if factor.size == 1 and factor.axes]
     made: list[Dim] = []
     for number, size in enumerate(shape):
@@ -233,6 +234,25 @@ def regrouped(dims: Iterable[Dim], shape: Sequence[int]) -> tuple[Dim, ...] | No
     if todo and made:
         made[-1] = _unsure([*made[-1], *todo], shape[-1])
     return tuple(made) if made or not lost else None
+
+
+def _settled(dims: Sequence[Dim], shape: Sequence[int]) -> list[Factor]:
+    """The factors of an array that is reshaped; dims of size 1 in doubt where some of them go.
+
+    Which of several that stand side by side went is not told by a reshape.
+    """
+    before, after = _ones([prod(f.size for f in dim) for dim in dims]), _ones(shape)
+    counts = Counter(at for at in before if at), Counter(at for at in after if at)
+    return [
+        replace(f, is_sure=f.is_sure and counts[0][at] == counts[1][at]) if at else f
+        for dim, at in zip(dims, before, strict=True)
+        for f in dim
+    ]
+
+
+def _ones(sizes: Sequence[int]) -> list[int]:
+    """For each dim of size 1 how many elements the dims before it have; 0 for other dims."""
+    return [prod(sizes[:number], start=1) if size == 1 else 0 for number, size in enumerate(sizes)]
 
 
 def _unsure(factors: Iterable[Factor], size: int) -> Dim:

@@ -253,6 +253,20 @@ def test_no_program_of_the_catalogue_has_a_partial_sum_at_fault(words):
     assert told(*words).faults == ()
 
 
+ONE_EACH = (
+    case("cpu", "transformer", "tensor", "auto", 1, "model=8"),
+    case("cpu", "moe", "expert+fsdp", "auto", 1, "data=2,model=4"),
+    case("cpu", "convnet", "local_sgd", "auto", 1, "replica=2,data=2"),
+)
+"""Programs of which a device has one head, one expert, or one replica."""
+
+
+@pytest.mark.parametrize("words", ONE_EACH)
+def test_a_dim_of_which_a_device_has_one_element_is_no_fault(words):
+    """A reshape does not tell which dim of size 1 goes, so nothing is certain of it."""
+    assert told(*words).faults == ()
+
+
 def planted(words, find, change):
     """(place, what is told) when each all-reduce that `find` matches is changed alone."""
     program = compiled(*words)
