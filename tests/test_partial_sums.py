@@ -64,7 +64,7 @@ def test_of_dims_of_one_element_a_reshape_leaves_only_those_certain_that_all_sta
     layers, heads = (Factor("layers", 1),), (Factor("heads", 1, frozenset({"model"})),)
     wide = (Factor("width", 4),)
     both = regrouped([wide, layers, heads, wide], (4, 1, 1, 4))
-    fewer = regrouped([wide, layers, heads, wide], (4, 1, 4))
+    fewer = regrouped([wide, heads, layers, wide], (4, 1, 4))
     assert both is not None and fewer is not None
     assert [d[0].is_sure for d in both if d[0].axes] == [True]
     assert not any(f.is_sure for d in fewer for f in d if f.axes)
