@@ -19,8 +19,15 @@ from jaxpar.hardware.record import Hardware as Hardware
 from jaxpar.inference.model import model as model
 from jaxpar.layout.lay_out import lay_out as lay_out
 from jaxpar.layout.record import Layout as Layout
+from jaxpar.measures.explain.explain import explain as explain
+from jaxpar.measures.explain.memory import StepMemory as StepMemory
+from jaxpar.measures.explain.memory import step_memory as step_memory
+from jaxpar.measures.explain.record import Explained as Explained
+from jaxpar.measures.explain.record import Explanation as Explanation
+from jaxpar.measures.finding import Finding as Finding
 from jaxpar.measures.inspect import Inspection as Inspection
 from jaxpar.measures.inspect import inspect as inspect
+from jaxpar.measures.lint import lint as lint
 from jaxpar.measures.predict import Prediction as Prediction
 from jaxpar.measures.predict import predict as predict
 from jaxpar.measures.verify.verdict import Verdict as Verdict

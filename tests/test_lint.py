@@ -14,7 +14,8 @@ from small import small_layout, small_model
 
 import jaxpar
 from jaxpar.core import hooks
-from jaxpar.measures.lint import Finding, lint
+from jaxpar.measures.finding import Finding
+from jaxpar.measures.lint import lint
 from jaxpar.program.warnings import read_warnings
 
 CPU = jaxpar.HARDWARE.load("cpu")()
@@ -181,12 +182,12 @@ def test_the_record_holds_what_lint_finds_and_warn_makes_it_a_warning():
     step = jaxpar.make_step(layout, optimizer=optax.sgd(0.1))
     program = jaxpar.compile_step(step, hardware=CPU, for_speed=False)
     honest = jaxpar.inspect(program)
-    assert honest.ok and honest.record()["lint"] == []
+    assert honest.ok and honest.record()["findings"] == []
     finding = Finding("donation", "the state", "is not reused", "keep it")
     for is_strict in (True, False):
         found = replace(honest, lint=(finding,), is_strict=is_strict)
         assert found.ok is not is_strict
-        assert json.loads(json.dumps(found.record()))["lint"][0]["repair"] == "keep it"
+        assert json.loads(json.dumps(found.record()))["findings"][0]["repair"] == "keep it"
 
 
 def test_state_that_a_step_does_not_read_is_passed_over():

@@ -8,6 +8,7 @@ from jaxpar.hlo.flow import Flow, Node, moves
 from jaxpar.hlo.occupancy import live_at, occupancy
 from jaxpar.hlo.parse import parse
 from jaxpar.hlo.partial_sums import Sums
+from jaxpar.hlo.values import Factor, regrouped
 
 MESH = {"data": 4, "model": 2}
 OVER_MODEL = "replica_groups=[4,2]<=[8], use_global_device_ids=true, channel_id=1, to_apply=%add"
@@ -56,6 +57,19 @@ def faults(lines):
 def test_a_partial_sum_is_told_where_it_is_certainly_wrong(lines, expected):
     """A product over a sharded dim must be summed once, over that axis, before it is used."""
     assert faults(lines) == expected
+
+
+def test_of_dims_of_one_element_a_reshape_leaves_only_those_certain_that_all_stay():
+    """Which of two that stand side by side went is not told; elsewhere nothing is in doubt."""
+    layers, heads = (Factor("layers", 1),), (Factor("heads", 1, frozenset({"model"})),)
+    wide = (Factor("width", 4),)
+    both = regrouped([wide, layers, heads, wide], (4, 1, 1, 4))
+    fewer = regrouped([wide, heads, layers, wide], (4, 1, 4))
+    assert both is not None and fewer is not None
+    assert [d[0].is_sure for d in both if d[0].axes] == [True]
+    assert not any(f.is_sure for d in fewer for f in d if f.axes)
+    merged = regrouped([wide, wide, heads], (16, 1))
+    assert merged is not None and merged[1][0].is_sure
 
 
 def test_an_element_that_is_written_as_its_number_is_that_element():

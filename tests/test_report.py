@@ -47,7 +47,7 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "br", "link", "img"):
+        if tag not in ("meta", "br", "link", "img", "wbr"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -106,7 +106,7 @@ def test_nothing_that_a_person_named_becomes_markup(file):
     (record,) = read(file)
     hostile = {n: v if n in KEPT else spoiled(v) for n, v in record.items()}
     harmless, shown = Tags(page([record])), Tags(page([hostile]))
-    assert {tag for tag, _ in shown.tags} <= {tag for tag, _ in harmless.tags}
+    assert {tag for tag, _ in shown.tags} <= {"wbr", *(tag for tag, _ in harmless.tags)}
     for _, attributes in shown.tags:
         assert not [name for name in attributes if name.startswith("on")]
     scripts = sum(tag == "script" and "type" not in a for tag, a in shown.tags)
@@ -300,7 +300,7 @@ EXPLAINED = {
     "unattributed_share": 0.2,
     "bytes_per_step_by_phase": {"forward": 2048, "update": 512},
     "bytes_per_step_by_module": {"blocks/*": 2048, "unknown": 512},
-    "partial_sums": ["net.py:7: a sum is never reduced"],
+    "findings": [{"kind": "partial sum", "sentence": "net.py:7: a sum is never reduced"}],
     "memory": {
         "parts": {"parameters": 100, "saved activations": 50},
         "peak_bytes": 150,
@@ -334,3 +334,37 @@ def test_an_explained_program_shows_its_reasons_and_its_memory_over_time():
         assert said in text, said
     titles = [a.get("aria-label") for tag, a in shown.tags if a.get("role") == "img"]
     assert "bytes per device per step, by the phase that they are in" in titles
+
+
+def test_a_comparison_begins_with_what_it_comes_to():
+    """Which layouts can be used, and which of them needs least, each by its name."""
+    (record,) = read(SAVED / "2-compare.json")
+    text = "".join(page_of("2-compare").text)
+    made = [one for one in record["layouts"] if "refusal" not in one]
+    least = min(made, key=lambda one: one["memory"]["total_bytes"])
+    assert "All of them can be used" in text and "8 x h100, 64 rows a step" in text
+    assert f"{least['layout']} needs the least memory" in text
+    made[0]["memory"]["fits"] = False
+    made[1]["ok"] = False
+    said = "".join(Tags(page([record])).text)
+    assert "1 of 3 can be used: 1 would not fit into a device's memory and 1 would not do" in said
+
+
+def test_a_prediction_draws_its_step_over_time():
+    """Each stretch of each track is in the chart; together they cover all that is predicted."""
+    (record,) = read(SAVED / "2-predict.json")
+    (spec,) = [s for s in specs_of(page([record])) if "x2" in s.get("encoding", {})]
+    values, stretches = spec["data"]["values"], record["timeline"]
+    assert len(values) == len(stretches) > 10
+    assert {value["track"] for value in values} == {"computes", "communicates"}
+    end = max(start + seconds for _, _, start, seconds, _ in stretches)
+    assert end == pytest.approx(record["step_seconds"], rel=0.01)
+    for track in ("compute", "communication"):
+        own = [(start, start + seconds) for on, _, start, seconds, _ in stretches if on == track]
+        assert all(a[1] <= b[0] + 1e-9 for a, b in zip(own, own[1:], strict=False))
+
+
+def specs_of(text: str) -> list[dict]:
+    """The charts' descriptions on a page."""
+    found = re.findall(r'<script type="application/json">(.*?)</script>', text, re.S)
+    return [json.loads(one) for one in found]

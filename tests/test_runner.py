@@ -199,7 +199,7 @@ def test_inspect_tells_the_collectives(capsys):
     assert sum(row["bytes"] for row in rows) == said["bytes"]
     told = "kind axes bytes count phase source module reason overlapped crosses_nodes".split()
     assert all(set(told) <= set(row) and row["source"] for row in rows)
-    assert record["unattributed_share"] < 0.02 and record["partial_sums"] == []
+    assert record["unattributed_share"] < 0.02 and record["findings"] == []
     assert sum(record["memory"]["parts"].values()) == record["memory"]["peak_bytes"]
     assert record["flops"]["per_step"] == record["work"]["computed_flops_per_step"]
     (change,) = record["what_if"]

@@ -46,6 +46,17 @@ def line_of(source_info: Any) -> str:
     return f"{code.co_filename}:{at} ({code.co_qualname})"
 
 
+def file_and_line(line: str) -> str:
+    """The "file:line" of a line as `line_of` gives it.
+
+    >>> file_and_line("/home/me/net.py:12:8 (Net.__call__)")
+    '/home/me/net.py:12'
+    """
+    file, _, rest = line.rpartition(".py:")
+    number = rest.split(":")[0].split(" ")[0]
+    return f"{file}.py:{number}" if file else line
+
+
 def line_of_error(error: BaseException | None) -> str:
     """The innermost line of a person's own code that an error passed, as "file:line"; "" if none.
 

@@ -13,6 +13,9 @@ from jaxpar.costs.replay import COMMUNICATION, COMPUTE, Replay, Slice
 MOST_EVENTS = 200_000
 """A trace with more is slow to open: loops beyond it are drawn by their first turns."""
 
+MOST_STRETCHES = 1000
+"""Stretches that a track is drawn with, about: a thousandth of a step is not seen on a page."""
+
 MICRO = 1e6
 TRACKS = {COMPUTE: 1, COMMUNICATION: 2}
 
@@ -53,6 +56,33 @@ def trace(name: str, replay: Replay, about: About) -> dict[str, Any]:
             }
         )
     return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def tracks(replay: Replay, about: Callable[[Slice], tuple[str, str]]) -> list[list[Any]]:
+    """One step as few stretches, to be drawn: [track, what, start seconds, seconds, name].
+
+    What one track does alike, one after the other, is one stretch; what is too short to be seen is
+    part of the one before it.
+
+    Args:
+        replay: of the whole program.
+        about: (slice) -> (what it does, its name).
+    """
+    least = replay.seconds / MOST_STRETCHES
+    last: dict[str, list[Any]] = {}
+    made: list[list[Any]] = []
+    for start, share, one in _laid_out(replay, 0.0):
+        what, name = about(one)
+        seconds = one.seconds * share
+        before = last.get(one.stream)
+        end = before[2] + before[3] if before else -1.0
+        is_near = before is not None and start - end < least
+        if before and is_near and (before[1] == what or seconds < least):
+            before[3] = max(before[3], start + seconds - before[2])
+            continue
+        last[one.stream] = [one.stream, what, start, seconds, name]
+        made.append(last[one.stream])
+    return made
 
 
 def _laid_out(

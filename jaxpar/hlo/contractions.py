@@ -56,7 +56,9 @@ def resized(dim: Dim, size: int) -> Dim:
     if len(dim) == 1:
         return (replace(dim[0], size=size),)
     large = tuple(factor for factor in dim if factor.size > 1) or dim
-    return (Factor(" x ".join(names_of(large)), size, axes_of_dim(dim)),)
+    # What is in doubt of one factor is so of the whole: their axes are no longer told apart.
+    is_sure = all(factor.is_sure for factor in dim if factor.axes)
+    return (Factor(" x ".join(names_of(large)), size, axes_of_dim(dim), is_sure),)
 
 
 def product(i: Instruction, given: Sequence[Value], at: tuple[str, str], by: str) -> Value:
@@ -86,7 +88,7 @@ def contraction(shape, sides, contracted, batch, at) -> Value:
         p
         for side, against in ((left, right), (right, left))
         for p in side.partial
-        if p.by == "add" and p.axis not in against.varies and not against.partial
+        if p.is_sum and p.axis not in against.varies and not against.partial
     )
     lost = partial_axes(sides) - frozenset(p.axis for p in kept)
     differs = (differs | lost) - frozenset(p.axis for p in made)

@@ -18,21 +18,27 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 
 from jaxpar.hlo.collectives import Collective, axes_of, collectives, spans_whole_axes
 from jaxpar.hlo.contractions import numbers, resized, shape_of
-from jaxpar.hlo.fault import NONLINEAR, PRODUCTS, Fault
+from jaxpar.hlo.device_numbers import number_on_each, own_shard
+from jaxpar.hlo.fault import Fault
 from jaxpar.hlo.flow import hands_on_each, index_of
 from jaxpar.hlo.held import Held, differing, either, gathered_over, not_followed, vague
+from jaxpar.hlo.misuse import Misuses
 from jaxpar.hlo.parse import Computation, Instruction, Module
 from jaxpar.hlo.shardings import sharded_over, varying_over
-from jaxpar.hlo.transfer import LINEAR, rule_of
-from jaxpar.hlo.values import Factor, Partial, Value, axes_of_dim, carried, plain, unknown
+from jaxpar.hlo.transfer import rule_of
+from jaxpar.hlo.values import Factor, Value, axes_of_dim, carried, plain, unknown
 
 Named = Callable[[Instruction], tuple[Factor, ...] | None]
 """An argument of the program -> its dims, where they are known otherwise than by the text."""
+
+_EXCHANGES = ("collective-permute", "all-to-all", "ragged-all-to-all")
+"""Collectives by which devices hand arrays on to each other."""
 
 _ZERO = re.compile(r"-?0(?:\.0*)?")
 _MOST_PASSES = 200
@@ -63,7 +69,10 @@ class Sums:
         self.named: Named = named or (lambda _: None)
         self.collectives = {(c.computation, c.name): c for c in collectives(module)}
         self.held: dict[tuple[str, str], Held] = {}
-        self._faults: dict[tuple[str, str, str], Fault] = {}
+        self._numbers: dict[tuple[str, str], np.ndarray] = {}
+        exchanges = [c for c in self.collectives.values() if c.kind in _EXCHANGES]
+        exchanged = frozenset(a for c in exchanges for a in axes_of(c, self.axis_sizes))
+        self._misuses = Misuses(module, exchanged)
         count = sum(len(c.instructions) for c in module.computations.values())
         self._left = _MOST_PASSES * count  # instructions that may still be followed
         self._anything = plain((), differs=frozenset(self.axis_sizes))
@@ -71,12 +80,13 @@ class Sums:
         result = self._computation(entry, None)
         if isinstance(result, tuple):
             for number, value in enumerate(result):
-                self._handed_out(entry, number, value)
+                if isinstance(value, Value):
+                    self._misuses.of_result(entry, number, value)
 
     @property
     def faults(self) -> tuple[Fault, ...]:
         """What is certainly wrong, in the order in which it is met."""
-        return tuple(self._faults.values())
+        return tuple(self._misuses.found.values())
 
     def operand(self, one: Collective, number: int = 0) -> Value | None:
         """What is known of an operand of a collective."""
@@ -112,6 +122,8 @@ class Sums:
             return self._control(i, operands)
         if one := self.collectives.get((where.name, i.name)):
             return self._collective(where, i, one, operands)
+        if (axes := self._differs(where, i)) is not None:
+            return plain(shape_of(i), differs=axes, own=axes)
         if i.opcode in ("constant", "iota", "partition-id"):
             return self._made(i)
         values = [v for v in operands if isinstance(v, Value)]
@@ -155,11 +167,11 @@ class Sums:
     def _loop(self, called: Mapping[str, Computation], carry: Held) -> Held:
         """What is known of a loop's carry in every turn."""
         for _ in range(_MOST_TURNS):
-            before = dict(self._faults)
+            before = dict(self._misuses.found)
             after = either(carry, self._computation(called["body"], [carry]), carried)
             if after == carry:
                 break
-            self._faults = before  # of a carry that holds less than was thought
+            self._misuses.found = before  # of a carry that holds less than was thought
             carry = after
         else:
             carry = vague(carry, self.axis_sizes)
@@ -170,8 +182,6 @@ class Sums:
     def _computed(self, where: Computation, i: Instruction, values: list[Value]) -> Held:
         """What is known of the result of an operation of arrays."""
         at, reducer = (where.name, i.name), self._reducer(i)
-        if i.opcode == "dynamic-slice" and (axes := self._own_part(where, i)) is not None:
-            return plain(shape_of(i), differs=axes, own=axes)
         rule = rule_of(i)
         single = len(i.shapes) == 1
         if rule is None or not single:
@@ -180,21 +190,35 @@ class Sums:
             result = rule(i, values, at, reducer)
         except (IndexError, ValueError):  # of dims that its operands do not have
             return not_followed(i, values)
-        self._check(i, values)
-        return result
+        self._misuses.of_operation(i, values)
+        return self._sharded_by(where, i, result) if i.opcode == "dynamic-slice" else result
 
-    def _own_part(self, where: Computation, i: Instruction) -> frozenset[str] | None:
-        """The axes along which a device's entry of a constant table differs; None for no such."""
-        table = where.by_name[i.operands[0]]
-        index = where.by_name[i.operands[-1]]
-        literal = re.fullmatch(r"\{([\d, \-]+)\}", table.arguments)
-        if table.opcode != "constant" or literal is None:
+    def _differs(self, where: Computation, i: Instruction) -> frozenset[str] | None:
+        """The axes along which an integer that is known on each device differs; None for none."""
+        devices = self.module.partitions
+        given = [self._numbers.get((where.name, name)) for name in i.operands]
+        row = number_on_each(i, given, devices)
+        if row is None:
             return None
-        row = np.array([int(n) for n in literal[1].split(",")])
-        if index.opcode == "partition-id" and len(row) == self.module.partitions:
-            return varying_over(row, self.axis_sizes)
-        held = self.held[where.name, index.name]
-        return held.own or None if isinstance(held, Value) else None
+        self._numbers[where.name, i.name] = row
+        if len(row) != prod(self.axis_sizes.values()) or devices != len(row):
+            return None
+        return varying_over(row, self.axis_sizes) or None
+
+    def _sharded_by(self, where: Computation, i: Instruction, value: Value) -> Value:
+        """A slice, its dims sharded where each device takes its own shard of them."""
+        dims = list(value.dims)
+        whole = where.by_name[i.operands[0]].shapes[0][1]
+        for n, name in enumerate(i.operands[1:]):
+            starts, size = self._numbers.get((where.name, name)), shape_of(i)[n]
+            if starts is None or len(starts) != self.module.partitions:
+                continue
+            if axes := own_shard(starts, size, whole[n], self.axis_sizes):
+                before = self.held[where.name, i.operands[0]]
+                was = axes_of_dim(before.dims[n]) if isinstance(before, Value) else axes
+                sure = not was and len(dims[n]) == 1
+                dims[n] = (replace(dims[n][0], axes=was | axes, is_sure=sure), *dims[n][1:])
+        return replace(value, dims=tuple(dims))
 
     def _reducer(self, i: Instruction) -> str:
         """What the computation does that an operation applies; "" for none."""
@@ -226,7 +250,7 @@ class Sums:
     def _reduced(self, where, i: Instruction, value: Value, axes, by: str, shape) -> Value:
         """What is known of a value reduced over devices."""
         if by == "add":
-            self._check_sum(where, i, value, axes)
+            self._misuses.of_reduction(i, value, axes)
         partial = frozenset(p for p in value.partial if p.axis not in axes)
         mixed = frozenset() if by == "add" else frozenset(p.axis for p in partial)
         kept = tuple(tuple(replace(f, axes=f.axes - axes) for f in dim) for dim in value.dims)
@@ -236,62 +260,10 @@ class Sums:
             for k, (d, n) in enumerate(zip(kept, shape, strict=True))
         )
         # A reduce-scatter leaves it sharded, and a sum over devices all the same.
-        done = frozenset(p.axis for p in value.partial if p.by == "add") & axes
+        done = frozenset(p.axis for p in value.partial if p.is_sum) & axes
         return Value(
             dims,
             partial - frozenset(p for p in partial if p.axis in mixed),
             (value.differs - axes) | mixed,
             (value.reduced | done) if by == "add" and not over else frozenset(),
         )
-
-    def _check_sum(self, where, i: Instruction, value: Value, axes: frozenset[str]) -> None:
-        """Tell of a sum over devices of what is summed already, or is the same on all of them."""
-        left = {p.axis: p for p in value.partial}
-        alike = axes - set(left) - value.varies
-        for axis in sorted(alike & value.reduced):
-            self._tell("summed twice", axis, (), i, i)
-        sums = value.sums()
-        if alike == axes and set(sums) - axes:
-            axis = min(set(sums) - axes)
-            p = sums[axis]
-            self._tell("wrong group", axis, p.dims, self._at(p), i)
-
-    def _check(self, i: Instruction, values: Sequence[Value]) -> None:
-        """Tell of a partial sum among the operands that this operation must not be given."""
-        if i.opcode in _INDIFFERENT:
-            return
-        for n, value in enumerate(values):
-            others = [v for k, v in enumerate(values) if k != n]
-            for axis, p in value.sums().items():
-                whole = [v for v in others if axis in v.reduced and axis not in v.varies]
-                own = i.opcode == "dynamic-slice" and any(axis in v.own for v in others)
-                product = i.opcode in PRODUCTS and _varied(others, axis)
-                if own or product or i.opcode in NONLINEAR:
-                    self._tell("not reduced", axis, p.dims, self._at(p), i)
-                elif i.opcode in ("add", "subtract") and whole:
-                    self._tell("added too early", axis, p.dims, self._at(p), i)
-
-    def _handed_out(self, entry: Computation, number: int, value: Held) -> None:
-        """Tell of a partial sum among the results of the program."""
-        if isinstance(value, Value):
-            for axis, p in value.sums().items():
-                used = entry.by_name[entry.root.operands[number]]
-                self._tell("handed out", axis, p.dims, self._at(p), used, number)
-
-    def _at(self, partial: Partial) -> Instruction:
-        """The instruction that made a partial result."""
-        computation, name = partial.at
-        return self.module.computations[computation].by_name[name]
-
-    def _tell(self, kind: str, axis: str, dims, made: Instruction, used: Instruction, result=-1):
-        """Keep a fault, once for each instruction that made it."""
-        key = (kind, axis, made.name)
-        self._faults.setdefault(key, Fault(kind, axis, dims, made, used, result))
-
-
-_INDIFFERENT = frozenset((*LINEAR - {"add", "subtract"}, "broadcast", "tuple"))
-
-
-def _varied(others: Sequence[Value], axis: str) -> bool:
-    """Whether what a partial sum is multiplied with is sharded over its axis, or a sum too."""
-    return any(axis in v.surely_sharded or axis in v.sums() for v in others)

@@ -53,13 +53,37 @@ def elementwise(i: Instruction, given: Sequence[Value], at: tuple[str, str], by:
             return replace(result, is_zero=True)
         return _added([v for v in given if not v.is_zero], result)
     if i.opcode == "select":
-        kept = joined(given[1], given[2])
-        followed = frozenset(p.axis for p in kept.partial if p.by != "lookup")
-        varies = given[0].varies & followed
-        partial = frozenset(p for p in kept.partial if p.axis not in varies)
-        differs = result.differs | kept.differs | varies
-        return replace(result, partial=partial, differs=differs, is_zero=kept.is_zero)
+        return _selected(given, result)
     return replace(result, differs=result.differs | partial_axes(given))
+
+
+def _selected(given: Sequence[Value], result: Value) -> Value:
+    """The one or the other of two values, element by element: a partial sum where both are."""
+    if (own := _own_rows(given)) is not None:
+        return replace(own, dims=result.dims, differs=result.differs - given[0].own)
+    kept = joined(given[1], given[2])
+    over = [frozenset(p.axis for p in v.partial) for v in given[1:] if not v.is_zero]
+    odd = frozenset().union(*over) - frozenset(p.axis for p in kept.partial)
+    followed = frozenset(p.axis for p in kept.partial if p.by != "lookup")
+    lost = given[0].varies & followed
+    partial = frozenset(p for p in kept.partial if p.axis not in lost)
+    differs = result.differs | partial_axes(given[:1]) | odd | lost
+    return replace(result, partial=partial, differs=differs, is_zero=kept.is_zero)
+
+
+def _own_rows(given: Sequence[Value]) -> Value | None:
+    """The partial sum that a lookup is of which each device keeps the rows of its own shard.
+
+    None where it keeps others, or something else than zeros in place of them.
+    """
+    truth, one, other = given
+    kept = one if other.is_zero else other
+    looked_up = frozenset(p for p in kept.partial if p.by == "lookup")
+    axes = frozenset(p.axis for p in looked_up)
+    if not (one.is_zero or other.is_zero) or not axes or not axes <= truth.own:
+        return None
+    sums = frozenset(replace(p, by="rows") for p in looked_up)
+    return replace(kept, partial=(kept.partial - looked_up) | sums)
 
 
 def _added(given: Sequence[Value], result: Value) -> Value:
@@ -69,9 +93,14 @@ def _added(given: Sequence[Value], result: Value) -> Value:
     kept, lost = set(), set()
     for axis, partial in found.items():
         others = [v for v, axes in zip(given, parts, strict=True) if axis not in axes]
-        fits = all(p.by == partial.by for v in given for p in v.partial if p.axis == axis)
+        fits = all(
+            p.by == partial.by or (p.is_sum and partial.is_sum)
+            for v in given
+            for p in v.partial
+            if p.axis == axis
+        )
         alone = fits and not any(axis in v.varies for v in others)
-        kept |= {partial} if alone and (partial.by == "add" or not others) else set()
+        kept |= {partial} if alone and (partial.is_sum or not others) else set()
         lost |= set() if alone else {axis}
     return replace(result, partial=frozenset(kept), differs=result.differs | lost)
 
@@ -83,7 +112,7 @@ def _scaled(i: Instruction, given: Sequence[Value], result: Value) -> Value:
         return replace(result, differs=result.differs | partial_axes(given))
     by = other if one.partial else one
     sums = one.partial or other.partial
-    kept = frozenset(p for p in sums if p.axis not in by.varies and p.by == "add")
+    kept = frozenset(p for p in sums if p.axis not in by.varies and p.is_sum)
     lost = frozenset(p.axis for p in sums - kept)
     is_zero = one.is_zero or (other.is_zero and i.opcode == "multiply")
     return replace(result, partial=kept, differs=result.differs | lost, is_zero=is_zero)

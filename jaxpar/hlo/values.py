@@ -6,6 +6,7 @@ Per mesh axis an array is the same on all devices along it, or sharded along a d
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -42,7 +43,7 @@ class Partial:
     Attributes:
         axis: along which the parts are held.
         by: what makes the whole of the parts: "add", "maximum", ...; "lookup" where each device has
-            the rows of a table that are its own.
+            the rows of a table that are its own, and "rows" where zeros stand for the others.
         dims: the dims that the result runs over, as far as they are named.
         at: (computation, instruction) that made it.
         is_sure: whether it is certain that the result runs over a sharded dim.
@@ -53,6 +54,11 @@ class Partial:
     dims: tuple[str, ...]
     at: tuple[str, str]
     is_sure: bool = True
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether the parts are to be added."""
+        return self.by in ("add", "rows")
 
 
 @dataclass(frozen=True)
@@ -93,9 +99,7 @@ class Value:
     def sums(self) -> dict[str, Partial]:
         """axis -> the partial sum that it certainly is along it."""
         return {
-            p.axis: p
-            for p in self.partial
-            if p.by == "add" and p.is_sure and p.axis not in self.differs
+            p.axis: p for p in self.partial if p.is_sum and p.is_sure and p.axis not in self.differs
         }
 
     def vague(self, axes: Iterable[str]) -> Value:
@@ -201,7 +205,7 @@ def regrouped(dims: Iterable[Dim], shape: Sequence[int]) -> tuple[Dim, ...] | No
     >>> regrouped([rows, (Factor("sequence", 16),)], [64])[0][0].axes
     frozenset({'data'})
     """
-    todo = [factor for dim in dims for factor in dim]
+    todo = _settled(list(dims), shape)
     lost = [factor for factor in todo if factor.size == 1 and factor.axes]
     made: list[Dim] = []
     for number, size in enumerate(shape):
@@ -232,6 +236,25 @@ def regrouped(dims: Iterable[Dim], shape: Sequence[int]) -> tuple[Dim, ...] | No
     return tuple(made) if made or not lost else None
 
 
+def _settled(dims: Sequence[Dim], shape: Sequence[int]) -> list[Factor]:
+    """The factors of an array that is reshaped; dims of size 1 in doubt where some of them go.
+
+    Which of several that stand side by side went is not told by a reshape.
+    """
+    before, after = _ones([prod(f.size for f in dim) for dim in dims]), _ones(shape)
+    counts = Counter(at for at in before if at), Counter(at for at in after if at)
+    return [
+        replace(f, is_sure=f.is_sure and counts[0][at] == counts[1][at]) if at else f
+        for dim, at in zip(dims, before, strict=True)
+        for f in dim
+    ]
+
+
+def _ones(sizes: Sequence[int]) -> list[int]:
+    """For each dim of size 1 how many elements the dims before it have; 0 for other dims."""
+    return [prod(sizes[:number], start=1) if size == 1 else 0 for number, size in enumerate(sizes)]
+
+
 def _unsure(factors: Iterable[Factor], size: int) -> Dim:
     """The factors of a dim of a size, those in doubt that are of size 1."""
-    return tuple(replace(f, is_sure=f.is_sure and f.size == size or f.size > 1) for f in factors)
+    return tuple(replace(f, is_sure=f.is_sure and (f.size > 1 or f.size == size)) for f in factors)

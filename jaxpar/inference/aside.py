@@ -19,6 +19,7 @@ from jaxpar.core.errors import RequestError
 from jaxpar.core.source_lines import line_of_error
 from jaxpar.inference.evaluating import flags_of
 from jaxpar.inference.linen import is_being_made
+from jaxpar.jaxprs.constraints import Aside, asides
 from jaxpar.jaxprs.set_aside import evaluate_aside, said_of_devices
 
 _NO_MESH = re.compile(r"non-empty mesh in context|is not found in mesh")
@@ -36,6 +37,7 @@ class WithoutDevices:
         """Of a loss that names no axis, as far as is known."""
         self.loss = loss
         self.axes: list[str] = []
+        self.constraints: tuple[Aside, ...] = ()
         if flags_of(loss, train=True):  # it asks whether it is in training
             self.__signature__ = signature(loss)
 
@@ -53,6 +55,7 @@ class WithoutDevices:
 
         trace = jax.make_jaxpr(function, return_shape=True)
         closed, shapes = self.on_a_mesh(lambda: trace(state, batch))
+        self.constraints = asides(closed)
         results = evaluate_aside(closed, jax.tree.leaves((state, batch)))
         returned, after = jax.tree.unflatten(jax.tree.structure(shapes), results)
         nnx.update(module, after)
@@ -77,7 +80,9 @@ class WithoutDevices:
         return bool(fresh)
 
 
-def read_aside(loss: Callable[..., Any], read: Callable[..., Any]) -> tuple[Any, Any]:
+def read_aside(
+    loss: Callable[..., Any], read: Callable[..., Any]
+) -> tuple[Any, tuple[list[str], list[str]], tuple[Aside, ...]]:
     """A loss read without what it says of devices, and the lines that say it.
 
     Args:
@@ -85,7 +90,8 @@ def read_aside(loss: Callable[..., Any], read: Callable[..., Any]) -> tuple[Any,
         read: makes of a loss whatever is wanted, its last part the `TracedLoss`.
 
     Returns:
-        What `read` makes, and the lines of sharding constraints and of ordered callbacks.
+        What `read` makes, the lines of sharding constraints and of ordered callbacks, and what the
+        constraints say.
     """
     aside = WithoutDevices(loss)
     lines: list[str] = []
@@ -98,7 +104,9 @@ def read_aside(loss: Callable[..., Any], read: Callable[..., Any]) -> tuple[Any,
             lines = lines or [line_of_error(error.__cause__)]
             continue
         said = said_of_devices(found[-1].closed)
-        return (read(aside), said) if any(said) else (found, (lines, []))
+        if any(said):
+            found = read(aside)
+        return found, (said if any(said) else (lines, [])), aside.constraints
 
 
 def notes_aside(constraints: list[str], ordered: list[str]) -> list[str]:

@@ -114,7 +114,7 @@ def model(
                 )
         return plain, bare, parts, trying(called, "calling its loss", lambda: traced_loss(bare))
 
-    (plain, bare, parts, traced), aside = read_aside(given, read)
+    (plain, bare, parts, traced), aside, constraints = read_aside(given, read)
     check_placed(called, traced)
     check_differentiable(called, traced)
     closed, arguments = traced.closed, traced.arguments
@@ -142,7 +142,8 @@ def model(
         notes.append(
             "the model came without a loss: the mean square of what it returns stands for one"
         )
-    return _named(bare, plain, example, parts, traced, dims, roles or {}, why, notes)
+    named = _named(bare, plain, example, parts, traced, dims, roles or {}, why, notes)
+    return replace(named, aside=constraints)
 
 
 def in_parts(traced: TracedLoss, cuts: Mapping[str, Cut]) -> TracedLoss:

@@ -19,7 +19,8 @@ from jaxpar.measures.bounds import Bounds, bounds
 from jaxpar.measures.device_memory import DeviceMemory, device_memory
 from jaxpar.measures.dims import dims_of_layout
 from jaxpar.measures.faults import early_synchronisations, traffic_faults
-from jaxpar.measures.lint import Finding, lint
+from jaxpar.measures.finding import Finding
+from jaxpar.measures.lint import lint
 from jaxpar.measures.record import Make, Measure
 from jaxpar.measures.replicated import Replicated, replicated
 from jaxpar.measures.residual import Residual, residual_of
@@ -151,7 +152,12 @@ class Inspection:
 
         Whether it fits is another question, and `device_memory` answers it.
         """
-        return not self.faults and not (self.lint and self.is_strict)
+        return not self.faults and not (self.errors and self.is_strict)
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """The findings that are faults."""
+        return tuple(finding for finding in self.lint if finding.is_error)
 
     def record(self) -> dict:
         """The inspection as one JSON-ready dict."""
@@ -179,7 +185,7 @@ class Inspection:
             "trace_seconds": self.trace_seconds,
             "compile_seconds": self.compile_seconds,
             "islands": [asdict(island) for island in self.islands],
-            "lint": [asdict(finding) for finding in self.lint],
+            "findings": [finding.record() for finding in self.lint],
             "faults": list(self.faults),
         }
 

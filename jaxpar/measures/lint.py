@@ -5,7 +5,6 @@ be moved cheaply is replicated on the way, a buffer that was given up is not reu
 for none of these, so each is a finding.
 """
 
-from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
@@ -13,9 +12,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxpar.core.source_lines import file_and_line
 from jaxpar.layout.record import itemsize
+from jaxpar.measures.constraints import replicating
+from jaxpar.measures.explain.unsound import unsound
+from jaxpar.measures.finding import Finding
 from jaxpar.measures.record import Make, Measure
 from jaxpar.measures.replicated import MODEL, OPTIMIZER, notable, path_of, replicated
+from jaxpar.measures.whole import left_whole
 from jaxpar.models.pieces import weight_named
 from jaxpar.program.fit import tree_bytes
 from jaxpar.program.record import Program
@@ -31,35 +35,22 @@ SMALL_INIT_BYTES = 16 * 2**20
 """Bytes beside the state that are no matter, however small it is."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One way in which the program is not what was asked for.
-
-    Attributes:
-        kind: "sharding", "indivisible", "replicated", "rematerialization", "donation" or "init".
-        where: the array, or the line of code.
-        says: what was asked and what came.
-        repair: what to do.
-    """
-
-    kind: str
-    where: str
-    says: str
-    repair: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.says}: {self.repair}"
-
-
 def lint(program: Program) -> tuple[Finding, ...]:
-    """Compare a compiled update with what its layout asked for; nothing is run."""
+    """Compare a compiled update with what its layout asked for; nothing is run.
+
+    Partial sums are followed where XLA has written down the module right after partitioning, which
+    it does for described hardware and with `explains=True`, and where the loss itself is per shard.
+    """
     return (
+        *unsound(program),
+        *replicating(program.step),
         *_shardings(program),
         *_indivisible(program),
         *_replicated(program),
         *_rematerialized(program),
         *_donated(program),
         *_created(program),
+        *left_whole(program.step),
     )
 
 
@@ -105,6 +96,7 @@ def _indivisible(program: Program) -> list[Finding]:
             f"{' x '.join(found.axes)}, and {_ways(program, found.axes)} does not divide "
             f"{found.shape[found.dim]}, so it stays replicated",
             "change the size, or the axis",
+            source=file_and_line(found.source),
         )
         for found in program.step.traced.unmet
     ]
@@ -132,6 +124,7 @@ def _replicated(program: Program) -> list[Finding]:
                 f"{_SHARDED[group]} there; the largest is {most.path} of {shape}, "
                 f"{most.bytes:,} bytes",
                 _REPAIRS[group],
+                bytes=total,
             )
         )
     return findings
@@ -163,6 +156,7 @@ def _rematerialized(program: Program) -> list[Finding]:
                 f"XLA knows no way for {warning.array} from {warning.from_sharding} to "
                 f"{warning.to_sharding} but to replicate it on every device (in {operation})",
                 "let both sides shard the same dim, or go there in two steps, one axis at a time",
+                source=file_and_line(warning.source),
             )
         )
     return findings
@@ -191,6 +185,7 @@ def _donated(program: Program) -> list[Finding]:
             f"an update gives up {given:,} bytes per device and {reused:,} of them are used "
             "again, so the old and the new state are live at once",
             "keep every array's shape, dtype and sharding from one update to the next",
+            bytes=given - reused,
         )
     ]
 
@@ -215,6 +210,7 @@ def _created(program: Program) -> list[Finding]:
             f"creating it takes {peak:,} bytes per device, for {state:,} that stay",
             "draw each parameter with one jax.random call of its own shape, so that XLA can draw "
             "each shard where it stays",
+            bytes=peak - state,
         )
     ]
 
@@ -236,7 +232,8 @@ def _taken(program: Program, make: Make) -> dict[str, Any]:
     """The record of a program's findings."""
     del make
     findings = lint(program)
-    return {"ok": not findings, "findings": [asdict(finding) for finding in findings]}
+    ok = not any(finding.is_error for finding in findings)
+    return {"ok": ok, "findings": [finding.record() for finding in findings]}
 
 
 measure = Measure(_taken, runs=False)

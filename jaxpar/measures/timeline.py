@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from jaxpar.core.mesh import sizes_of
 from jaxpar.costs.replay import Slice
 from jaxpar.costs.timeline import trace
+from jaxpar.costs.timeline import tracks as _tracks
+from jaxpar.hlo.collectives import axes_of, collectives
 from jaxpar.hlo.parse import parse
+from jaxpar.measures.explain.meaning import phase_of_name
 from jaxpar.measures.predict import Prediction
 
 
@@ -33,6 +37,28 @@ def timeline(prediction: Prediction) -> dict[str, Any]:
 
     name = f"{layout.model.name} {layout.strategy.name} {layout.mesh}, {program.hardware.name}"
     return trace(f"{name} (predicted)", prediction.replay, about)
+
+
+def tracks(prediction: Prediction) -> list[list[Any]]:
+    """One predicted step as stretches: [track, what, start seconds, seconds, name].
+
+    Args:
+        prediction: from `jaxpar.predict`.
+    """
+    module = parse(prediction.program.text)
+    sizes = sizes_of(prediction.program.step.layout.mesh)
+    known = {(one.computation, one.name): one for one in collectives(module)}
+
+    def about(one: Slice) -> tuple[str, str]:
+        i = module.computations[one.computation].by_name[one.name]
+        collective = known.get((one.computation, one.name))
+        if collective is None:
+            phase, recomputed = phase_of_name(i.op_name)
+            return f"{phase}, recomputed" if recomputed else phase, _module(i.op_name) or i.opcode
+        axes = " x ".join(axes_of(collective, sizes))
+        return f"{collective.kind} over {axes}", _module(i.op_name) or one.name
+
+    return _tracks(prediction.replay, about)
 
 
 def _module(op_name: str) -> str:

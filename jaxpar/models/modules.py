@@ -11,8 +11,10 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.extend.core import Literal
 
 from jaxpar.core.paths import paths_of
+from jaxpar.core.source_lines import line_of
 from jaxpar.models.record import Model
 
 
@@ -94,6 +96,24 @@ def abstract(model: Model) -> Parts:
     parameters, state = map(MappingProxyType, jax.eval_shape(make))
     graph, keys = structure[-1]
     return Parts(graph, parameters, state, keys)
+
+
+def lines_of_variables(model: Model) -> dict[str, str]:
+    """Path -> the line of the person's code that made a variable; "" where none is known."""
+    paths: list[str] = []
+
+    def make():
+        parts = take_apart(build(model, 0), model.trainable)
+        values = values_of(parts.parameters)
+        paths.extend(values)
+        return list(values.values())
+
+    jaxpr = jax.make_jaxpr(make)().jaxpr
+    lines = {var: line_of(eqn.source_info) for eqn in jaxpr.eqns for var in eqn.outvars}
+    return {
+        path: "" if isinstance(var, Literal) else lines.get(var, "")
+        for path, var in zip(paths, jaxpr.outvars, strict=True)
+    }
 
 
 def names_in_metadata(leaf: Any) -> tuple[str | None, ...] | None:

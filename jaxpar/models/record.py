@@ -179,6 +179,7 @@ class Model:
         named: what was found out about a model that nobody annotated, a record a class of dims.
         example: field name -> values of an example batch, or None where only shapes are known.
         notes: what a person should know of how the model was read, a sentence each.
+        aside: the sharding constraints of such a model, which its layout sets aside.
         annotate: (traced loss as a ClosedJaxpr, its abstract arguments by path, paths of weights)
             -> the same with the dims of its arrays named in it; None for a loss that names them
             itself.
@@ -205,6 +206,7 @@ class Model:
     read_at: Mapping[str, str] = field(default_factory=dict)
     example: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    aside: tuple[Any, ...] = ()
     annotate: Callable[..., Any] | None = None
     cuts: Mapping[str, Cut] = field(default_factory=dict)
     written: "Model | None" = field(default=None, repr=False, compare=False)

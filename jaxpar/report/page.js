@@ -36,6 +36,13 @@ function draw(figure) {
   if (plot.clientWidth < 520) {
     spec.config.legend.columns = plot.clientWidth < 420 ? 1 : 2;
     spec.config.axis.labelLimit = 150;
+    const { y } = spec.encoding || spec.layer[0].encoding;
+    if (y.field === "name" && y.axis) {
+      // The parts of a layout's name, one below the other, so that none is cut.
+      y.axis.labelExpr = "split(datum.label, '@')";
+      const lines = Math.max(...(y.sort || []).map((name) => name.split("@").length));
+      spec.height *= Math.max(1, 0.1 + 0.65 * lines);
+    }
   }
   const room = document.createElement("div");
   room.style.width = "100%";

@@ -31,6 +31,9 @@ TITLES = {
     "compare": "{model}: {count} layouts compared",
     "run": "Experiment {experiment}",
     "diff": "What changed",
+    "predict": "{model} under {strategy} on {mesh}: a step on {hardware}",
+    "search": "The layouts of a search, ranked",
+    "scale": "One layout on more and more devices",
 }
 
 
@@ -49,6 +52,9 @@ def page(records: Sequence[Record]) -> str:
         draw(article, stays_still=False)
     for article, record in zip(articles, shown, strict=True):
         inner = list(children(record))
+        if inner:
+            article.append(element("h2", "Each of them in full"))
+            article.append(element("p", "Press one to see all that is known of it."))
         article.extend(_inner(*one, is_later=len(inner) > AT_ONCE) for one in inner)
     title = title_of(shown[0])
     root = element(
@@ -82,6 +88,7 @@ def title_of(record: Record) -> str:
         "strategy": record.get("strategy"),
         "mesh": sizes_text(mesh) if isinstance(mesh, Mapping) else mesh,
         "experiment": record.get("experiment", ""),
+        "hardware": record.get("hardware", ""),
         "count": len(record.get("layouts", ())),
     }
     if record.get("kind") == "train" and mesh is None:  # of its metrics alone

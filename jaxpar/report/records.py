@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxpar.core.errors import RequestError, words_of
 
-SCHEMA = 1
+SCHEMA = 2
 """The form that records have now. Whoever renames or takes away an entry raises it, and adds to
 `UPGRADES` how a record of the form before becomes one of this."""
 
@@ -140,7 +140,27 @@ def _from_0(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**record, "schema": 1, "kind": kind}
 
 
-UPGRADES: Mapping[int, Callable[[Mapping[str, Any]], dict[str, Any]]] = {0: _from_0}
+def _from_1(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Records whose findings had the name of the measure, and no sentence of their own."""
+    return {**_with_findings(record), "schema": 2}
+
+
+def _with_findings(value: Any) -> Any:
+    """A part of such a record, the findings of each inspection in it as they are now."""
+    if isinstance(value, list | tuple):
+        return [_with_findings(entry) for entry in value]
+    if not isinstance(value, Mapping):
+        return value
+    made = {name: _with_findings(entry) for name, entry in value.items()}
+    if isinstance(found := value.get("lint"), list) and "findings" not in value:
+        made["findings"] = [
+            {**one, "sentence": ": ".join(one[part] for part in ("where", "says", "repair"))}
+            for one in found
+        ]
+    return made
+
+
+UPGRADES: Mapping[int, Callable[[Mapping[str, Any]], dict[str, Any]]] = {0: _from_0, 1: _from_1}
 """Schema -> what makes of its records those of the next."""
 
 

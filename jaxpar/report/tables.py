@@ -1,5 +1,6 @@
 """Tables of a page: every column sorts, and says where its numbers come from."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,5 +75,15 @@ def _cell(column: Column, one: Any, *, first: bool) -> Element:
     if first:
         is_short = isinstance(cell.shown, str) and len(cell.shown) <= SHORT
         name = "short" if is_short else None
-        return element("th", cell.shown, scope="row", class_=name, data_value=value)
+        return element("th", _breaking(cell.shown), scope="row", class_=name, data_value=value)
     return element("td", cell.shown, class_=classes or None, data_value=value)
+
+
+def _breaking(shown: Child) -> list[Child]:
+    """A row's name, which may go on in a new line after the parts of a layout or a path."""
+    if not isinstance(shown, str):
+        return [shown]
+    parts: list[Child] = []
+    for part in re.split(r"(?<=[@,/])", shown):
+        parts += [part, element("wbr")]
+    return parts[:-1]

@@ -21,6 +21,10 @@ from jaxpar.spmd.value import Value, axes_of, constant
 def shard_map(frame, eqn, operands, live):
     """Bring the operands to where the body takes them, and run it on these very shards."""
     p, run = eqn.params, frame.state
+    if not p.get("check_vma", True):
+        raise run.refuse(
+            "it has check_vma=False, so what differs between devices is not known: leave that out"
+        )
     sizes = {axis: size for axis, size in p["mesh"].shape.items() if size > 1}
     if not run.sizes.items() <= sizes.items():
         raise run.refuse(f"it is mapped over a mesh {sizes}, and the function runs on {run.sizes}")

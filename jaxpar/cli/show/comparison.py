@@ -45,7 +45,7 @@ def show_comparison(screen: Screen, model: str, compared: Sequence[Compared]) ->
         if one.inspection is None:
             screen.say(f"{one.name}: {one.refusal}", style="red")
             continue
-        for fault in (*one.inspection.faults, *map(str, one.inspection.lint)):
+        for fault in (*one.inspection.faults, *map(str, one.inspection.errors)):
             screen.say(f"{one.name}: {fault}", style="red")
     _show_least(screen, made)
 

@@ -12,8 +12,9 @@ MODULES_SHOWN = 4
 
 
 def show_explanation(screen: Screen, explanation: Explanation) -> None:
-    """Show what the collectives with most bytes move and why; and sums that are not completed."""
-    rows = [row for row in explanation.rows if row.bytes]
+    """Show what the collectives with most bytes move, and why."""
+    together = (*explanation.rows, *explanation.synchronisation)
+    rows = sorted((row for row in together if row.bytes), key=lambda row: -row.bytes)
     if rows:
         screen.table(
             ["collective", "over", "phase", "count", "bytes per step", "hidden", "what"],
@@ -26,8 +27,6 @@ def show_explanation(screen: Screen, explanation: Explanation) -> None:
         size = bytes_text(sum(row.bytes for row in rest))
         more = f"; {len(rest)} more rows with {size}" if rest else ""
         screen.say(f"without a line or a reason: {share:.1%} of bytes{more}")
-    for fault in explanation.faults:
-        screen.say(fault, style="red")
 
 
 def show_held(screen: Screen, held: StepMemory | None) -> None:

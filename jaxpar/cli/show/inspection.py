@@ -63,8 +63,16 @@ def show_findings(screen: Screen, inspection: Inspection) -> None:
             f"island: {primitive} at {place_text(source)} has no rule for sharding in types, and "
             "is left to XLA"
         )
-    for finding in inspection.lint:
-        screen.say(f"{finding.kind}: {finding}", style="red" if inspection.is_strict else "yellow")
+    errors = inspection.errors if inspection.is_strict else ()
+    for finding in sorted(inspection.lint, key=lambda one: one not in errors):
+        cost = f" ({bytes_text(finding.bytes)} per device)" if finding.bytes else ""
+        style = "red" if finding in errors else "yellow"
+        screen.say(f"finding: {finding.kind}{cost}: {finding}", style=style)
+    if inspection.lint:
+        count = len(inspection.lint)
+        wrong = f"{len(errors) or 'no'} error{'' if len(errors) == 1 else 's'}"
+        told = f"{count} finding{'' if count == 1 else 's'}: {wrong}"
+        screen.say(told, style="red" if errors else "yellow")
 
 
 def show_schedule(screen: Screen, inspection: Inspection) -> None:

@@ -2,8 +2,9 @@
 
 import time
 from dataclasses import replace
+from math import prod
 
-from jaxpar.case import Case, Resolved
+from jaxpar.case import Case, Resolved, load_strategy
 from jaxpar.cli.options import Options
 from jaxpar.cli.screen import Screen
 from jaxpar.cli.show.explained import show_explanation, show_held
@@ -52,11 +53,11 @@ def verb(options: Options, screen: Screen) -> int:
     show_collectives(screen, inspection)
     show_explanation(screen, explanation)
     show_bytes_by_axes(screen, inspection)
-    show_findings(screen, inspection)
     show_schedule(screen, inspection)
     show_work(screen, inspection)
     show_memory(screen, inspection)
     show_held(screen, held)
+    show_findings(screen, inspection)
     told = inspection.record()
     told["traffic"] = told["collectives"]
     told |= explanation.record()
@@ -71,11 +72,13 @@ def verb(options: Options, screen: Screen) -> int:
 
 
 def _resolved(case: Case, screen: Screen) -> Resolved:
-    """The case; with a row for each device along `data` where the usual batch does not divide."""
+    """The case; with a row for each shard of the batch where the usual one does not divide."""
     try:
         return case.resolve()
     except LayoutError:
-        rows = MeshShape.parse(case.mesh).size("data") if case.mesh else 0
+        over = load_strategy(case.strategy).compute.get("batch", ())
+        mesh = MeshShape.parse(case.mesh) if case.mesh else None
+        rows = prod(mesh.size(axis) for axis in over) if mesh else 0
         if "batch" in case.set or not rows or ":" in case.model:
             raise
         rows *= case.set.get("microbatches", 1)

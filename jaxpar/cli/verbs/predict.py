@@ -11,7 +11,7 @@ from jaxpar.cli.show.layout import compiling, show_layout
 from jaxpar.cli.show.prediction import show_prediction
 from jaxpar.core.errors import RequestError
 from jaxpar.measures.predict import predict
-from jaxpar.measures.timeline import timeline
+from jaxpar.measures.timeline import timeline, tracks
 
 TAKES = "MODEL"
 READS = (
@@ -50,6 +50,7 @@ def verb(options: Options, screen: Screen) -> int:
         {
             **prediction.record(),
             **prediction.cost(options.price),
+            "timeline": tracks(prediction),
             "seconds": time.perf_counter() - started,
         }
     )

@@ -101,7 +101,7 @@ def verb(options: Options, screen: Screen) -> int:
     show_dims(screen, asked.layout)
     show_collectives(screen, inspection)
     show_findings(screen, inspection)
-    if inspection.lint and inspection.is_strict:
+    if inspection.errors and inspection.is_strict:
         screen.say("not trained: repair this, or accept it with --lint warn", style="red")
         screen.finish({"model": asked.layout.model.name, **inspection.record()})
         return 1
@@ -254,7 +254,7 @@ def _record(asked: Resolved, data: Dataset, inspection: Inspection, outcome: Out
         **{f"first_{name}": value for name, value in first.items()},
         **{name: value for name, value in outcome.test.items() if name.startswith("bits")},
         "collectives": found["collectives"],
-        "lint": found["lint"],
+        "findings": found["findings"],
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from dataclasses import replace
 
 from jaxpar.core.errors import expect
 from jaxpar.core.mesh import sizes_of
@@ -13,15 +14,14 @@ from jaxpar.hlo.parse import Module, parse
 from jaxpar.hlo.partial_sums import Sums
 from jaxpar.hlo.parts import Part, parts_of
 from jaxpar.hlo.schedule import between
-from jaxpar.layout.stages import AXIS as STAGES
-from jaxpar.layout.stages import runs_in_stages
 from jaxpar.measures.explain.asked import Asked, Ways, asked_of
-from jaxpar.measures.explain.faults import told_of
 from jaxpar.measures.explain.matched import Matches
 from jaxpar.measures.explain.meaning import Meaning, Meanings, line_among, phase_of_name
 from jaxpar.measures.explain.places import Places
 from jaxpar.measures.explain.reasons import reason_of
 from jaxpar.measures.explain.record import Explained, Explanation
+from jaxpar.measures.explain.synchronisation import synchronised
+from jaxpar.measures.explain.unsound import faults_of
 from jaxpar.measures.links import moved
 from jaxpar.program.record import Program
 from jaxpar.step.record import Step
@@ -37,7 +37,12 @@ def explain(program: Program) -> Explanation:
     expect("explain's program", program, Program, made)
     finished, partitioned = program.text, program.dumps.partitioned
     node = program.hardware.devices_per_node
-    return explained(program.step, parse(finished), parse(partitioned or finished), node)
+    found = explained(program.step, parse(finished), parse(partitioned or finished), node)
+    averaging = program.step.layout.strategy.averaging
+    if program.average is None or averaging is None:
+        return found
+    rows = synchronised(program.step, parse(program.average.as_text()), node)
+    return replace(found, synchronisation=rows, every=averaging.every)
 
 
 def explained(
@@ -78,10 +83,7 @@ def explained(
             grouped[key].append((part, one))
     rows = [_row(key, members) for key, members in grouped.items()]
     rows.sort(key=lambda row: (-row.bytes, row.kind, row.what, row.phase))
-    # Stages hold different layers: what differs between them is no partial sum.
-    staged = STAGES if runs_in_stages(step.layout.strategy, step.layout.mesh) else None
-    faults = tuple(told_of(fault, places) for fault in sums.faults if fault.axis != staged)
-    return Explanation(tuple(rows), faults, time.perf_counter() - started)
+    return Explanation(tuple(rows), faults_of(sums, places), time.perf_counter() - started)
 
 
 def _told(asked: Asked, meaning: Meaning, places: Places, kind: str) -> tuple:

@@ -8,7 +8,7 @@ from typing import Any
 from jax.extend.core import Literal, jaxprs_in_params
 
 from jaxpar.core.jax_compat import open_jaxpr
-from jaxpar.core.source_lines import line_of
+from jaxpar.core.source_lines import file_and_line, line_of
 from jaxpar.inference.record import TracedLoss
 from jaxpar.jaxprs.rules import rule_of
 
@@ -37,7 +37,7 @@ def _walk(jaxpr: Any, paths: dict[Any, str], found: dict[str, str], loops: list[
     for eqn in jaxpr.eqns:
         kind = rule_of(eqn).kind
         if kind in ("layers", "scan"):
-            loops.append(_place(line_of(eqn.source_info)))
+            loops.append(file_and_line(line_of(eqn.source_info)))
         known = {n: paths[v] for n, v in enumerate(eqn.invars)
                  if not isinstance(v, Literal) and v in paths}  # fmt: skip
         if not known:
@@ -56,16 +56,7 @@ def _walk(jaxpr: Any, paths: dict[Any, str], found: dict[str, str], loops: list[
             if eqn.primitive.name in _MOVES and 0 in known:
                 paths[eqn.outvars[0]] = known[0]
                 continue
-            line = _place(line_of(eqn.source_info))
+            line = file_and_line(line_of(eqn.source_info))
             for path in known.values():
                 if line:
                     found.setdefault(path, line)
-
-
-def _place(line: str) -> str:
-    """ "file:line" of "file:line:column (function)"."""
-    file, _, rest = line.rpartition(".py:")
-    if not file:
-        return line
-    number = rest.split(":")[0].split(" ")[0]
-    return f"{file}.py:{number}"

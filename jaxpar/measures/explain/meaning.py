@@ -133,8 +133,14 @@ def is_loop(line: str, loop: str) -> bool:
 
 def line_among(frames: Sequence[Frame]) -> str:
     """The person's line among stack frames, innermost first, as "file:line"; "" for none."""
+    frame = frame_among(frames)
+    return "" if frame is None else f"{frame.file}:{frame.line}"
+
+
+def frame_among(frames: Sequence[Frame]) -> Frame | None:
+    """The frame of that line; None for none."""
     at = own_file(frame.file for frame in frames)
-    return "" if at is None else f"{frames[at].file}:{frames[at].line}"
+    return None if at is None else frames[at]
 
 
 def phase_of(one: Asked) -> tuple[str, bool]:

@@ -51,7 +51,8 @@ class Places:
         results: in the order of the results of the program.
     """
 
-    def __init__(self, step: Step):
+    def __init__(self, step: Step, has_metrics: bool = True):
+        """Of a step's update, or, without metrics, of its synchronisation of replicas."""
         self.step = step
         state = jax.tree_util.tree_leaves_with_path(step.state)
         batch = jax.tree_util.tree_leaves_with_path(dict(step.batch))
@@ -66,7 +67,7 @@ class Places:
             **step.layout.batch,
         }
         names = len(step.traced.closed.jaxpr.outvars) - len(state)
-        metrics = [Place(OTHER, "metrics", "metrics")] * max(0, names)
+        metrics = [Place(OTHER, "metrics", "metrics")] * (max(0, names) if has_metrics else 0)
         self.results = (*(self._place(path, leaf) for path, leaf in state), *metrics)
 
     def argument(self, i: Instruction) -> Place | None:

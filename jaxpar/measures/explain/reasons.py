@@ -29,6 +29,9 @@ from jaxpar.models.record import role_of
 _REDUCING = ("all-reduce", "reduce-scatter")
 _PERMUTES = ("collective-permute", "send")
 _FOLDS = {"maximum": "maximum", "minimum": "minimum", "and": "conjunction", "or": "disjunction"}
+_FOUND = ("lookup", "rows")
+"""How partial results of lookups are made."""
+
 _LOOKUPS = ("gather", "scatter-add", "scatter", "take")
 
 
@@ -100,7 +103,7 @@ def _reduced(one: Asked, meaning: Meaning, layout: Layout, told: str, over: str,
     finish = f"{kind} over {over}{ends}"
     last = one.name.rpartition("/")[2]
     held = one.value.partial if one.value else ()
-    fold = (one.part.reducer, "lookup") if one.part.reducer else (*_FOLDS, "add", "lookup")
+    fold = (one.part.reducer, *_FOUND) if one.part.reducer else (*_FOLDS, "add", *_FOUND)
     partial = [p for p in held if p.axis in one.axes and p.by in fold]
     sure = sorted((p for p in partial if p.is_sure), key=str)
     names = _sharded(dict.fromkeys(n for p in sure for n in p.dims), layout, one.axes)
@@ -112,7 +115,7 @@ def _reduced(one: Asked, meaning: Meaning, layout: Layout, told: str, over: str,
             f"this {by} runs over the {along}, sharded over {over}, so each device has that of "
             f"its own part: {finish}"
         )
-    if "lookup" in folds or (last in ("gather", "take") and meaning.is_a == ACTIVATION):
+    if folds & set(_FOUND) or (last in ("gather", "take") and meaning.is_a == ACTIVATION):
         return (
             f"the table that is looked up in is sharded along the {along} over {over}, so each "
             f"device finds the rows that it holds and zeros else: {finish}"

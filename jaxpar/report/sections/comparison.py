@@ -76,16 +76,16 @@ def _columns() -> list[tuple[Column, Callable[[Record], Any], Callable[[Any], st
     measured, predicted = "measured", "predicted"
     return [
         (Column("devices", "quoted"), lambda r: r.get("devices"), lambda n: f"{n:,}"),
+        (Column("step predicted", predicted), lambda r: r.get("step_seconds"), seconds_text),
+        (Column("step at least", predicted), lambda r: (r.get("bounds") or {}).get("step_seconds"),
+         seconds_text),
         (Column("memory", measured), _total, bytes_text),
-        (Column("of its memory", measured), _share, lambda s: f"{s:.1%}"),
+        (Column("of a device's", measured), _share, lambda s: f"{s:.0%}"),
         (Column("communication", measured), lambda r: r.get("bytes_per_step"), bytes_text),
         (Column("inside nodes", measured), lambda r: _bytes(r, "inside_nodes"), bytes_text),
         (Column("between nodes", measured), lambda r: _bytes(r, "between_nodes"), bytes_text),
         (Column("FLOPs", measured), lambda r: _flops(r, ""), flops_text),
-        (Column("FLOPs recomputed", measured), lambda r: _flops(r, "recomputed_"), flops_text),
-        (Column("step at least", predicted), lambda r: (r.get("bounds") or {}).get("step_seconds"),
-         seconds_text),
-        (Column("step predicted", predicted), lambda r: r.get("step_seconds"), seconds_text),
+        (Column("recomputed", measured), lambda r: _flops(r, "recomputed_"), flops_text),
     ]  # fmt: skip
 
 
@@ -105,10 +105,10 @@ def _table(made: Sequence[Record]) -> list[Element]:
     alike = [one for one in found if len(made) > 1 and len(set(one.values)) == 1]
     shown = [one for one in found if one not in alike]
     rows = [
-        [Cell(one["layout"]), *(read.cell(number) for read in shown), _state(one)]
+        [Cell(one["layout"]), _state(one), *(read.cell(number) for read in shown)]
         for number, one in enumerate(made)
     ]
-    columns = [Column("layout"), *(read.column for read in shown), Column("as stated")]
+    columns = [Column("layout"), Column("verdict"), *(read.column for read in shown)]
     parts = [table(columns, rows, title="Layouts compared, per device and step")]
     if alike:
         says = [[f"{one.column.title} {one.text(one.values[0])} ", mark(one.column.kind or ""),
@@ -118,10 +118,13 @@ def _table(made: Sequence[Record]) -> list[Element]:
 
 
 def _state(one: Record) -> Cell:
-    """Whether a layout does what it says and fits."""
-    if (one.get("memory") or {}).get("fits") is False:
+    """Whether a layout fits, as far as that is known, and does what was asked for."""
+    fits = (one.get("memory") or {}).get("fits")
+    if fits is False:
         return Cell("does not fit", class_="bad")
-    return Cell("yes", class_="good") if one.get("ok") else Cell("no", class_="bad")
+    if not one.get("ok"):
+        return Cell("not as asked", class_="bad")
+    return Cell("fits" if fits else "as asked", class_="good")
 
 
 def _total(one: Record) -> float | None:

@@ -33,10 +33,8 @@ def _of(record: Record, name: str) -> Iterator[tuple[str, str]]:
         yield name, str(record["stopped"])
     if isinstance(record.get("faults"), list):
         yield from ((name, str(fault)) for fault in record["faults"])
-    yield from ((name, str(fault)) for fault in record.get("partial_sums") or ())
-    for finding in record.get("lint") or ():
-        told = "; ".join(str(finding[part]) for part in ("message", "repair") if finding.get(part))
-        yield name, f"{finding.get('kind', 'finding')}: {told or finding}"
+    for finding in record.get("findings") or ():
+        yield name, f"{finding['kind']}: {finding['sentence']}"
     memory = record.get("memory") or {}
     if memory.get("fits") is False:
         yield name, "does not fit into the memory of one device"
