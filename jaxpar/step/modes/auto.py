@@ -136,6 +136,8 @@ class _Constrainer(Filled):
             # Without the first of the two XLA was seen to gather a table, or to move a product's
             # other operand, instead.
             x = constrain(constrain(x, sharded.used), sharded.between)
+            # Or backward would keep what it was before, and sum that over devices whole.
+            x = checkpoint_name(x, ARRIVED)
         self.held.append(x)
         self.specs[id(x)] = sharded.after(says)
         return x
@@ -288,7 +290,7 @@ class _Constrainer(Filled):
         body = hooks.rematerialized(
             body,
             p["remat"],
-            otherwise=keep_all_but_cheap if gathers else None,
+            otherwise=keep_all_but_cheap if gathers or p["unroll"] == 1 else None,
             looped=p["unroll"] == 1,
         )
         return hooks.over_layers(body, list(stacks), bounded(carry), unroll=p["unroll"])
