@@ -293,6 +293,7 @@ def sources(*folders: str) -> list[Path]:
     return found
 
 
+@cache
 def imports(path: Path) -> list[str]:
     """Every module that a file imports, at its top or inside a function, by dotted name."""
     names = []
