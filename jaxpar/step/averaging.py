@@ -128,13 +128,13 @@ def _spread_out(layout: Layout, first: State, anchor: ByPath) -> State:
         anchor: its parameters, for an averaging that has an outer step.
     """
     places = layout.mesh.size(REPLICA)
-    replicas = jax.tree.map(
+    parameters, model_state, optimizer = jax.tree.map(
         lambda x: jnp.broadcast_to(x, (places, *x.shape)),
         (first.parameters, first.model_state, first.optimizer),
     )
     keys = jax.vmap(jax.random.fold_in, (None, 0))(first.key, jnp.arange(places))
     outer = {} if averaging_of(layout).plain else _at_rest(anchor)
-    return State(first.step, *replicas, keys, outer)
+    return State(first.step, parameters, model_state, optimizer, keys, outer)
 
 
 def _as_stored(layout: Layout, state: State) -> State:
