@@ -11,7 +11,12 @@ import jax
 from jaxpar.program.quick import FEW_PASSES, QUICK
 
 # Each worker has a core, so that code made in parallel only adds to the work.
-FASTER: dict[str, Any] = {**QUICK, **FEW_PASSES, "xla_cpu_parallel_codegen_split_count": 1}
+FASTER: dict[str, Any] = {
+    **QUICK,
+    **FEW_PASSES,
+    "xla_cpu_parallel_codegen_split_count": 1,
+    "xla_gpu_force_compilation_parallelism": 1,
+}
 if jax.__version_info__ < (0, 11):
     # The older way of making code of fusions takes a third of the time.
     FASTER["xla_cpu_use_fusion_emitters"] = False

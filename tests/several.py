@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from small import small_layout
 
-from jaxpar.core.catalogue import DATA
 from jaxpar.core.errors import RequestError
 from jaxpar.core.jax_compat import coordination, process_and_count
 from jaxpar.core.progress import here
@@ -34,14 +33,17 @@ def program_of(model: str, strategy: str, mesh: str, training: Training, **sizes
     return compile_step(step, hardware=hardware(), for_speed=False)
 
 
-def data_for(program: Program):
-    """Digits, or rows of numbers in order, a few of which are tested on."""
-    if program.step.layout.model.name == "mlp":
-        return DATA.load("digits")()
+def data_for(program: Program, seed: int = 0):
+    """One batch of numbers, on which an mlp is tested too.
+
+    No digits: scikit-learn, which has them, takes each process a second to import.
+    """
     fields = program.step.layout.model.batch
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(seed)
     rows = {n: draw.integers(0, f.bound or 2, f.shape).astype(f.dtype) for n, f in fields.items()}
-    return dataset(lambda: iter([rows]), vocabulary=16, unit="tokens")
+    if "tokens" in rows:
+        return dataset(lambda: iter([rows]), vocabulary=16, unit="tokens")
+    return dataset(lambda: iter([rows]), vocabulary=10, test=[rows])
 
 
 def losses(cases, steps):
@@ -123,7 +125,7 @@ def differ():
     step = make_step(small_layout("mlp", "data", "data=4"))
     program = Program(step, hardware(), device_mesh(step.layout.mesh, hardware()))
     try:
-        on_the_same(program, DATA.load("digits")(), training)
+        on_the_same(program, data_for(program, training.seed), training)
     except RequestError as error:
         return [str(error), "made" in vars(program)]
 
@@ -132,16 +134,16 @@ def harmed(number: int, what: str):
     """Train, until at step 4 a process does something to itself."""
     training = Training(steps=10**6)
     program = program_of("mlp", "data", "data=4", training)
-    digits = DATA.load("digits")()
+    data = data_for(program)
 
     def draw(step, size, seed, rows):
         if step == 4 and jax.process_index() == number:
             if what == "hang":
                 time.sleep(3600)
             os.kill(os.getpid(), getattr(signal, what))
-        return digits.draw(step, size, seed, rows)
+        return data.draw(step, size, seed, rows)
 
-    train(program, on_the_same(program, replace(digits, draw=draw), training), training)
+    train(program, on_the_same(program, replace(data, draw=draw), training), training)
 
 
 def saved(folder: str):
@@ -151,13 +153,13 @@ def saved(folder: str):
     """
     training = Training(steps=6, save_every=2, learning_rate=1e-2)
     program = program_of("mlp", "fsdp", "data=4", training)
-    digits = replace(DATA.load("digits")(), walk=None, test_size=None)
+    data = replace(data_for(program), walk=None)
     seen: list[dict[int, float]] = []
 
     def trained(**how):
         seen.append({})
         tell = seen[-1]
-        train(program, digits, training, watch=lambda s, m: tell.update({s: m["loss"]}), **how)
+        train(program, data, training, watch=lambda s, m: tell.update({s: m["loss"]}), **how)
 
     trained(checkpoints=folder)
     steps = [restore(program, folder).metadata.step]

@@ -193,6 +193,7 @@ def modes_of(strategy: str) -> tuple[str, ...]:
     return MODES[:1] if alike else MODES
 
 
+@cache
 def kinds_of_model() -> tuple[str, ...]:
     """The models that are no sizes of another: `gpt2` is a `transformer` with other numbers."""
     home = {name: type(MODELS.load(name)().config).__module__ for name in MODELS.names()}

@@ -133,7 +133,7 @@ def test_a_sharding_error_is_what_an_untyped_operation_raises():
 def test_where_python_stood_when_an_operation_was_traced():
     """The innermost frame of this file is this test's lambda."""
     (eqn,) = jax.make_jaxpr(lambda x: jnp.sin(x))(1.0).jaxpr.eqns
-    frames = list(jax_compat.traced_at(eqn.source_info))
+    frames = list(jax_compat.traced_at(eqn.source_info.traceback))
     assert any(code.co_filename == __file__ for code, _ in frames)
 
 

@@ -7,7 +7,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-from quick_xla import QUICKLY
 from small import needs_charts, needs_gpu_compiler
 
 import jaxpar
@@ -50,18 +49,19 @@ COMMANDS = tuple(dict.fromkeys(line for text in TEXTS.values() for line in _comm
 CHEAPER = {
     "train": ["--steps", "2", "--set", "layers=1", "--set", "width=32", "--json"],
     "verify": ["--set", "layers=1", "--set", "width=64", "--set", "sequence=16", "--json"],
-    "inspect": ["--json"],
+    "inspect": ["--set", "layers=1", "--json"],
     "compare": ["--set", "layers=1", "--json"],
     "diff": ["--set", "layers=1", "--json"],
-    "predict": ["--set", "layers=2", "--json"],
+    "predict": ["--set", "layers=1", "--json"],
     "list": ["--json"],
     "doctor": ["--json"],
 }
 """Said after a page's own words, so that a test takes seconds."""
 WITHOUT_FIELDS = ("mlp", ":")
 """Models that have no such fields: small already, or a person's own."""
-NOT_BY_ITSELF = ("--mesh auto", "before.json", "--plan")
-"""What resumes a run or reads files, which test_elastic, test_records and test_search try."""
+NOT_BY_ITSELF = ("--mesh auto", "before.json", "--plan", "--processes")
+"""What resumes a run, reads files or starts processes: test_elastic, test_records, test_search and
+test_processes try it."""
 ELSEWHERE = {
     "run": "tests/test_experiments.py",
     "bench": "tests/test_experiments.py",
@@ -128,10 +128,9 @@ def test_every_command_succeeds(command, capfd, tmp_path, monkeypatch, request):
     if words[0] != "train":
         request.getfixturevalue("drawn_once")
     bare = any(mark in word for word in words[1:2] for mark in WITHOUT_FIELDS)
-    monkeypatch.setenv("XLA_FLAGS", QUICKLY["XLA_FLAGS"])  # for processes that it starts
     cheaper = [w for w in CHEAPER[words[0]] if not bare or w != "--set" and "=" not in w]
-    if "pipeline" in command:  # as many layers as there are stages
-        cheaper = [word.replace("layers=1", "layers=4") for word in cheaper]
+    if stages := re.search(r"pipe=(\d+)", command):  # as many layers as there are stages
+        cheaper = [word.replace("layers=1", f"layers={stages[1]}") for word in cheaper]
     assert execute([*_without(words, cheaper), *cheaper], program="jaxpar") == 0
     assert capfd.readouterr().out.startswith("{")
 

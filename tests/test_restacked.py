@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import cpu, small_model
 
@@ -15,6 +15,7 @@ from jaxpar.step.make_step import make_step
 from jaxpar.step.restacked import rounds
 
 
+@settings(deadline=None)  # the first rounds import scipy's matching
 @given(st.integers(1, 8), st.integers(1, 6), st.randoms(use_true_random=False))
 def test_in_every_round_each_device_sends_one_block_and_gets_one(devices, each, random):
     """Whatever the order; and in the end every place has its block."""

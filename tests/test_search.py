@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from quick_xla import QUICKLY
 from small import needs_gpu_compiler
 
 import jaxpar
@@ -87,10 +88,21 @@ def test_estimates_are_orderly(base):
         assert estimate(layout, one, known, slow).seconds >= rating.seconds
 
 
+@pytest.fixture
+def quick_processes(monkeypatch):
+    """Processes that compile do so with the options of the tests."""
+    monkeypatch.setenv("XLA_FLAGS", QUICKLY["XLA_FLAGS"])
+
+
+SMALL_MLP = {"width": 256, "hidden": 2, "batch": 32}
+"""Of a model whose programs compile in a third of a decoder's time."""
+
+
 @needs_gpu_compiler
+@pytest.mark.usefixtures("quick_processes")
 def test_a_search_ranks_keeps_and_goes_on(tmp_path, monkeypatch):
     """What is known is not compiled again; the winner fits and is the fastest that does."""
-    question = replace(QUESTION, set={**SMALL, "remat": "full", "microbatches": 1})
+    question = Case("mlp", hardware="h100", set={**SMALL_MLP, "microbatches": 1})
     seen = []
     found = search(
         question, devices=4, budget_seconds=25, workers=1, folder=tmp_path,
@@ -169,10 +181,11 @@ def test_a_question_without_a_layout_is_refused():
 
 
 @needs_gpu_compiler
+@pytest.mark.usefixtures("quick_processes")
 def test_a_layout_is_scaled_both_ways(capsys):
     """The fewest devices are the same point of both; efficiency begins at one."""
-    fields = [f"--set={name}={value}" for name, value in SMALL.items() if name != "batch"]
-    words = ["scale", "transformer", "--strategy", "fsdp", "--devices", "2..4", "--batch", "8"]
+    fields = [f"--set={name}={value}" for name, value in SMALL_MLP.items() if name != "batch"]
+    words = ["scale", "mlp", "--strategy", "fsdp", "--devices", "2..4", "--batch", "8"]
     assert execute([*words, "--hardware", "h100", *fields, "--json"], program="jaxpar") == 0
     record = json.loads(capsys.readouterr().out)
     points = {(one["way"], one["devices"]): one for one in record["points"]}

@@ -47,10 +47,10 @@ def test_a_line_of_ones_own_is_told_as_jax_tells_it():
 
 def test_where_python_stood_is_innermost_first():
     """The one private thing that is read: this function stands before whoever called it."""
-    names = [code.co_name for code, _ in traced_at(current())]
+    names = [code.co_name for code, _ in traced_at(current().traceback)]
     here = names.index("test_where_python_stood_is_innermost_first")
     assert names.index("pytest_pyfunc_call") > here
-    assert list(traced_at(new_source_info())) == []
+    assert list(traced_at(new_source_info().traceback)) == []
     assert line_of(new_source_info()) == ""
 
 

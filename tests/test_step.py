@@ -176,12 +176,35 @@ def test_optimizer_state_of_another_shape_is_sharded_along_the_dims_it_keeps(nam
         assert found[f"0/{kept}/layers/1/kernel"] == spec
 
 
-def test_the_abstract_state_is_that_which_init_makes():
-    """Shapes and dtypes known before anything is compiled are those that arrive."""
-    step = make_step(small_layout("convnet", "hybrid", "data=4,model=2"))
-    made = step.init(jax.random.key(0))
-    want = jax.tree.map(lambda x: (x.shape, x.dtype), step.state)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), made) == want
+@pytest.mark.parametrize(
+    ("model", "strategy", "mesh"),
+    [
+        ("convnet", "hybrid", "data=4,model=2"),
+        ("mlp", "diloco", "replica=2,data=2"),
+        ("mlp", "local_sgd", "replica=2,data=2"),
+        ("transformer", "pipeline", "pipe=2,data=2"),
+    ],
+)
+def test_the_abstract_state_is_that_which_init_makes(model, strategy, mesh):
+    """Shapes and dtypes that are known without building the module are those that it draws."""
+    step = make_step(small_layout(model, strategy, mesh))
+    made = jax.eval_shape(step.init, jax.random.key(0))
+    want = jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), step.state)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), made) == want
+
+
+def test_an_optimizer_that_was_right_of_one_model_is_asked_of_another():
+    """What is remembered of an optimizer is for its parameters alone."""
+
+    def update(updates, state, params=None):
+        wide = max(leaf.size for leaf in jax.tree.leaves(params)) > 10_000
+        return updates, state[:1] if wide else state
+
+    optimizer = optax.GradientTransformation(lambda params: jax.numpy.zeros(2), update)
+    for _ in range(2):
+        make_step(small_layout("mlp", "data", ALONE), optimizer=optimizer)
+        with pytest.raises(RequestError, match="other shapes after an update"):
+            make_step(small_layout("mlp", "data", ALONE, width=128), optimizer=optimizer)
 
 
 def test_a_step_that_makes_no_sense_is_refused():

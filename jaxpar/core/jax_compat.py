@@ -79,9 +79,12 @@ def sharding_errors() -> tuple[type[Exception], ...]:
     return (ShardingTypeError, NotImplementedError)
 
 
-def traced_at(source_info: Any) -> Iterator[tuple[CodeType, int]]:
-    """Where Python stood when an operation was traced: code and offset in it, innermost first."""
-    traceback = source_info.traceback
+def traced_at(traceback: Any) -> Iterator[tuple[CodeType, int]]:
+    """Where Python stood when an operation was traced: code and offset in it, innermost first.
+
+    Args:
+        traceback: of a source info of JAX's, or None.
+    """
     return zip(*traceback.raw_frames(), strict=True) if traceback else iter(())
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sysconfig
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -36,7 +36,13 @@ def line_of(source_info: Any) -> str:
     Args:
         source_info: of an equation, or JAX's current one.
     """
-    frames = list(traced_at(source_info))
+    return _line_of(source_info.traceback)
+
+
+@lru_cache(maxsize=1 << 14)
+def _line_of(traceback: Any) -> str:
+    """The same of a traceback of JAX's; each way to evaluate a jaxpr asks it of every equation."""
+    frames = list(traced_at(traceback))
     index = own_file(code.co_filename for code, _ in frames)
     if index is None:
         return ""

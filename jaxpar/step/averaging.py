@@ -6,6 +6,7 @@ replica does it on its own devices. All communication between replicas is in `av
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -41,7 +42,7 @@ def averaged(layout: Layout, make: Callable[[Layout], Step]) -> Step:
     return replace(
         whole,
         **functions,
-        state=jax.eval_shape(functions["init"], jax.eval_shape(lambda: jax.random.key(0))),
+        state=jax.eval_shape(partial(_spread_out, layout), replica.state, replica.state.parameters),
         state_specs=replace(
             specs,
             **{name: _over_replicas(getattr(specs, name)) for name in names},
@@ -71,8 +72,7 @@ def _over_replicas(specs: Any) -> Any:
 
 def _per_replica(layout: Layout, replica: Step) -> dict[str, Callable]:
     """Step functions of all replicas without communication between them, from those of one."""
-    places, averaging = layout.mesh.size(REPLICA), averaging_of(layout)
-
+    places = layout.mesh.size(REPLICA)
     by_vmap = replica.differentiated.is_partitioned and scatters(replica.asked.loss)
 
     def each(function):
@@ -92,17 +92,11 @@ def _per_replica(layout: Layout, replica: Step) -> dict[str, Callable]:
         return replace(new, step=state.step + 1, outer=state.outer)
 
     def init(key):
-        first = replica.init(key)
-        replicas = jax.tree.map(
-            lambda x: jnp.broadcast_to(x, (places, *x.shape)),
-            (first.parameters, first.model_state, first.optimizer),
-        )
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(first.key, jnp.arange(places))
-        outer = {}
-        if not averaging.plain:
+        first, anchor = replica.init(key), {}
+        if not averaging_of(layout).plain:
             # Drawn once more: with two uses XLA was seen to round a draw otherwise than with one.
-            outer = _at_rest(replica.init(jax.lax.optimization_barrier(key)).parameters)
-        return type(first)(first.step, *replicas, keys, outer)
+            anchor = replica.init(jax.lax.optimization_barrier(key)).parameters
+        return _spread_out(layout, first, anchor)
 
     def probe(state, batch):
         new, metrics, found = each(lambda rows, own: replica.probe(own, rows))(
@@ -123,6 +117,24 @@ def _per_replica(layout: Layout, replica: Step) -> dict[str, Callable]:
         "gradients": gradients,
         "apply": apply,
     }
+
+
+def _spread_out(layout: Layout, first: State, anchor: ByPath) -> State:
+    """The first state of all replicas, from that of one.
+
+    Args:
+        layout: of the whole batch.
+        first: one replica's state, of which only the key will differ.
+        anchor: its parameters, for an averaging that has an outer step.
+    """
+    places = layout.mesh.size(REPLICA)
+    parameters, model_state, optimizer = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (places, *x.shape)),
+        (first.parameters, first.model_state, first.optimizer),
+    )
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(first.key, jnp.arange(places))
+    outer = {} if averaging_of(layout).plain else _at_rest(anchor)
+    return State(first.step, parameters, model_state, optimizer, keys, outer)
 
 
 def _as_stored(layout: Layout, state: State) -> State:

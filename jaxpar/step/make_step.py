@@ -16,6 +16,7 @@ import optax
 from jaxpar.core.catalogue import MODES
 from jaxpar.core.errors import LayoutError, expect
 from jaxpar.core.kinds import whole
+from jaxpar.inference.traced import module_of
 from jaxpar.layout.record import Layout
 from jaxpar.models.modules import build, take_apart, values_of
 from jaxpar.step.accumulate import accumulated
@@ -80,17 +81,15 @@ def _make_plain(layout: Layout, *, optimizer, mode, microbatches, factor) -> Ste
     asked, optimization = Asked(layout, microbatches, factor), Optimization(optimizer, layout)
     differentiated = differentiate(asked)
 
+    def first(drawn, model_state, key) -> State:
+        parameters = {path: restacked(layout, path, value) for path, value in drawn.items()}
+        optimizer_state = optimization.init(parameters)
+        return State(jnp.zeros((), jnp.int32), parameters, model_state, optimizer_state, key)
+
     def init(key) -> State:
         init_key, step_key = jax.random.split(key)
         parts = take_apart(build(layout.model, init_key), layout.model.trainable)
-        parameters = {p: restacked(layout, p, v) for p, v in values_of(parts.parameters).items()}
-        return State(
-            step=jnp.zeros((), jnp.int32),
-            parameters=parameters,
-            model_state=values_of(parts.state),
-            optimizer=optimization.init(parameters),
-            key=step_key,
-        )
+        return first(values_of(parts.parameters), values_of(parts.state), step_key)
 
     def means(lands: str, state: State, batch):
         key = jax.random.fold_in(state.key, state.step)
@@ -123,7 +122,9 @@ def _make_plain(layout: Layout, *, optimizer, mode, microbatches, factor) -> Ste
         return new, metrics if skipped is None else {**metrics, "skipped": skipped}, gradients
 
     evaluate = differentiated.evaluate or evaluation(layout)
-    state = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
+    # The module is not built for each step: that takes longer than all the rest here.
+    parts, key = module_of(layout.model), jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(first, values_of(parts.parameters), values_of(parts.state), key)
     optimization.check(state.parameters, state.optimizer)
     return Step(
         layout=layout,

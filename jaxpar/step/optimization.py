@@ -8,8 +8,9 @@ whole matrix, as an orthogonalisation does, gets it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ import numpy as np
 import optax
 
 from jaxpar.core.errors import RequestError
+from jaxpar.core.jax_compat import setting
 from jaxpar.inference.calling import trying
 from jaxpar.jaxprs.piecewise import Pieces, evaluated_in_pieces, whole
 from jaxpar.layout.record import Layout
@@ -81,17 +83,19 @@ class Optimization:
         Raises:
             RequestError: it asks for more than there is, or its state changes its shape.
         """
+        own = None if self.own.cuts else _kinds(self._tree(parameters))
+        about = (own, _kinds(state), setting("jax_enable_x64"))
+        passed = set() if own is None else _passed(self.optimizer, about)
+        if about in passed:
+            return
         loss = jax.ShapeDtypeStruct((), next(iter(parameters.values())).dtype)
         _, after = jax.eval_shape(self.update, parameters, state, parameters, loss)
-        before = (jax.tree.structure(state), [(x.shape, x.dtype) for x in jax.tree.leaves(state)])
-        if (
-            jax.tree.structure(after),
-            [(x.shape, x.dtype) for x in jax.tree.leaves(after)],
-        ) != before:
+        if _kinds(after) != _kinds(state):
             raise RequestError(
                 f"model '{self.model}': its optimizer's state has other shapes after an update, "
                 "and a step is compiled once: make what it holds in init"
             )
+        passed.add(about)
 
     def _tree(self, stored: Mapping[str, Any]) -> dict:
         """The model's own tree of arrays by path of storage, pieces as `Pieces`."""
@@ -115,6 +119,28 @@ class Optimization:
             if lead >= 0 and shape[lead:] == self.own.shapes[path]:
                 return self.own.apart(path, value, lead)
         return jnp.asarray(whole(value))  # a constant of the optimizer's comes as Python's number
+
+
+_PASSED: WeakKeyDictionary[Any, set[Any]] = WeakKeyDictionary()
+"""Of an optimizer's update: the trees of parameters and state that it was seen to be right for."""
+
+
+def _passed(optimizer: optax.GradientTransformation, about: Hashable) -> set[Any]:
+    """What an optimizer was seen to be right for; of one that cannot be remembered an empty set.
+
+    To trace its update is half of what it takes to make a step.
+    """
+    try:
+        hash(about)
+        return _PASSED.setdefault(optimizer.update, set())
+    except TypeError:  # not every callable can be hashed, nor referred to weakly
+        return set()
+
+
+def _kinds(tree: Any) -> tuple[Any, tuple[Any, ...]]:
+    """What a tree of abstract arrays is, and their shapes and dtypes."""
+    leaves, kind = jax.tree.flatten(tree)
+    return kind, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
 
 def _shapes(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:

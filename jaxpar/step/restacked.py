@@ -14,8 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from jaxpar.core.mesh import free_axes
 from jaxpar.layout.record import Layout
@@ -104,6 +102,10 @@ def rounds(order: Sequence[int], devices: int) -> list[Round]:
     >>> rounds([0, 2, 1, 3], 2)
     [[(0, 0, 0), (1, 1, 1)], [(1, 0, 1), (0, 1, 0)]]
     """
+    # Here, since it takes a quarter of a second to import, and few layouts have rounds.
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import maximum_bipartite_matching
+
     each = len(order) // devices
     left: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for place, block in enumerate(order):

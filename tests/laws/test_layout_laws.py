@@ -32,14 +32,19 @@ ROOT = Path(__file__).parents[2]
 
 
 @cache
+def with_rows(model: str, rows: int):
+    """The catalogue's model for so many rows: its module is built once for all layouts."""
+    return MODELS.load(model)().with_batch_size(rows)
+
+
+@cache
 def laid_out(model: str, strategy: str, mesh: str):
     """The layout at the model's own sizes, or None where it is refused."""
     shape = MeshShape.parse(mesh)
-    fitting = MODELS.load(model)()
     # Enough rows for every shard, so that what is refused is the network.
-    fitting = fitting.with_batch_size(max(fitting.batch_size, shape.size("data")))
+    rows = max(MODELS.load(model)().batch_size, shape.size("data"))
     try:
-        return lay_out(fitting, strategy=load_strategy(strategy), mesh=shape)
+        return lay_out(with_rows(model, rows), strategy=load_strategy(strategy), mesh=shape)
     except LayoutError:
         return None
 
@@ -293,6 +298,7 @@ def sources(*folders: str) -> list[Path]:
     return found
 
 
+@cache
 def imports(path: Path) -> list[str]:
     """Every module that a file imports, at its top or inside a function, by dotted name."""
     names = []

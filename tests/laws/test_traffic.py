@@ -183,11 +183,11 @@ def test_fsdp_gathers_layers_twice_and_scatters_gradients_once(hardware, model, 
 
 @pytest.mark.parametrize("hardware", ["cpu", on_h100()])
 def test_collectives_in_a_loop_count_as_often_as_it_runs(hardware):
-    """Nine layers gather nine times, through a loop that runs fewer times than that.
+    """Twelve layers gather twelve times, through a loop of two layers that runs six times.
 
-    XLA unrolls up to five layers wholly, so that fewer would not show a loop counted once.
+    XLA unrolls a loop that runs up to five times, so that fewer would not show one counted once.
     """
-    layout = small_layout("transformer", "fsdp", BOTH, layers=9)
+    layout = small_layout("transformer", "fsdp", BOTH, layers=12, unroll=2)
     program = compile_step(make_step(layout), hardware=HARDWARE.load(hardware)(), for_speed=False)
     assert " while(" in program.text, "unrolled wholly: take more layers"
     inspection = inspect(program)

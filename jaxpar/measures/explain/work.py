@@ -72,7 +72,7 @@ def _lines(eqn: Any) -> tuple[tuple[str, int], ...]:
     """Where in a person's code an equation was traced: (code, offset in it), innermost first."""
     return tuple(
         (f"{code.co_filename}:{code.co_firstlineno}", offset)
-        for code, offset in traced_at(eqn.source_info)
+        for code, offset in traced_at(eqn.source_info.traceback)
         if is_own(code.co_filename)
     )
 
