@@ -64,8 +64,8 @@ class Transformer:
         compute_dtype: float32, bfloat16, float16 or float64; None computes in the parameters' own.
         attention: auto, whole (every score is held) or fused (none is); auto fuses where devices,
             types and sizes allow it.
-        remat: what backward computes again: none, full, dots (all but products), minimal (all but
-            what has a name), or all but names joined by commas: query, key, value, attended,
+        remat: what backward computes again: none (arithmetic on elements at most), full, dots (all
+            but products), minimal (all but what has a name), or all but names joined by commas: query, key, value, attended,
             out_proj, ffn_inner (gate and up), mlp_out.
         unroll: layers compiled as one piece; XLA's CPU code for a few is a quarter faster so, and
             the program that much larger.
