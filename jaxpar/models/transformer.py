@@ -65,8 +65,8 @@ class Transformer:
         attention: auto, whole (every score is held) or fused (none is); auto fuses where devices,
             types and sizes allow it.
         remat: what backward computes again: none (arithmetic on elements at most), full, dots (all
-            but products), minimal (all but what has a name), or all but names joined by commas: query, key, value, attended,
-            out_proj, ffn_inner (gate and up), mlp_out.
+            but products), minimal (all but what has a name), or all but names joined by commas:
+            query, key, value, attended, out_proj, ffn_inner (gate and up), mlp_out.
         unroll: layers compiled as one piece; XLA's CPU code for a few is a quarter faster so, and
             the program that much larger.
         batch: rows in a global batch.

@@ -48,9 +48,9 @@ LOGITS = 10.0
 LEAST_WORDS = 16_384
 """From so many words of a vocabulary on a device on, stages share the head."""
 
-ADDED = 22.0
-"""Bytes touched for a parameter by each of several microbatches: its gradient written, read and
-added to a sum, and the parameter read and cast."""
+ADDED, ADDED_IN_PLACE = 40.0, 22.0
+"""Bytes touched for a parameter by each of several microbatches: it is read and cast, its gradient
+written, read and added to a sum; all gradients first and then their sum, or in stages at once."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,8 @@ class _Estimate:
         if self.parts == 1:
             return 0.0
         held = sum(a.size / shards(a.used, self.mesh) for a in _weights(self.layout))
-        return self.parts * ADDED * held / self.device.memory_bytes_per_second
+        each = ADDED if self.stages == 1 else ADDED_IN_PLACE
+        return self.parts * each * held / self.device.memory_bytes_per_second
 
     def _update(self) -> float:
         """Seconds of the update: parameters and state read and written, gradients read."""
