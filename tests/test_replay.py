@@ -208,6 +208,20 @@ def test_on_twice_a_rate_no_whole_program_is_slower(file, figure):
         assert replay(module, fast).seconds <= replay(module, Device(here)).seconds
 
 
+def _exposed_says_what_it_moves(program, found):
+    """As the explanation of the same instruction does, and nothing where it is not asked to."""
+    moved = {"all-gather": "weight ", "reduce-scatter": "gradient of "}
+    told = jaxpar.explain(program).rows
+    assert "all-gather" in {one.kind for one in found.exposed}
+    for one in found.exposed:
+        rows = [row for row in told if one.name in row.operations]
+        assert one.what.split(", ")[0].split(" and ")[0] == rows[0].what
+        assert one.source == rows[0].source
+        assert one.what.startswith(moved.get(one.kind, ""))
+    plain = jaxpar.predict(program, explains=False).exposed
+    assert plain == tuple(replace(one, what="", source="") for one in found.exposed)
+
+
 @needs_gpu_compiler
 def test_a_prediction_is_one_line_and_keeps_every_bound():
     """Of a small decoder: no faster than its products, its memory traffic and its collectives."""
@@ -220,5 +234,6 @@ def test_a_prediction_is_one_line_and_keeps_every_bound():
     assert len(repr(found)) < 250 and "MFU" in repr(found) and "\n" not in repr(found)
     work = sum(found.work_seconds.values()) + found.crowded_seconds
     assert found.step_seconds == pytest.approx(work + found.exposed_seconds)
+    _exposed_says_what_it_moves(program, found)
     cost = found.cost(2.0)
     assert cost["cost_per_step"] == pytest.approx(16 * found.step_seconds / 3600)

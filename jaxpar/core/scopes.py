@@ -1,6 +1,7 @@
 """Scopes that say what a part of a compiled program is: their names, written and read here.
 
-One is around the gather of a weight, two around the work of a pipeline's tick. In a weight's name
+One is around the gather of a weight, two around the work of a pipeline's tick, one around what its
+last stage hands to all. In a weight's name
 letters, digits and `_` of its path stand as they are and `/` is a dot; of anything else, which
 compilers may read in their own way, the code point stands between hyphens.
 """
@@ -22,6 +23,9 @@ TURNS = re.compile(r"/turns\((\d{1,18});([1-9]\d{0,17})\)/while$")
 
 TAKEN = re.compile(r"(?:^|/)taken\((\d{1,18}(?:,\d{1,18})*);([1-9]\d{0,17})\)/cond$")
 """The scope of a conditional of which is known how often each branch is taken."""
+
+TO_ALL = "to_all_stages"
+"""The scope in which the last stage's activation goes to all, to compute the loss together."""
 
 _CODED = re.compile(r"-([0-9a-f]+)-")
 _OTHER = re.compile(r"[^\w/]", re.ASCII)
@@ -45,6 +49,20 @@ def turns_scope(turns: int, total: int) -> AbstractContextManager:
 def taken_scope(times: Sequence[int], total: int) -> AbstractContextManager:
     """The scope of a conditional whose branches, in order, are taken so often of a total."""
     return jax.named_scope(f"taken({','.join(map(str, times))};{total})")
+
+
+def to_all_scope() -> AbstractContextManager:
+    """The scope in which the last stage of a pipeline hands its activation to all stages."""
+    return jax.named_scope(TO_ALL)
+
+
+def is_to_all(op_name: str) -> bool:
+    """Whether an operation of this name hands the last stage's activation to all stages.
+
+    >>> is_to_all("jit(update)/shard_map/to_all_stages/psum_invariant")
+    True
+    """
+    return TO_ALL in op_name.split("/")
 
 
 def weight_in(op_name: str) -> str | None:

@@ -18,7 +18,7 @@ def answer(words: dict[str, Any]) -> dict[str, Any]:
     """The record of a case's prediction; {"refusal": a sentence} where there is no program."""
     try:
         program = Case(**words).resolve().compile(for_speed=False)
-        return predict(program).record()
+        return predict(program, explains=False).record()
     except RequestError as refusal:
         return {"refusal": str(refusal)}
     except Exception as error:  # of a model's own code or of XLA: one layout less, not the search

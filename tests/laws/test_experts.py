@@ -145,7 +145,9 @@ def test_a_model_without_experts_or_with_too_few_is_refused():
 @pytest.mark.parametrize("mode", MODES)
 def test_experts_beside_fully_sharded_data_parallelism_compute_the_same(mode):
     """Rows over data x model, experts over model, weights sharded over data, all at once."""
-    layout = small_layout("moe", "expert+fsdp", "data=2,model=4", layers=1, gated=True)
+    layout = small_layout(
+        "moe", "expert+fsdp", "data=2,model=4", layers=1, gated=True, vocabulary=64
+    )
     verdict = verify(layout, hardware=cpu(), make=partial(make_step, mode=mode), steps=2)
     assert verdict.ok, verdict
     assert verdict.decisive.error < 1e-12
@@ -188,3 +190,19 @@ def test_tokens_travel_to_their_experts_and_back(hardware, mode, remat, times):
     experts = [a.whole_bytes for a in layout.parameters.values() if "experts" in a.dims]
     alone = bytes_in(inspection, "all-reduce", "data") - bytes_in(inspection, "all-reduce", "model")
     assert alone == sum(experts) // 2
+
+
+@pytest.mark.parametrize(
+    ("hardware", "mesh"), [("cpu", "data=2,model=4"), on_h100("data=4,model=2")]
+)
+def test_rows_of_a_table_travel_over_one_axis_of_two(hardware, mesh):
+    """The rows are sharded over data and model, the table's width over data: rows travel over data,
+    there and back, and no device's rows are permuted with another's."""
+    found = inspected("moe", "expert+fsdp", hardware=hardware, mesh=mesh, layers=1, vocabulary=64)
+    layout = found.layout
+    assert found.faults == ()
+    rows = layout.model.batch_size // layout.row_shares * layout.model.config.sequence
+    travelled = 2 * rows * layout.model.config.width * FLOAT
+    assert bytes_in(found, "all-to-all", "data") == travelled
+    assert bytes_in(found, "all-to-all", "model") == 4 * placed_bytes(layout)
+    assert bytes_in(found, "collective-permute") == 0

@@ -8,6 +8,7 @@ from small import cpu
 from test_pipeline import FLOAT, bytes_in, in_stages, prove
 
 from jaxpar.core.errors import LayoutError, RequestError
+from jaxpar.measures.explain.explain import explain
 from jaxpar.measures.traffic import traffic
 from jaxpar.measures.verify.verify import verify
 from jaxpar.step.make_step import make_step
@@ -38,6 +39,11 @@ def test_all_stages_compute_the_loss_as_one_device_does(strategy):
     outside = sum(a.size * 2 * FLOAT for p, a in layout.parameters.items() if "blocks" not in p)
     statistics = 16 * positions * 2 * FLOAT
     assert sent < bytes_in(rows, "all-reduce", "pipe") <= sent + statistics + outside
+    handed = [row for row in explain(program).rows if "from the last stage to all" in row.reason]
+    assert sum(row.bytes for row in handed) == sent // 2
+    assert {(row.kind, row.axes, row.phase, row.what) for row in handed} == {
+        ("all-reduce", ("pipe",), "forward", "activation")
+    }
 
 
 def first_share(whole, more, dim):

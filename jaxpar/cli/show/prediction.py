@@ -1,7 +1,8 @@
 """A prediction on the screen: how long a step takes, what it consists of, and what is exposed."""
 
 from jaxpar.cli.screen import Screen
-from jaxpar.core.figures import bytes_text, seconds_text
+from jaxpar.core.figures import bytes_text, place_text, seconds_text
+from jaxpar.measures.exposed import Exposed
 from jaxpar.measures.predict import LIKELY, Prediction
 
 NAMES = {
@@ -35,13 +36,13 @@ def show_prediction(screen: Screen, prediction: Prediction, price: float | None)
     if prediction.exposed:
         screen.table(
             ["exposed collective", "over axes", "count per step", "bytes per device per step",
-             "exposed"],
+             "exposed", "what"],
             [
                 [one.kind, " x ".join(one.axes), f"{one.count:,.0f}", bytes_text(one.bytes),
-                 seconds_text(one.exposed_seconds)]
+                 seconds_text(one.exposed_seconds), _moved(one)]
                 for one in prediction.exposed
                 if one.exposed_seconds > 0.001 * seconds
-            ] or [["none above 0.1 % of a step", "", "-", "-", "-"]],
+            ] or [["none above 0.1 % of a step", "", "-", "-", "-", "-"]],
         )  # fmt: skip
     memory = prediction.program.hardware.memory_bytes or 0
     fits = "fits" if prediction.fits else "does not fit"
@@ -52,6 +53,11 @@ def show_prediction(screen: Screen, prediction: Prediction, price: float | None)
     _say_time(screen, prediction)
     for name, cost in prediction.cost(price).items():
         screen.say(f"{name.replace('_', ' ')}: {cost:,.4g}")
+
+
+def _moved(one: Exposed) -> str:
+    """What a collective moves, and the line."""
+    return ", ".join(filter(None, (one.what, place_text(one.source)))) or "-"
 
 
 def _say_time(screen: Screen, prediction: Prediction) -> None:

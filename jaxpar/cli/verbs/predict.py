@@ -38,7 +38,7 @@ def verb(options: Options, screen: Screen) -> int:
         check_writable(Path(options.timeline), "--timeline")
     asked = options.case.resolve()
     with screen.doing(compiling(asked)):
-        program = asked.compile(for_speed=False)
+        program = asked.compile(for_speed=False, explains=True)
         prediction = predict(program)
     show_layout(screen, asked.layout, asked.hardware)
     show_prediction(screen, prediction, options.price)

@@ -2,7 +2,8 @@
 
 XLA combines collectives, turns an all-reduce of which a slice is kept into a reduce-scatter, adds
 partial sums up before one all-reduce, and moves one out of a loop; names are lost on the way. A
-part is told by its name where it has one, by where its value comes from and goes to, by its bytes.
+part is told by its name where it has one, by where its value comes from and goes to, by its bytes;
+of two that are as like, by the scope that it is in.
 """
 
 from __future__ import annotations
@@ -41,7 +42,11 @@ class Matches:
         for name in part.names or ("",):
             for key in _keys(name, ends, part.bytes_each):
                 candidates |= {id(one): one for one in self._by.get((axes, key), ())}
-        best = max(candidates.values(), key=lambda one: _points(one, part, ends), default=None)
+        best = max(
+            candidates.values(),
+            key=lambda one: (_points(one, part, ends), _is_beside(one, part)),
+            default=None,
+        )
         return best if best and _points(best, part, ends) >= _ENOUGH else None
 
 
@@ -54,6 +59,12 @@ def _keys(name: str, ends: Ends, size: int) -> Iterable[object]:
     if ends.results:
         yield "results", ends.results
     yield "bytes", size
+
+
+def _is_beside(one: Asked, part: Part) -> bool:
+    """Whether both are in one scope, so that what made the part's value may have asked for it."""
+    scope = one.name.rpartition("/")[0]
+    return any(name.rpartition("/")[0] == scope for name in part.names)
 
 
 def _points(one: Asked, part: Part, ends: Ends) -> int:

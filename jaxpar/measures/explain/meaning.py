@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from jaxpar.core.scopes import weight_in
+from jaxpar.core.scopes import is_to_all, weight_in
 from jaxpar.core.source_lines import own_file
 from jaxpar.hlo.frames import Frame
 from jaxpar.measures.explain.asked import Asked, parameter_of
@@ -145,6 +145,8 @@ def frame_among(frames: Sequence[Frame]) -> Frame | None:
 
 def phase_of(one: Asked) -> tuple[str, bool]:
     """(the phase of a step that a collective belongs to, whether it is computed again there)."""
+    if is_to_all(one.name):
+        return FORWARD, False
     phase, recomputed = phase_of_name(one.name)
     if phase != UPDATE:
         return phase, recomputed

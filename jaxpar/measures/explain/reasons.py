@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from jaxpar.core.mesh import axes_of
+from jaxpar.core.scopes import is_to_all
 from jaxpar.hlo.values import axes_of_dim, names_of
 from jaxpar.layout.record import Array, Layout
 from jaxpar.layout.stages import AXIS as STAGES
@@ -101,6 +102,11 @@ def _reduced(one: Asked, meaning: Meaning, layout: Layout, told: str, over: str,
     """Why values are reduced over devices."""
     ends = ", and each device keeps its shard" if kind == "reduce-scatter" else ""
     finish = f"{kind} over {over}{ends}"
+    if is_to_all(one.name):
+        return (
+            f"the activation after the layers goes from the last stage to all, each of which "
+            f"computes its share of the vocabulary; the others add zeros: {finish}"
+        )
     last = one.name.rpartition("/")[2]
     held = one.value.partial if one.value else ()
     fold = (one.part.reducer, *_FOUND) if one.part.reducer else (*_FOLDS, "add", *_FOUND)

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxpar.core.figures import bytes_text, seconds_text
+from jaxpar.core.figures import bytes_text, place_text, seconds_text
 from jaxpar.report.charts import bars, chart
-from jaxpar.report.elements import Element, element
+from jaxpar.report.elements import Child, Element, element
 from jaxpar.report.marks import mark
 from jaxpar.report.section import Record, Section
 from jaxpar.report.tables import Cell, Column, table
@@ -64,15 +64,22 @@ def _waited(record: Record) -> list[Element]:
         [one["kind"], " x ".join(one["axes"]), Cell(f"{one['count']:,.0f}", one["count"]),
          Cell(bytes_text(one["bytes"]), one["bytes"]),
          Cell(seconds_text(one["seconds"]), one["seconds"]),
-         Cell(seconds_text(one["exposed_seconds"]), one["exposed_seconds"])]
+         Cell(seconds_text(one["exposed_seconds"]), one["exposed_seconds"]),
+         Cell(_moved(one), class_="why")]
         for one in record.get("exposed") or ()
     ]  # fmt: skip
     columns = [
         Column("collective"), Column("over axes"), Column("count per step", "measured"),
         Column("bytes per device per step", "measured"), Column("takes", "predicted"),
-        Column("exposed", "predicted"),
+        Column("exposed", "predicted"), Column("what it moves"),
     ]  # fmt: skip
     return [table(columns, rows, title="Collectives that a step waits for")] if rows else []
+
+
+def _moved(one: Mapping[str, Any]) -> list[Child]:
+    """What a collective moves, and the line; nothing in records that do not tell."""
+    source = place_text(str(one.get("source") or ""))
+    return [str(one.get("what") or ""), " ", element("span", source, class_="quiet")]
 
 
 section = Section("How long a step takes", 12, _draw)

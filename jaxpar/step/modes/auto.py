@@ -20,8 +20,6 @@ from jaxpar.core import hooks
 from jaxpar.core.annotations import ENTERING, USED
 from jaxpar.core.hooks import ARRIVED
 from jaxpar.core.jax_compat import scan_parts
-from jaxpar.core.mesh import entry_of
-from jaxpar.core.scopes import weight_scope
 from jaxpar.jaxprs.interpreter import computed_again, held_by
 from jaxpar.jaxprs.policy import keep_all_but_cheap
 from jaxpar.jaxprs.rules import is_cast, rule_of
@@ -30,7 +28,7 @@ from jaxpar.layout.stages import runs_in_stages
 from jaxpar.step.constraints import constrained, landing_as
 from jaxpar.step.filled import Filled, Scored, differentiated, filled_loss, scored
 from jaxpar.step.gathers import for_use, is_stack, kept_state, looped_over
-from jaxpar.step.lookups import is_lookup, rows_travel
+from jaxpar.step.lookups import is_lookup, looked_up, rows_travel
 from jaxpar.step.mapped import is_mapped, on_shards
 from jaxpar.step.modes import pipeline
 from jaxpar.step.modes.record import Asked, Differentiated
@@ -176,27 +174,15 @@ class _Constrainer(Filled):
         if is_mapped(eqn):
             specs = [self.spec_of(x) for x in operands]
             return on_shards(self.layout, eqn, operands, specs)
-        if is_lookup(eqn) and self.weights.get(id(operands[0]), "") in self.travel:
-            return [self.looked_up(eqn, *operands)]
+        path = self.weights.get(id(operands[0]), "") if is_lookup(eqn) else ""
+        if path in self.travel:
+            return [looked_up(self.layout, path, self.travel[path], eqn, *operands)]
         whole = self.whole_for(eqn)
         results = list(map(whole, super().leaf(eqn, list(map(whole, operands)), here)))
         if is_cast(eqn) and id(operands[0]) in self.weights:
             self.held += results
             self.weights[id(results[0])] = self.weights[id(operands[0])]
         return results
-
-    def looked_up(self, eqn, table, indices) -> jax.Array:
-        """Rows of a table, each device its columns of them, to be exchanged for its own rows."""
-        path = self.weights[id(table)]
-        with weight_scope(path):
-            spec = self.travel[path]
-            table = constrained(self.layout, table, self.layout.parameters[path].stored)
-            own = PartitionSpec(entry_of(self.layout.row_axes))
-            # Constrained before they are gathered, or what they were computed from is gathered.
-            indices = constrained(self.layout, indices, own)
-            indices = constrained(self.layout, indices, PartitionSpec(spec[0]))
-            rows = constrained(self.layout, eqn.primitive.bind(table, indices, **eqn.params), spec)
-            return constrained(self.layout, rows, own)
 
     def whole_for(self, eqn) -> Callable[[jax.Array], jax.Array]:
         """What is to be done to an equation's operands and results before XLA partitions it."""

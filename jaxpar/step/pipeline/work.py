@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxpar.core.jax_compat import varying_axes
-from jaxpar.core.scopes import taken_scope
+from jaxpar.core.scopes import taken_scope, to_all_scope
 from jaxpar.core.varying import varying
 from jaxpar.layout.stages import AXIS
 from jaxpar.step.pipeline.buffers import Buffers, at, put, set_at, vary
@@ -198,7 +198,8 @@ def scored_by_all(local: Local, end, buffers: Buffers, factor: float) -> dict[st
     def of_last(tree):
         return jax.tree.map(lambda x: jnp.where(is_last, x, jnp.zeros_like(x)), tree)
 
-    y = jax.tree.map(lambda x: lax.psum(x, AXIS), of_last(at(buffers.y, end["keep_y"])))
+    with to_all_scope():
+        y = jax.tree.map(lambda x: lax.psum(x, AXIS), of_last(at(buffers.y, end["keep_y"])))
 
     def total(rest, y):
         loss, metrics = shared.after(rest, y, batch, key)
