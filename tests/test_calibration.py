@@ -11,7 +11,7 @@ from experiments import compare_prediction
 from jaxpar.cli.main import execute
 from jaxpar.core.errors import RequestError
 from jaxpar.costs.rates import Device
-from jaxpar.hardware.own import hardware_of
+from jaxpar.hardware.own import hardware_of, is_local
 from jaxpar.hlo.products import Product
 from jaxpar.runtime import calibration
 
@@ -93,6 +93,10 @@ def test_predictions_are_held_against_steps_on_the_same_devices(written, capsys,
     record = json.loads(capsys.readouterr().out)
     assert [claim["holds"] for claim in record["claims"]][0] is False
     assert "calibrate --hardware local writes here.json" in record["remarks"][0]
+    local = written.with_name("local.json")
+    local.write_text(json.dumps({**json.loads(here.read_text()), "here": "local"}))
+    assert is_local("local") and is_local(str(local)) and hardware_of(str(local)).reached
+    assert not any(map(is_local, ("cpu", "h100", str(here), str(written), "none.json", "none")))
     with pytest.raises(RequestError, match="unknown here of .* 'there'"):
         bad = written.with_name("bad.json")
         bad.write_text(json.dumps({**json.loads(here.read_text()), "here": "there"}))

@@ -56,6 +56,23 @@ def test_the_claims_of_an_experiment_hold(name, capsys, tmp_path, monkeypatch):
     assert rows == record["rows"] and len(rows) == len(experiments().load(name).cases)
 
 
+@pytest.mark.parametrize("more", [(), ("--hardware", "h200")])
+def test_an_experiment_walks_on_its_own_hardware_or_on_what_is_asked_for(
+    more, tmp_path, monkeypatch, capsys
+):
+    seen = set()
+
+    def walked(experiment):
+        for one in experiment.cases:
+            seen.add(one.hardware)
+            yield {"model": one.model, "strategy": one.strategy, "mesh": "", "refusal": "none"}
+
+    monkeypatch.setattr("jaxpar.cli.verbs.run.walk", walked)
+    words = ["run", "published", "--out", str(tmp_path), *more]
+    assert execute(words, program="jaxpar") == 1  # no row, and so no claim
+    assert seen == ({"h200"} if more else {"h100", "h100_a3_high", "a100", "v100"})
+
+
 def test_a_claim_that_fails_is_told_by_the_exit_status(capsys, tmp_path, monkeypatch):
     """A false claim exits 1 and is named."""
     from dataclasses import replace

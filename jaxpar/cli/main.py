@@ -146,7 +146,9 @@ def _obey(argv: list[str], program: str, files: list[Path]) -> int:
     if "processes" in VERBS.constant(name, "READS") and starts_several(options):
         return run_here(options, argv, program)
     _keep_compiled_programs()
-    asked = command_line.Options(tuple(words), options.values, program, typed=tuple(argv))
+    asked = command_line.Options(
+        tuple(words), options.values, program, given=options.given, typed=tuple(argv)
+    )
     return _run(name, argv, asked, files)
 
 
@@ -175,9 +177,10 @@ def _check_options(name: str, options: command_line.Options) -> None:
 
 def _run(name: str, argv: list[str], options: command_line.Options, files: list[Path]) -> int:
     """Load a verb and run it; what it or a person's model prints stays out of a JSON record."""
+    from jaxpar.hardware.own import is_local
     from jaxpar.program.configuration import prefer_cpu
 
-    if options.hardware != "local" and (name != "doctor" or options.words):
+    if not is_local(options.hardware) and (name != "doctor" or options.words):
         prefer_cpu()
     if "processes" not in VERBS.constant(name, "READS"):
         return _shown(name, argv, options, files)

@@ -12,6 +12,7 @@ devices of this machine, whose programs run, with what was measured of their spe
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields, replace
 from math import isfinite
 from pathlib import Path
@@ -95,6 +96,14 @@ def hardware_of(named: str) -> Hardware:
             "the file"
         ) from error
     return replace(made, reached=replace(made.reached, tables=tables))
+
+
+def is_local(named: str) -> bool:
+    """Whether hardware of this name, or file, is this machine's accelerators; not whether there are
+    any, or whether the file can be read."""
+    with suppress(RequestError):
+        return named == "local" or (named.endswith(".json") and hardware_of(named).kind == "local")
+    return False
 
 
 def with_figures(

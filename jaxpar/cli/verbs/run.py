@@ -23,7 +23,7 @@ def verb(options: Options, screen: Screen) -> int:
     """Run an experiment; exit status 1 when a claim does not hold."""
     name, catalogue = options.words[0], experiments()
     experiment = catalogue.load(name)
-    if options.values["hardware"] is not None:
+    if "hardware" in options.given:
         cases = tuple(replace(case, hardware=options.hardware) for case in experiment.cases)
         experiment = replace(experiment, cases=cases)
     rows_file = unused(options.file(name, "rows.jsonl"))
