@@ -20,6 +20,7 @@ from jaxpar.layout.record import Array, Layout
 from jaxpar.models.record import role_of
 from jaxpar.program.fit import tree_bytes
 from jaxpar.search.record import Candidate, Estimate
+from jaxpar.step.pipeline.head import LEAST
 from jaxpar.step.record import Step
 
 WIDE, NARROW = 4, 2
@@ -44,9 +45,6 @@ ATTENTION_SHARE = 0.4
 
 LOGITS = 10.0
 """Bytes of a token's scores, each: in two types, and their gradient."""
-
-LEAST_WORDS = 16_384
-"""From so many words of a vocabulary on a device on, stages share the head."""
 
 ADDED, ADDED_IN_PLACE = 40.0, 22.0
 """Bytes touched for a parameter by each of several microbatches: it is read and cast, its gradient
@@ -163,7 +161,7 @@ class _Estimate:
             for dim, size in zip(a.dims, a.shape, strict=True)
             if role_of(self.layout.model, dim) == "vocabulary" and _layers(self.layout, a) == 1
         ]
-        return max(words, default=0) * (self.ways if self.splits_residual else 1) >= LEAST_WORDS
+        return max(words, default=0) * (self.ways if self.splits_residual else 1) >= LEAST
 
     def _products(self) -> tuple[float, float]:
         """Seconds of products within the layers, and outside of them on the slowest stage."""
