@@ -6,7 +6,7 @@ once, at the end.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,42 +15,25 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jaxpar.core.mesh import axes_of, sizes_of
+from jaxpar.core.mesh import axes_of
 from jaxpar.core.varying import varying
 from jaxpar.layout.record import Layout
 from jaxpar.layout.stages import AXIS
 from jaxpar.models.record import Mean
 from jaxpar.schedules.record import Schedule
-from jaxpar.spmd import Plan, trace
 from jaxpar.step.constraints import sharded_further
 from jaxpar.step.pipeline.buffers import vary
 from jaxpar.step.pipeline.chunked import chunked, unchunked
 from jaxpar.step.pipeline.gathered import Gathering
-from jaxpar.step.pipeline.head import cut_further, cuts_of, share
-from jaxpar.step.pipeline.head import place as place_shared
+from jaxpar.step.pipeline.head import share
 from jaxpar.step.pipeline.parts import Parts
 from jaxpar.step.pipeline.piece import Piece, remembering
+from jaxpar.step.pipeline.plans import Plans, plans_of
 from jaxpar.step.pipeline.timetable import timetable
 from jaxpar.step.pipeline.walk import walk
 from jaxpar.step.pipeline.work import Local, Shared
-from jaxpar.step.placement import sharded
 
 REPLICATED = PartitionSpec()
-
-
-@dataclass(frozen=True)
-class _Plans:
-    """The parts of a loss, ready to run on shards; `shared` is `after` as all stages compute it,
-    each with its share of the weights in `cuts`, which are by path the dims that are cut."""
-
-    parts: Parts
-    gathering: Gathering
-    before: Plan
-    aside: Plan
-    layer: Plan
-    after: Plan
-    cuts: Mapping[str, int]
-    shared: Plan | None
 
 
 def staged(
@@ -144,7 +127,7 @@ def _on_mesh(layout, parts, schedule, gathering, on_shards, out_specs, parameter
     )
     one = {n: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for n, x in microbatches.items()}
     abstract = {p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in parameters.items()}
-    plans = _plans(layout, parts, gathering, abstract, one, key, count)
+    plans = plans_of(layout, parts, gathering, abstract, one, key, count)
     keys = () if key is None else (key,)
     return jax.shard_map(
         lambda parameters, batch, *key: on_shards(plans, parameters, batch, *(key or (None,))),
@@ -158,86 +141,7 @@ def _on_mesh(layout, parts, schedule, gathering, on_shards, out_specs, parameter
     )(parameters, microbatches, *keys)
 
 
-def _plans(
-    layout: Layout, parts: Parts, gathering: Gathering, parameters, batch, key, count: int
-) -> _Plans:
-    """Trace the parts of the loss at the global shapes of one of `count` microbatches; they ignore
-    the stages."""
-    if key is not None:
-        key = jax.ShapeDtypeStruct(key.shape, key.dtype)
-    arrays = {p: a for p, a in layout.parameters.items() if p not in parts.layer_paths}
-    layers = {p: layout.parameters[p] for p in parts.layer_paths}
-    rest = {p: parameters[p] for p in arrays}
-    weights = {p: jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for p, a in layers.items()}
-    stored = {p: gathering.spec(p) for p in arrays}
-    used = {p: a.used for p, a in arrays.items()}
-    batches = dict(layout.batch)
-    # A microbatch may have too few rows for what the whole batch has enough of.
-    small = layout.with_rows(layout.model.batch_size // count)
-    place = partial(sharded, small)
-    x = [
-        place(names, tuple(a.shape)).between
-        for names, a in zip(parts.names, parts.activation, strict=True)
-    ]
-
-    def traced(fn, args, specs, uses, out=None):
-        return trace(
-            fn,
-            args,
-            specs=specs,
-            use_specs=uses,
-            out_specs=out,
-            axis_sizes=sizes_of(layout.mesh),
-            ignored=(AXIS,),
-            place=place,
-        )
-
-    inputs, specs, uses = (
-        (rest, batch, key),
-        (stored, batches, REPLICATED),
-        (used, batches, REPLICATED),
-    )
-    aside = traced(lambda *a: parts.aside(*a), inputs, specs, uses)
-    one = [
-        (jax.ShapeDtypeStruct(s.shape[1:], s.dtype), PartitionSpec(*spec[1:]))
-        if i < parts.stacked_asides
-        else (s, spec)
-        for i, (s, spec) in enumerate(zip(parts.asides, aside.out_specs, strict=True))
-    ]
-    beside, beside_specs = [s for s, _ in one], [spec for _, spec in one]
-    layer = traced(
-        parts.layer,
-        (weights, beside, parts.activation),
-        ({p: PartitionSpec(*gathering.spec(p)[1:]) for p in layers}, beside_specs, x),
-        ({p: PartitionSpec(*a.used[1:]) for p, a in layers.items()}, beside_specs, x),
-        out=x,
-    )
-    after = traced(
-        parts.after,
-        (rest, parts.activation, batch, key),
-        (stored, x, batches, REPLICATED),
-        (used, x, batches, REPLICATED),
-        out=REPLICATED,
-    )
-    before = traced(parts.before, inputs, specs, uses, out=x)
-    cuts, shared = cuts_of(small, parts, gathering), None
-    if cuts:
-        stored, used = (
-            {p: cut_further(spec, cuts.get(p)) for p, spec in own.items()} for own in (stored, used)
-        )
-        shared = trace(
-            parts.after,
-            (rest, parts.activation, batch, key),
-            specs=(stored, x, batches, REPLICATED),
-            use_specs=(used, x, batches, REPLICATED),
-            out_specs=REPLICATED,
-            axis_sizes=sizes_of(layout.mesh),
-            place=partial(place_shared, small),
-        )
-    return _Plans(parts, gathering, before, aside, layer, after, cuts, shared)
-
-
-def _local(layout, plans: _Plans, schedule: Schedule, parameters, microbatches, key) -> Local:
+def _local(layout, plans: Plans, schedule: Schedule, parameters, microbatches, key) -> Local:
     """The loss on this device, for `walk`: its parts, its layers, its rows of each microbatch."""
     parts, wide = plans.parts, plans.gathering.wide
     weights = plans.gathering.gathered(parameters)
@@ -277,7 +181,7 @@ def _local(layout, plans: _Plans, schedule: Schedule, parameters, microbatches, 
     )
 
 
-def _shared(plans: _Plans, schedule: Schedule, local: Local, alike) -> Shared:
+def _shared(plans: Plans, schedule: Schedule, local: Local, alike) -> Shared:
     """What all stages compute after the layers; `alike` are the parameters, equal on all stages."""
     shared, wide = plans.shared, plans.gathering.wide
     assert shared is not None
@@ -295,7 +199,7 @@ def _is_spec(node) -> bool:
     return isinstance(node, PartitionSpec)
 
 
-def _apart(layout: Layout, plans: _Plans) -> frozenset[str]:
+def _apart(layout: Layout, plans: Plans) -> frozenset[str]:
     """Along which axes devices add up shares of a gradient of their own: those that shard the
     activation's rows and positions, and the stages."""
     entries = [entry for names in plans.parts.names for entry in layout.place_of(names)]
