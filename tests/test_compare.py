@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from small import cpu, small_layout
+from small import cpu, needs_gpu_compiler, small_layout
 from test_tables import Page
 
 from jaxpar.cli.files import unused
@@ -103,6 +103,20 @@ def test_a_comparison_has_every_figure_of_every_layout(width, described):
         assert flops_text(one.work.device_flops) in words
     assert "data@data=3: it is odd" in words
     assert ("least bound" in words) is described
+
+
+@needs_gpu_compiler
+def test_for_described_hardware_each_step_is_predicted(capsys):
+    """In the record as `predict` has it; on the screen the fastest is named."""
+    line = "compare mlp data@data=8 fsdp@data=8 --hardware h100 --set width=256 --set batch=64"
+    assert execute([*line.split(), "--json"], program="jaxpar") == 0
+    told = capsys.readouterr()
+    layouts = json.loads(told.out)["layouts"]
+    times = {one["layout"]: one["step_seconds"] for one in layouts}
+    for one in layouts:
+        assert one["low_seconds"] < one["step_seconds"] < one["high_seconds"]
+        assert one["step_seconds"] >= one["bounds"]["step_seconds"] and 0 < one["mfu"] < 1
+    assert f"fastest, as predicted: {min(times, key=times.get)}" in told.err
 
 
 def test_layouts_are_compared_by_what_is_typed(capsys):

@@ -158,6 +158,11 @@ class Prediction:
         }
 
 
+def is_predictable(program: Program) -> bool:
+    """Whether the speed of a program's hardware is known."""
+    return program.hardware.rates is not None and program.hardware.reached is not None
+
+
 def predict(program: Program, *, explains: bool = True) -> Prediction:
     """How long a step of a program takes on the hardware that it was compiled for; nothing is run.
 

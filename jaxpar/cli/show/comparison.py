@@ -7,6 +7,7 @@ from jaxpar.cli.screen import Screen
 from jaxpar.cli.tables import table
 from jaxpar.core.figures import bytes_text, flops_text, seconds_text
 from jaxpar.measures.inspect import Inspection
+from jaxpar.measures.predict import Prediction
 
 AS_GOOD = 1e-3
 """Bounds that differ by less are called the same."""
@@ -14,11 +15,13 @@ AS_GOOD = 1e-3
 
 @dataclass(frozen=True)
 class Compared:
-    """One of several layouts: its name as typed, and its inspection or why there is none."""
+    """One of several layouts: its name as typed, its inspection or why there is none, and the
+    prediction of its step where the hardware's speed is known."""
 
     name: str
     inspection: Inspection | None
     refusal: str = ""
+    prediction: Prediction | None = None
 
     @property
     def is_usable(self) -> bool:
@@ -55,7 +58,7 @@ def _show_table(screen: Screen, made: Sequence[Compared]) -> None:
     columns: dict[str, list[str]] = {"layout": [one.name for one in made]}
     for one in made:
         assert one.inspection is not None
-        for name, cell in _cells(one.inspection).items():
+        for name, cell in (_cells(one.inspection) | _predicted(one.prediction)).items():
             columns.setdefault(name, []).append(cell)
     head, rows = list(columns), list(zip(*columns.values(), strict=True))
     turned = [[name, *cells] for name, cells in list(columns.items())[1:]]
@@ -98,8 +101,28 @@ def _cells(inspection: Inspection) -> dict[str, str]:
     }
 
 
+def _predicted(prediction: Prediction | None) -> dict[str, str]:
+    """What is predicted, by the head of its column."""
+    if prediction is None:
+        return {}
+    return {
+        "step predicted": seconds_text(prediction.step_seconds),
+        "exposed": seconds_text(prediction.exposed_seconds),
+        "MFU": f"{prediction.mfu:.1%}",
+    }
+
+
 def _show_least(screen: Screen, made: Sequence[Compared]) -> None:
-    """Show which usable layout has the least bound, where there are bounds and several."""
+    """Show which usable layout is predicted to be fastest, or has the least bound, of several."""
+    times = {
+        one.name: one.prediction.step_seconds
+        for one in made
+        if one.is_usable and one.prediction is not None
+    }
+    if len(times) > 1:
+        name, seconds = min(times.items(), key=lambda pair: pair[1])
+        screen.say(f"fastest, as predicted: {name}, a step of {seconds_text(seconds)}")
+        return
     least = {
         one.name: one.inspection.bounds.step_seconds
         for one in made
