@@ -137,31 +137,7 @@ def _backward(local: Local, row, buffers: Buffers, counts: Counts, *, factor: fl
     """The gradient before this piece, and the buffers with this microbatch's gradients added."""
     batch, key = local.batch_of(row["microbatch"]), local.key_of(row["microbatch"])
 
-    def from_loss(rest, means):
-        y = at(buffers.y, row["keep_y"])
-
-        def total(rest, y):
-            loss, metrics = local.after(rest, y, batch, key)
-            return loss.total * factor, means_of((loss, metrics))
-
-        value, back, new = jax.vjp(total, local.rest, y, has_aux=True)
-        drest, dy = back(vary(jnp.ones_like(value), varying(value)))
-        return dy, _sum(rest, drest), _sum(means, new)
-
-    def from_next(rest, means):
-        return at(buffers.dy, row["take_dy"]), rest, means
-
-    def from_shared(rest, means):
-        return at(buffers.y, row["keep_y"]), rest, means
-
-    dy, rest, means = _either(
-        row["last"] == 1,
-        from_loss if local.shared is None else from_shared,
-        from_next,
-        buffers.rest,
-        buffers.means,
-        taken=_times(local, counts.last, counts.of, BACKWARD),
-    )
+    dy, rest, means = _from_after(local, row, buffers, counts, batch, key, factor)
     weights = given(local, row, batch, key)
     held = (buffers.kept, row["keep"])
     dx, layers = local.piece.backward(*weights, *held, dy, buffers.layers)
@@ -178,6 +154,36 @@ def _backward(local: Local, row, buffers: Buffers, counts: Counts, *, factor: fl
         taken=_times(local, counts.first, counts.of, BACKWARD),
     )
     return dx, {"rest": rest, "layers": layers, "means": means}
+
+
+def _from_after(local: Local, row, buffers: Buffers, counts: Counts, batch, key, factor: float):
+    """(the gradient after this piece, the gradients of `rest`, the means): of the last piece from
+    the loss, which all stages have taken if it is shared; of others as it has arrived."""
+    taken = _times(local, counts.last, counts.of, BACKWARD)
+    is_last = row["last"] == 1
+
+    def kept():
+        return at(buffers.y, row["keep_y"])
+
+    def arrived():
+        return at(buffers.dy, row["take_dy"])
+
+    if local.shared is not None:
+        return _either(is_last, kept, arrived, taken=taken), buffers.rest, buffers.means
+
+    def from_loss(rest, means):
+        def total(rest, y):
+            loss, metrics = local.after(rest, y, batch, key)
+            return loss.total * factor, means_of((loss, metrics))
+
+        value, back, new = jax.vjp(total, local.rest, kept(), has_aux=True)
+        drest, dy = back(vary(jnp.ones_like(value), varying(value)))
+        return dy, _sum(rest, drest), _sum(means, new)
+
+    def from_next(rest, means):
+        return arrived(), rest, means
+
+    return _either(is_last, from_loss, from_next, buffers.rest, buffers.means, taken=taken)
 
 
 def scored_by_all(local: Local, end, buffers: Buffers, factor: float) -> dict[str, Any]:
