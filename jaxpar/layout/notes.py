@@ -171,7 +171,8 @@ def _stage_notes(model, strategy, mesh, parameters) -> list[str]:
     outside = [p for p in parameters if p not in stacks]
     notes = [
         f"{', '.join(outside)} are replicated on every stage; the first stage uses what comes "
-        "before the layers, the last what comes after, and their gradients are summed over 'pipe'"
+        "before the layers, the last or all of them what comes after, and their gradients are "
+        "summed over 'pipe'"
     ]
     layers = {parameters[p].shape[0] for p in stacks}
     if any(is_padded(strategy, mesh, n) for n in layers):
