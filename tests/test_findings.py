@@ -157,7 +157,7 @@ def test_a_name_that_replicates_is_an_error_by_its_line():
     assert one.module == "Misnamed.__call__"
 
 
-def test_a_parameter_that_is_left_whole_is_told_by_the_line_that_declares_it():
+def test_a_parameter_that_is_left_replicated_is_told_by_the_line_that_declares_it():
     """With its bytes on each device, and which of its dims has no role."""
     (found,) = jaxpar.lint(program_of(named_model(Whole)))
     assert (found.kind, found.source) == ("parameter", at(Whole, "whole"))

@@ -17,9 +17,9 @@ from jaxpar.layout.record import itemsize
 from jaxpar.measures.constraints import replicating
 from jaxpar.measures.explain.unsound import unsound
 from jaxpar.measures.finding import Finding
+from jaxpar.measures.left_replicated import left_replicated
 from jaxpar.measures.record import Make, Measure
 from jaxpar.measures.replicated import MODEL, OPTIMIZER, notable, path_of, replicated
-from jaxpar.measures.whole import left_whole
 from jaxpar.models.pieces import weight_named
 from jaxpar.program.fit import tree_bytes
 from jaxpar.program.record import Program
@@ -50,7 +50,7 @@ def lint(program: Program) -> tuple[Finding, ...]:
         *_rematerialized(program),
         *_donated(program),
         *_created(program),
-        *left_whole(program.step),
+        *left_replicated(program.step),
     )
 
 

@@ -20,6 +20,7 @@ from jaxpar.measures.explain.meaning import Meaning, Meanings, line_among, phase
 from jaxpar.measures.explain.places import Places
 from jaxpar.measures.explain.reasons import reason_of
 from jaxpar.measures.explain.record import Explained, Explanation
+from jaxpar.measures.explain.rows import row_of
 from jaxpar.measures.explain.synchronisation import synchronised
 from jaxpar.measures.explain.unsound import faults_of
 from jaxpar.measures.links import moved
@@ -111,11 +112,10 @@ def _row(key: tuple, members: list[tuple[Part, Collective]]) -> Explained:
     """The row of parts that are explained alike."""
     kind, axes, phase, recomputed, what, parameter, module, source, reason, *rest = key
     overlapped, crosses, combined = rest
-    return Explained(
+    return row_of(
+        members,
         kind=kind,
         axes=axes,
-        bytes=round(sum(one.executions * part.bytes_each for part, one in members)),
-        count=round(sum(one.executions for _, one in members)),
         phase=phase,
         recomputed=recomputed,
         what=what,
@@ -125,6 +125,5 @@ def _row(key: tuple, members: list[tuple[Part, Collective]]) -> Explained:
         reason=reason,
         overlapped=overlapped,
         crosses_nodes=crosses,
-        operations=tuple(dict.fromkeys(one.name for _, one in members)),
         combined=combined,
     )

@@ -14,6 +14,7 @@ from jaxpar.measures.explain.asked import Ways, one_path
 from jaxpar.measures.explain.lines import first_lines
 from jaxpar.measures.explain.places import MODEL, PARAMETERS, Places
 from jaxpar.measures.explain.record import SYNCHRONISATION, Explained
+from jaxpar.measures.explain.rows import row_of
 from jaxpar.measures.links import moved
 from jaxpar.step.record import Step
 from jaxpar.strategies.record import REPLICA
@@ -60,11 +61,10 @@ def _row(places: Places, lines, key: tuple, members: list[tuple[Part, Collective
             f"replicas train apart along `{REPLICA}`, and go on from the average of their {called} "
             f"{when}: {kind} over {over}"
         )
-    return Explained(
+    return row_of(
+        members,
         kind=kind,
         axes=axes,
-        bytes=round(sum(one.executions * part.bytes_each for part, one in members)),
-        count=round(sum(one.executions for _, one in members)),
         phase=SYNCHRONISATION,
         recomputed=False,
         what=f"average of {called}" if path else "",
@@ -74,6 +74,5 @@ def _row(places: Places, lines, key: tuple, members: list[tuple[Part, Collective
         reason=reason,
         overlapped=overlapped,
         crosses_nodes=crosses,
-        operations=tuple(dict.fromkeys(one.name for _, one in members)),
         combined=combined,
     )

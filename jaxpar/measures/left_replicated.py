@@ -1,4 +1,4 @@
-"""Parameters that are left whole on every device, by the line that declares them."""
+"""Parameters that are left replicated though others are sharded, by the line that declares them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ NOTABLE_SHARE = 0.01
 """Of a device's bytes of parameters: with less than that a parameter is left out."""
 
 
-def left_whole(step: Step) -> list[Finding]:
+def left_replicated(step: Step) -> list[Finding]:
     """A finding for each line whose parameters are replicated, though others are sharded.
 
-    Left out are vectors, and what is small: a strategy leaves it whole because it is, or it is a
+    Left out are vectors, and what is small: a strategy replicates it because it is, or it is a
     small share of what a device holds.
     """
     layout = step.layout
@@ -128,7 +128,7 @@ def _finding(
     why: str,
     repair: str,
 ) -> Finding:
-    """The finding of parameters that one line declares and one reason leaves whole."""
+    """The finding of parameters that one line declares and one reason leaves replicated."""
     first = max(arrays, key=lambda a: a.whole_bytes)
     count = sum(a.whole_bytes for a in arrays)
     path, shape = layout.called(first.path), " x ".join(map(str, first.shape))
@@ -137,7 +137,7 @@ def _finding(
     return Finding(
         kind="parameter",
         where=source or path,
-        says=f"{path} ({shape}){more} {stay} whole on every device, {count:,} bytes: {why}",
+        says=f"{path} ({shape}){more} {stay} replicated, {count:,} bytes on every device: {why}",
         repair=repair,
         source=source,
         module=path.rpartition("/")[0] or path,
