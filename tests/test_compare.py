@@ -140,7 +140,7 @@ def test_layouts_are_compared_by_what_is_typed(capsys):
         ("@data=2", "layout '@data=2': write STRATEGY@MESH"),
         ("fsdp@", "layout 'fsdp@': write STRATEGY@MESH"),
         ("fsdp@data", "'data' is not axis=size"),
-        ("fsdp@data=2@width", "--set width: write field=value"),
+        ("fsdp@data=2@width", "fields that differ behind it"),
         ("fsdp@data=2@widht=3", "did you mean 'width'"),
         ("fspd@data=2", "did you mean 'fsdp'"),
         ("fsdp@data=2 --strategy data", "'compare' does not read --strategy"),

@@ -111,7 +111,7 @@ def test_a_search_ranks_keeps_and_goes_on(tmp_path, monkeypatch):
     assert found.winner is not None and found.winner.fits and len(seen) == len(found.found)
     fitting = [one for one in found.found if one.fits]
     assert found.winner.seconds == min(one.seconds for one in fitting)
-    assert found.front[0] == found.winner and found.considered >= found.estimated
+    assert found.front[0] == found.winner and found.considered >= len(found.rated)
     assert any(found.winner.candidate.name in sentence for sentence in found.why())
     json.dumps(found.record())
     assert len(repr(found)) < 200 and "is best" in repr(found)
@@ -121,6 +121,27 @@ def test_a_search_ranks_keeps_and_goes_on(tmp_path, monkeypatch):
     other = replace(question, set={**question.set, "width": 128})
     with pytest.raises(AssertionError):
         assert search(other, devices=4, workers=1, folder=tmp_path).found
+
+
+def test_layouts_that_are_given_are_rated_without_compiling(capsys, monkeypatch, tmp_path):
+    """Each as all layouts together are; those that cannot be are refused, each with its reason."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    layouts = ["fsdp@data=8@remat=full",
+               "zero1+tensor+pipeline@pipe=2,data=2,model=2@microbatches=4"]  # fmt: skip
+    refused = "data@data=8@microbatches=5"
+    words = ["search", "transformer", *layouts, refused, layouts[0], "--budget", "0s"]
+    fields = [f"--set={name}={value}" for name, value in SMALL.items()]
+    more = ["--hardware", "h100", "--json", "--out", str(tmp_path)]
+    assert execute([*words, *fields, *more], program="jaxpar") == 0
+    record = json.loads(capsys.readouterr().out)
+    told = {one["layout"]: one for one in record["estimates"]}
+    assert told.keys() == set(layouts) and record["compiled"] == 0 and record["plan"] is None
+    assert all(one["may_fit"] and one["seconds"] > 0 for one in told.values())
+    assert [one["layout"] for one in record["refused"]] == [refused]
+    everywhere = search(QUESTION, devices=8, budget_seconds=0)
+    same = {one.candidate.name: one.record() for one in everywhere.rated}
+    first = next(name for name in same if name.startswith("fsdp@data=8@remat=full"))
+    assert same[first]["seconds"] == pytest.approx(told[layouts[0]]["seconds"])
 
 
 def test_a_process_that_dies_is_one_layout_less(monkeypatch):
@@ -161,7 +182,12 @@ def test_a_plan_is_the_layout_of_a_command(tmp_path, capsys):
     [
         (["--hardware", "h100"], "say --devices 64"),
         (["--devices", "8", "--budget", "soon"], "write a time"),
-        (["--devices", "8", "--budget", "0s"], "write a time"),
+        (["fsdp@data=4", "data@data=8"], "of 4 devices and data@data=8 of 8"),
+        (["fsdp@data=4", "--devices", "8"], "has 4 devices, not 8"),
+        (["fsdp"], "write STRATEGY@MESH"),
+        (["fsdp@data=4@width=64"], "say --set width=64"),
+        (["fsdp@data=4@microbatches=two"], "use a whole number"),
+        (["fsdpp@data=4"], "did you mean 'fsdp'"),
         (["--devices", "0", "--hardware", "h100"], "devices=0"),
         (["--devices", "8", "--hardware", "cpu"], "speed of hardware 'cpu' is not known"),
         (["--devices", "8", "--strategy", "fsdp"], "does not read --strategy"),
@@ -217,5 +243,5 @@ def test_a_search_without_time_says_so(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     words = ["search", "mlp", "--hardware", "h100", "--devices", "2", "--out", str(tmp_path / "o")]
     assert execute(words, program="jaxpar") == 1
-    assert "give a larger budget" in capsys.readouterr().out
+    assert "a larger budget is needed" in capsys.readouterr().out
     assert not (tmp_path / "o").exists()

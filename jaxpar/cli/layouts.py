@@ -6,10 +6,11 @@ from typing import Any
 
 from jaxpar.case import Resolved
 from jaxpar.cli.options import Options
-from jaxpar.core.errors import LayoutError, RequestError
+from jaxpar.core.errors import LayoutError
 from jaxpar.core.mesh import MeshShape
 from jaxpar.hardware.own import hardware_of
 from jaxpar.program.devices import prepare
+from jaxpar.search.record import Candidate
 
 
 def laid_out(options: Options, layouts: Iterable[str]) -> list[tuple[str, Resolved | LayoutError]]:
@@ -26,21 +27,17 @@ def laid_out(options: Options, layouts: Iterable[str]) -> list[tuple[str, Resolv
 
 def _asked(options: Options, layout: str) -> Options:
     """The options of one layout: those of all, and its own strategy, mesh and fields."""
-    strategy, *more = layout.split("@")
-    if not strategy or not more or not more[0]:
-        raise RequestError(
-            f"layout '{layout}': write STRATEGY@MESH, such as fsdp@data=8, and fields that differ "
-            "behind it, such as fsdp@data=8@remat=full"
-        )
-    mesh, *fields = more
-    MeshShape.parse(mesh)
-    own = {field.partition("=")[0].strip() for field in fields}
+    one = Candidate.parse(layout)
+    own = set(one.set)
     common: Sequence[str] = options.values["set"]
     values: dict[str, Any] = {
         **{n: None if n in own else value for n, value in options.values.items()},
-        "strategy": strategy,
-        "mesh": mesh,
-        "set": [*(each for each in common if each.partition("=")[0].strip() not in own), *fields],
+        "strategy": one.strategy,
+        "mesh": one.mesh,
+        "set": [
+            *(each for each in common if each.partition("=")[0].strip() not in own),
+            *(f"{name}={value}" for name, value in one.set.items()),
+        ],
     }
     return replace(options, values=values)
 

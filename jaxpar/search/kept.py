@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -21,16 +21,18 @@ from jaxpar.case import Resolved
 from jaxpar.step.record import Step
 
 
-def key_of(asked: Resolved, step: Step, devices: int) -> str:
+def key_of(asked: Resolved, step: Step, devices: int, layouts: Iterable[str] | None = None) -> str:
     """The name of a question.
 
     Args:
         asked: the question, resolved on one device.
         step: of it, whose traced loss is what the model computes.
         devices: how many there are.
+        layouts: that are to be chosen among, if not all.
     """
     about = [
         str(step.asked.loss.closed), repr(asked.hardware), repr(asked.training), devices,
+        layouts and sorted(layouts),
         sorted((name, repr(value)) for name, value in asked.case.set.items()), asked.case.mode,
         asked.layout.model.batch_size, jax.__version__, version("jaxlib"), _own_version(),
     ]  # fmt: skip

@@ -8,8 +8,9 @@ from typing import Any
 
 from jaxpar.case import Case
 from jaxpar.core.errors import one_line
+from jaxpar.core.figures import seconds_text
 from jaxpar.report.notebook import notebook_html
-from jaxpar.search.record import Found, Refused
+from jaxpar.search.record import Found, Rated, Refused
 
 PLAN = 1
 """The form of a plan's file."""
@@ -32,17 +33,18 @@ class Search:
         question: model, hardware and what was set.
         devices: how many there are.
         found: layouts that were compiled: those that fit first, the fastest first.
+        rated: layouts with their estimates, the most promising first.
         refused: layouts that were not tried, with the reasons.
-        considered, estimated: layouts that there are, and that were estimated.
+        considered: how many layouts there are.
         seconds: that this search took.
     """
 
     question: Case
     devices: int
     found: tuple[Found, ...]
+    rated: tuple[Rated, ...]
     refused: tuple[Refused, ...]
     considered: int
-    estimated: int
     seconds: float
 
     def __repr__(self) -> str:
@@ -72,7 +74,16 @@ class Search:
     def why(self) -> tuple[str, ...]:
         """Sentences: what the winner's step consists of, and where the next ones lose."""
         if not self.found:
-            return ("no layout was compiled in this time: give a larger budget",)
+            first = next((one for one in self.rated if one.may_fit), None)
+            told = (
+                "none is estimated to fit"
+                if first is None
+                else (
+                    f"by formulas {first.candidate.name} is the most promising, "
+                    f"{seconds_text(first.estimate.seconds)} a step"
+                )
+            )
+            return (f"nothing was compiled, for which a larger budget is needed; {told}",)
         if self.winner is None:
             return ("no layout that was compiled fits",)
         parts, seconds = _parts(self.winner.prediction), self.winner.seconds
@@ -117,7 +128,7 @@ class Search:
             "hardware": self.question.hardware,
             "devices": self.devices,
             "considered": self.considered,
-            "estimated": self.estimated,
+            "estimated": len(self.rated),
             "compiled": sum("refusal" not in one.prediction for one in self.found),
             "candidates": [
                 {
@@ -132,6 +143,7 @@ class Search:
                 }
                 for rank, one in enumerate(self.found, 1)
             ],
+            "estimates": [one.record() for one in self.rated],
             "refused": [
                 {"layout": one.candidate.name, "reason": one.reason, "count": one.count}
                 for one in self.refused

@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from jaxpar.case import Case, Resolved, load_strategy
-from jaxpar.core.errors import LayoutError, RequestError, expect
+from jaxpar.case import Case
+from jaxpar.core.errors import RequestError, expect
 from jaxpar.core.kinds import whole
-from jaxpar.core.mesh import MOST_DEVICES
-from jaxpar.costs.rates import Device
-from jaxpar.layout.lay_out import lay_out
-from jaxpar.layout.record import Layout
-from jaxpar.measures.work import work
+from jaxpar.core.mesh import MOST_DEVICES, MeshShape
 from jaxpar.search.compiled import compile_all
-from jaxpar.search.enumerate import candidates
-from jaxpar.search.estimate import estimate, facts
 from jaxpar.search.kept import Kept, key_of
 from jaxpar.search.outcome import Search
-from jaxpar.search.record import Candidate, Estimate, Found, Refused
+from jaxpar.search.rating import Rating, among_given, rate
+from jaxpar.search.record import Candidate, Estimate, Found, Rated, Refused
 
 LEAST = 12
 """Layouts that are compiled before a search may stop because the rest is not promising."""
@@ -35,9 +30,6 @@ HOPELESS = 1.5
 """Estimates above this many times the best prediction are not compiled."""
 
 MOST_COMPILED = 200
-ALIKE = 0.04
-"""By so much more each further variant of one strategy and mesh is taken to cost, so that
-different layouts come first."""
 
 Watch = Callable[[int, int, Found], None]
 
@@ -45,7 +37,8 @@ Watch = Callable[[int, int, Found], None]
 def search(
     question: Case,
     *,
-    devices: int,
+    devices: int | None = None,
+    layouts: Sequence[str] | None = None,
     budget_seconds: float = 120.0,
     workers: int | None = None,
     folder: Path | None = None,
@@ -55,8 +48,10 @@ def search(
 
     Args:
         question: model, described hardware and what is set; its strategy and mesh are not read.
-        devices: how many there are.
-        budget_seconds: for compiling, that of earlier searches of the question counted.
+        devices: how many there are; those of `layouts` when None.
+        layouts: as "fsdp@data=8@remat=full", to choose among; all that can be enumerated when None.
+        budget_seconds: for compiling, that of earlier searches of the question counted; with 0
+            layouts are estimated only.
         workers: how many processes compile; as many as there are cores when None.
         folder: where what was found is kept, or None.
         watch: told (number, of how many, what was found) of each layout compiled.
@@ -66,30 +61,23 @@ def search(
         KeyboardInterrupt: what was found by then is kept.
     """
     expect("the question", question, Case, 'jaxpar.Case("llama3_8b", hardware="h100") makes one')
-    devices = whole("devices", devices, least=1, most=MOST_DEVICES)
+    among = None if layouts is None else among_given(layouts)
+    devices = _count(devices, among)
     started = time.monotonic()
     asked = replace(question, strategy="single", mesh="data=1").resolve()
-    device, step = Device(asked.hardware), asked.make(asked.layout)
-    kept = Kept(folder, key_of(asked, step, devices))
-    if not kept.about:
-        ordered, refused, considered = _ordered(question, asked, devices, device)
-        kept.about = {
-            "ordered": [[asdict(c), seconds] for c, seconds in ordered],
-            "refused": [asdict(one) for one in refused],
-            "considered": considered,
-        }
-    ordered = [(Candidate(**c), seconds) for c, seconds in kept.about["ordered"]]
-    refused = [
-        Refused(Candidate(**one["candidate"]), one["reason"], one["count"])
-        for one in kept.about["refused"]
-    ]
-    if not ordered:
-        first = refused[0].reason if refused else "no mesh has as many"
+    step = asked.make(asked.layout)
+    kept = Kept(folder, key_of(asked, step, devices, layouts))
+    rating = _read(kept.about)
+    if rating is None:
+        rating = rate(question, asked, step, devices, among)
+        kept.about = asdict(rating)
+    if not rating.rated:
+        first = rating.refused[0].reason if rating.refused else "no mesh has as many"
         raise RequestError(f"no layout on {devices} devices can be tried: {first}")
-    _compile(question, ordered, kept, budget_seconds, workers or os.cpu_count() or 1, watch)
-    by_name = {c.name: (c, seconds) for c, seconds in ordered}
+    _compile(question, rating.rated, kept, budget_seconds, workers or os.cpu_count() or 1, watch)
+    by_name = {one.candidate.name: one for one in rating.rated}
     found = [
-        Found(*by_name[name], prediction)
+        Found(by_name[name].candidate, by_name[name].estimate.seconds, prediction)
         for name, prediction in kept.found.items()
         if name in by_name
     ]
@@ -97,27 +85,67 @@ def search(
         question=question,
         devices=devices,
         found=tuple(sorted(found, key=lambda one: (not one.fits, one.seconds))),
-        refused=tuple(refused),
-        considered=kept.about["considered"],
-        estimated=len(ordered),
+        rated=rating.rated,
+        refused=rating.refused,
+        considered=rating.considered,
         seconds=time.monotonic() - started,
     )
 
 
-def _compile(question: Case, ordered, kept: Kept, budget: float, workers: int, watch) -> None:
+def _count(devices: int | None, among: Sequence[Candidate] | None) -> int:
+    """How many devices there are, which is as many as the layouts that are given have."""
+    if not among:
+        if among is not None:
+            raise RequestError("there are no layouts to choose among: leave them out to try all")
+        return whole("devices", devices, least=1, most=MOST_DEVICES)
+    own = MeshShape.parse(among[0].mesh).devices
+    if devices is not None and devices != own:
+        raise RequestError(
+            f"the mesh of {among[0].name} has {own} devices, not {devices}: say --devices {own}, "
+            "or nothing of devices"
+        )
+    return own
+
+
+def _read(about: Mapping[str, Any]) -> Rating | None:
+    """A rating as it was kept; None where there is none, or none that can be read."""
+    try:
+        rated = tuple(
+            Rated(Candidate(**one["candidate"]), Estimate(**one["estimate"]), one["usable_bytes"])
+            for one in about["rated"]
+        )
+        refused = tuple(
+            Refused(Candidate(**one["candidate"]), one["reason"], one["count"])
+            for one in about["refused"]
+        )
+        return Rating(rated, refused, about["considered"])
+    except (KeyError, TypeError):
+        return None
+
+
+def _compile(
+    question: Case,
+    rated: Sequence[Rated],
+    kept: Kept,
+    budget: float,
+    workers: int,
+    watch: Watch | None,
+) -> None:
     """Compile the most promising layouts that are not known yet, until the budget is spent."""
-    left = [(c, s) for c, s in ordered[:MOST_COMPILED] if c.name not in kept.found]
+    left = [one for one in rated[:MOST_COMPILED] if one.candidate.name not in kept.found]
     started = time.monotonic()
     spent, until = kept.spent_seconds, started + budget - kept.spent_seconds
-    todo = [_words(c.case(question)) for c, _ in left]
+    if until <= started:
+        return
+    todo = [_words(one.candidate.case(question)) for one in left]
     try:
         for number, prediction in compile_all(todo, until=until, workers=workers):
-            candidate, seconds = left[number]
+            candidate, seconds = left[number].candidate, left[number].estimate.seconds
             kept.found[candidate.name] = prediction
             kept.spent_seconds = spent + time.monotonic() - started
             kept.save()
             if watch is not None:
-                watch(len(kept.found), len(ordered), Found(candidate, seconds, prediction))
+                watch(len(kept.found), len(rated), Found(candidate, seconds, prediction))
             best = min(
                 (p["step_seconds"] for p in kept.found.values() if p.get("fits")),
                 default=float("inf"),
@@ -135,69 +163,3 @@ def _words(case: Case) -> dict[str, Any]:
         "model": case.model, "strategy": case.strategy, "mesh": case.mesh,
         "hardware": case.hardware, "mode": case.mode, "set": dict(case.set),
     }  # fmt: skip
-
-
-def _ordered(
-    question: Case, asked: Resolved, devices: int, device: Device
-) -> tuple[list[tuple[Candidate, float]], list[Refused], int]:
-    """(candidates with their estimates, the most promising first; refused; how many in all)."""
-    base, step = asked.layout, asked.make(asked.layout)
-    counted = work(step)
-    known = facts(base, float(sum(counted.flops.values())), counted.tokens, step)
-    node = asked.hardware.devices_per_node or devices
-    memory = asked.hardware.memory_bytes or 0
-    refused: dict[str, Refused] = {}
-    rated: list[tuple[Candidate, Estimate]] = []
-    considered = 0
-    for candidate, layout in _laid_out(question, base, devices, node):
-        considered += 1
-        if isinstance(layout, str):
-            reason = layout
-        else:
-            rating = estimate(layout, candidate, known, device)
-            if rating.state_bytes <= memory:
-                rated.append((candidate, rating))
-                continue
-            reason = (
-                f"parameters and optimizer state alone take {rating.state_bytes / 1e9:.1f} GB a "
-                f"device, and it has {memory / 1e9:.1f} GB"
-            )
-        first = refused.get(reason, Refused(candidate, reason, 0))
-        refused[reason] = replace(first, count=first.count + 1)
-    usable = device.reached.usable * memory
-    return _by_promise(rated, usable), list(refused.values()), considered
-
-
-def _by_promise(
-    rated: list[tuple[Candidate, Estimate]], usable: float
-) -> list[tuple[Candidate, float]]:
-    """Candidates by their estimates, those later that seem not to fit or are like earlier ones."""
-
-    def cost(one: Estimate) -> float:
-        over = one.memory_bytes / usable
-        return one.seconds * (1.0 if over <= 1 else 1.2 if over <= 1.25 else 3.0)
-
-    seen: dict[tuple[str, str], int] = {}
-    weighed = []
-    for candidate, rating in sorted(rated, key=lambda pair: cost(pair[1])):
-        about = (candidate.strategy, candidate.mesh)
-        weighed.append((cost(rating) * (1 + ALIKE * seen.get(about, 0)), candidate, rating.seconds))
-        seen[about] = seen.get(about, 0) + 1
-    return [(c, seconds) for _, c, seconds in sorted(weighed, key=lambda one: one[0])]
-
-
-def _laid_out(
-    question: Case, base: Layout, devices: int, node: int
-) -> Iterator[tuple[Candidate, Layout | str]]:
-    """Every candidate with its layout, or with why it has none; each layout is made once."""
-    made: dict[Any, Layout | str] = {}
-    for candidate in candidates(base, devices, node, chosen=frozenset(question.set)):
-        options = {n: candidate.set[n] for n in ("schedule", "chunks") if n in candidate.set}
-        about = (candidate.strategy, candidate.mesh, *options.values())
-        if about not in made:
-            try:
-                strategy = load_strategy(candidate.strategy, **options)
-                made[about] = lay_out(base.model, strategy=strategy, mesh=candidate.mesh)
-            except LayoutError as refusal:
-                made[about] = str(refusal)
-        yield candidate, made[about]

@@ -77,7 +77,7 @@ def make_step(
 def _make_plain(layout: Layout, *, optimizer, mode, microbatches, factor) -> Step:
     """The step of one network, whatever the strategy says of averaging."""
     differentiate = MODES.load(mode)
-    _check_microbatches(layout, microbatches)
+    check_microbatches(layout, microbatches)
     asked, optimization = Asked(layout, microbatches, factor), Optimization(optimizer, layout)
     differentiated = differentiate(asked)
 
@@ -151,7 +151,7 @@ def _added(parameters: Any, updates: Any) -> Any:
     return optax.apply_updates(parameters, updates)
 
 
-def _check_microbatches(layout: Layout, microbatches: int) -> None:
+def check_microbatches(layout: Layout, microbatches: int) -> None:
     """Refuse a number of microbatches that the rows do not divide into."""
     rows, shares = layout.model.batch_size, layout.row_shares
     if rows % (microbatches * shares):

@@ -3,7 +3,7 @@
 from jaxpar.cli.screen import Screen
 from jaxpar.core.figures import bytes_text, seconds_text
 from jaxpar.search.outcome import Search
-from jaxpar.search.record import Found
+from jaxpar.search.record import Candidate, Found
 
 SHOWN = 15
 REFUSED_SHOWN = 5
@@ -24,8 +24,10 @@ def show_search(screen: Screen, found: Search) -> None:
     compiled = [one for one in found.found if "refusal" not in one.prediction]
     if compiled:
         _show_ranking(screen, compiled, front)
+    else:
+        _show_estimates(screen, found)
     screen.say(
-        f"{found.considered:,} layouts considered, {found.estimated:,} estimated, "
+        f"{found.considered:,} layouts considered, {len(found.rated):,} estimated, "
         f"{len(compiled)} compiled, in {found.seconds:.0f} s"
     )
     for one in found.refused[:REFUSED_SHOWN]:
@@ -42,9 +44,7 @@ def _show_ranking(screen: Screen, compiled: list[Found], front: set[str]) -> Non
         ["strategy", "mesh", "set", "step", "MFU", "peak memory"],
         [
             [
-                one.candidate.strategy, one.candidate.mesh,
-                ", ".join(f"{name}={value}" for name, value in one.candidate.set.items()) or "-",
-                seconds_text(one.seconds), f"{one.prediction['mfu']:.1%}",
+                *_words(one.candidate), seconds_text(one.seconds), f"{one.prediction['mfu']:.1%}",
                 bytes_text(one.prediction["peak_bytes"]) + _mark(one, front),
             ]
             for one in compiled[:SHOWN]
@@ -54,6 +54,26 @@ def _show_ranking(screen: Screen, compiled: list[Found], front: set[str]) -> Non
         "step and memory are predicted; * none is both faster and smaller; ! does not fit",
         style="dim",
     )
+
+
+def _show_estimates(screen: Screen, found: Search) -> None:
+    """Show the layouts that are the most promising by formulas."""
+    screen.table(
+        ["strategy", "mesh", "set", "step", "memory"],
+        [
+            [
+                *_words(one.candidate), seconds_text(one.estimate.seconds),
+                bytes_text(one.estimate.memory_bytes) + ("" if one.may_fit else " !"),
+            ]
+            for one in found.rated[:SHOWN]
+        ],
+    )  # fmt: skip
+    screen.say("step and memory are estimated by formulas; ! will hardly fit", style="dim")
+
+
+def _words(one: Candidate) -> list[str]:
+    """The strategy, the mesh and the fields of a layout."""
+    return [one.strategy, one.mesh, ", ".join(f"{n}={v}" for n, v in one.set.items()) or "-"]
 
 
 def _mark(one: Found, front: set[str]) -> str:
