@@ -105,6 +105,8 @@ def called(op_name, kind="all-gather", borrowed=False):
 @pytest.mark.parametrize(
     ("op_name", "purpose"),
     [
+        ("jit(update)/(jvp()/reshard:transpose(jvp())/closed_call/bsd,df->bsf/reshard)", UNKNOWN),
+        ("jit(update)/(jvp()/reshard:jvp()/top_k)", ACTIVATIONS),
         ("jit(update)/jvp(weight(up.kernel))/sharding_constraint", WEIGHTS),
         ("jit(update)/(jvp(weight(a))/all_gather:jvp(weight(b))/all_gather)", WEIGHTS),
         ("jit(update)/(jvp(weight(a))/all_gather:jvp()/sort)", ACTIVATIONS),

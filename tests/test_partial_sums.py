@@ -72,6 +72,41 @@ def test_of_dims_of_one_element_a_reshape_leaves_only_those_certain_that_all_sta
     assert merged is not None and merged[1][0].is_sure
 
 
+GROUPS = """
+    %x = f32[2,8] parameter(1), sharding={devices=[8,1]<=[8]}
+    %r = f32[1,2,8] reshape(%x), metadata={op_name="jit(f)/OP"}
+    %g = f32[1,8] reduce(%r, %zero), dimensions={1}, to_apply=%add
+    %t = f32[1,8] tanh(%g)
+"""
+
+
+def test_a_dim_taken_apart_by_a_reshape_may_be_sharded_along_its_outer_part_alone():
+    """Rows in groups, a group on a device: the sum over a group's rows is whole there."""
+    zero = "%zero = f32[] constant(0)\n"
+    split = faults(zero + GROUPS.replace("OP", "reshape").replace("%x", "%y").replace("(1)", "(3)"))
+    added = faults(
+        zero + GROUPS.replace("OP", "broadcast_in_dim").replace("%x", "%y").replace("(1)", "(3)")
+    )
+    assert split == []
+    assert sorted(added) == [("not reduced", "data"), ("not reduced", "model")]
+
+
+def test_a_slice_that_begins_at_the_same_place_on_all_devices_is_nobodys_own():
+    """A device's own number minus itself is 0 everywhere, so no part of a partial sum is taken."""
+    lines = f"""
+        %id = u32[] partition-id()
+        %table = s32[8] constant({{0, 8, 0, 8, 0, 8, 0, 8}})
+        %one = s32[1] dynamic-slice(%table, %id), dynamic_slice_sizes={{1}}
+        %own = s32[] reshape(%one)
+        %zero = s32[] constant(0)
+        %begin = s32[] subtract(%own, OTHER)
+        %part = f32[8,8] dynamic-slice(%d, %begin, %zero), dynamic_slice_sizes={{8,8}}
+        %s = f32[8,8] all-reduce(%part), {OVER_MODEL}
+    """
+    assert faults(lines.replace("OTHER", "%own")) == []
+    assert faults(lines.replace("OTHER", "%zero")) == [("not reduced", "model")]
+
+
 def test_an_element_that_is_written_as_its_number_is_that_element():
     """JAX 0.11 writes `%tuple#1` where others write a get-tuple-element."""
     text = program(

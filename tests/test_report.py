@@ -106,7 +106,7 @@ def test_nothing_that_a_person_named_becomes_markup(file):
     (record,) = read(file)
     hostile = {n: v if n in KEPT else spoiled(v) for n, v in record.items()}
     harmless, shown = Tags(page([record])), Tags(page([hostile]))
-    assert {tag for tag, _ in shown.tags} <= {"wbr", *(tag for tag, _ in harmless.tags)}
+    assert {tag for tag, _ in shown.tags} <= {"wbr", "tspan", *(tag for tag, _ in harmless.tags)}
     for _, attributes in shown.tags:
         assert not [name for name in attributes if name.startswith("on")]
     scripts = sum(tag == "script" and "type" not in a for tag, a in shown.tags)
@@ -362,6 +362,49 @@ def test_a_prediction_draws_its_step_over_time():
     for track in ("compute", "communication"):
         own = [(start, start + seconds) for on, _, start, seconds, _ in stretches if on == track]
         assert all(a[1] <= b[0] + 1e-9 for a, b in zip(own, own[1:], strict=False))
+
+
+def test_times_that_may_pass_at_once_are_not_put_end_to_end():
+    """The longest bar of a layout is what its column says that a step takes at least."""
+    (record,) = read(SAVED / "2-compare.json")
+    bound = record["layouts"][0]["bounds"]
+    assert min(bound["compute_seconds"], bound["link_seconds"]) > 0
+    (spec,) = [s for s in specs_of(page([record])) if "yOffset" in s.get("encoding", {})]
+    sums: dict[str, float] = {}
+    for value in spec["data"]["values"]:
+        if value["name"] == record["layouts"][0]["layout"]:
+            sums[value["track"]] = sums.get(value["track"], 0.0) + value["size"]
+    assert len(sums) > 1 and max(sums.values()) == pytest.approx(bound["step_seconds"])
+
+
+def test_names_and_legends_of_charts_go_on_in_the_next_line_where_they_are_long():
+    """A layout with what was changed of it, and parts of many words, are cut nowhere."""
+    name = "replica+fsdp@replica=2,data=2@remat=minimal@microbatches=1"
+    parts = ["products of matrices", "what touches memory", "slowed down by collectives"]
+    values = [{"name": n, "size": 1.0, "told": "1 s", "part": part}
+              for n in (name, "data@data=4") for part in parts]  # fmt: skip
+    long = charts.bars(values, unit="seconds", colour="part", order=parts)
+    short = charts.bars(values[3:], unit="seconds", colour="part", order=parts)
+    assert "split" in long["encoding"]["y"]["axis"]["labelExpr"]
+    assert long["height"] >= 2 * 4 * 15
+    columns = [one["encoding"]["color"]["legend"]["columns"] for one in (long, short)]
+    assert columns[0] < 3 <= columns[1]
+    svg = charts.library().vegalite_to_svg({**long, "config": charts.CONFIG, "width": charts.WIDTH})
+    assert "…" not in svg and "microbatches=1" in svg
+
+
+def test_backticks_of_a_sentence_are_code_on_a_page():
+    """What a person reads in a terminal between backticks stands there as code."""
+    (record,) = read(SAVED / "2-inspect.json")
+    shown = Tags(page([record]))
+    assert "`" not in "".join(shown.text) and any(tag == "code" for tag, _ in shown.tags)
+
+
+def test_axes_of_bytes_and_of_seconds_have_their_unit():
+    """No axis says 1.4M, or 0.000525."""
+    for file in ("1-search", "2-inspect"):
+        for spec in specs_of(page(read(SAVED / f"{file}.json"))):
+            assert '"~s"' not in json.dumps(spec)
 
 
 def specs_of(text: str) -> list[dict]:

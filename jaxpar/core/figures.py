@@ -39,6 +39,17 @@ def seconds_text(seconds: float) -> str:
     return f"{size:,.2f} {unit}"
 
 
+def share_text(share: float) -> str:
+    """A share in percent, with a digit behind the point where it is small.
+
+    >>> share_text(0.314), share_text(0.0012), share_text(0.00001), share_text(0.0)
+    ('31%', '0.1%', '<0.1%', '0%')
+    """
+    if 0 < share < 0.001:
+        return "<0.1%"
+    return f"{share:.1%}" if 0 < share < 0.0995 else f"{share:.0%}"
+
+
 def number_text(value: float) -> str:
     """A number of any size, four digits of it at least.
 

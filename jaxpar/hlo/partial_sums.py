@@ -123,7 +123,8 @@ class Sums:
         if one := self.collectives.get((where.name, i.name)):
             return self._collective(where, i, one, operands)
         if (axes := self._differs(where, i)) is not None:
-            return plain(shape_of(i), differs=axes, own=axes)
+            # A number may be the same on all devices though its operands are not, as n - n is.
+            return plain(shape_of(i), differs=axes, own=axes, is_zero=self._is_zero(where, i))
         if i.opcode in ("constant", "iota", "partition-id"):
             return self._made(i)
         values = [v for v in operands if isinstance(v, Value)]
@@ -194,16 +195,21 @@ class Sums:
         return self._sharded_by(where, i, result) if i.opcode == "dynamic-slice" else result
 
     def _differs(self, where: Computation, i: Instruction) -> frozenset[str] | None:
-        """The axes along which an integer that is known on each device differs; None for none."""
+        """The axes along which an integer differs; None where it is not known on each device."""
         devices = self.module.partitions
         given = [self._numbers.get((where.name, name)) for name in i.operands]
         row = number_on_each(i, given, devices)
         if row is None:
             return None
         self._numbers[where.name, i.name] = row
-        if len(row) != prod(self.axis_sizes.values()) or devices != len(row):
+        is_table = prod(shape_of(i)) != 1
+        if is_table or len(row) != prod(self.axis_sizes.values()) or devices != len(row):
             return None
-        return varying_over(row, self.axis_sizes) or None
+        return varying_over(row, self.axis_sizes)
+
+    def _is_zero(self, where: Computation, i: Instruction) -> bool:
+        """Whether an integer that is known on each device is 0 on all of them."""
+        return not self._numbers[where.name, i.name].any()
 
     def _sharded_by(self, where: Computation, i: Instruction, value: Value) -> Value:
         """A slice, its dims sharded where each device takes its own shard of them."""

@@ -138,7 +138,8 @@ def transpose(i: Instruction, given: Sequence[Value], at: tuple[str, str], by: s
 
 def reshape(i: Instruction, given: Sequence[Value], at: tuple[str, str], by: str) -> Value:
     """Dims merged or taken apart."""
-    dims = regrouped(given[0].dims, shape_of(i))
+    may_split = i.op_name.rpartition("/")[2] == "reshape"  # others only add dims, or take them away
+    dims = regrouped(given[0].dims, shape_of(i), may_split)
     if dims is None:
         axes = given[0].sharded
         return plain(

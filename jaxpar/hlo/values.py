@@ -198,14 +198,19 @@ def _common(one: Dim, other: Dim) -> Dim:
     )
 
 
-def regrouped(dims: Iterable[Dim], shape: Sequence[int]) -> tuple[Dim, ...] | None:
+def regrouped(
+    dims: Iterable[Dim], shape: Sequence[int], may_split: bool = False
+) -> tuple[Dim, ...] | None:
     """The factors of an array, reshaped; None where they do not fit the new shape.
+
+    `may_split` says that a dim of size 1 which is new may be the sharded part of the dim behind it:
+    8 rows on 4 devices, reshaped to 4 groups of 2, are on each device 2 rows and then 1 x 2.
 
     >>> rows = (Factor("batch", 4, frozenset({"data"})),)
     >>> regrouped([rows, (Factor("sequence", 16),)], [64])[0][0].axes
     frozenset({'data'})
     """
-    todo = _settled(list(dims), shape)
+    todo = _settled(list(dims), shape, may_split)
     lost = [factor for factor in todo if factor.size == 1 and factor.axes]
     made: list[Dim] = []
     for number, size in enumerate(shape):
@@ -236,18 +241,22 @@ def regrouped(dims: Iterable[Dim], shape: Sequence[int]) -> tuple[Dim, ...] | No
     return tuple(made) if made or not lost else None
 
 
-def _settled(dims: Sequence[Dim], shape: Sequence[int]) -> list[Factor]:
+def _settled(dims: Sequence[Dim], shape: Sequence[int], may_split: bool) -> list[Factor]:
     """The factors of an array that is reshaped; dims of size 1 in doubt where some of them go.
 
-    Which of several that stand side by side went is not told by a reshape.
+    Which of several that stand side by side went is not told by a reshape. Where some are new, and
+    `may_split`, it is the dim behind them of which it is not told whether it is sharded yet.
     """
-    before, after = _ones([prod(f.size for f in dim) for dim in dims]), _ones(shape)
+    sizes = [prod(f.size for f in dim) for dim in dims]
+    before, after = _ones(sizes), _ones(shape)
     counts = Counter(at for at in before if at), Counter(at for at in after if at)
-    return [
-        replace(f, is_sure=f.is_sure and counts[0][at] == counts[1][at]) if at else f
-        for dim, at in zip(dims, before, strict=True)
-        for f in dim
-    ]
+    settled: list[Factor] = []
+    for number, (dim, at) in enumerate(zip(dims, before, strict=True)):
+        behind = prod(sizes[:number])
+        split = may_split and not at and counts[1][behind] > counts[0][behind]
+        sure = counts[0][at] == counts[1][at] if at else not split
+        settled += [replace(f, is_sure=f.is_sure and sure) for f in dim]
+    return settled
 
 
 def _ones(sizes: Sequence[int]) -> list[int]:

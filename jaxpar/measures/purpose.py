@@ -8,6 +8,7 @@ import re
 
 from jaxpar.core.scopes import WEIGHT, weight_in
 from jaxpar.hlo.collectives import Collective
+from jaxpar.hlo.parts import combined_names
 from jaxpar.strategies.record import (
     ALL_GATHER,
     ALL_REDUCE,
@@ -34,11 +35,11 @@ def weight_of(one: Collective) -> str | None:
 def purpose_of(one: Collective) -> str:
     """What a collective moves: WEIGHTS, ACTIVATIONS, what the OPTIMIZER computes with, or UNKNOWN.
 
-    XLA joins collectives and their names with them, `a:b`; one that has a part of another kind is
-    of that kind. Of one that lost its name nothing is known. Only gathers are of weights or of
-    activations: what is summed over devices is a gradient as often as not.
+    XLA joins collectives and their names with them, `a:b` or `f/(a:b)`; one that has a part of
+    another kind is of that kind. Of one that lost its name nothing is known. Only gathers are of
+    weights or of activations: what is summed over devices is a gradient as often as not.
     """
-    names = one.op_name.split(":")
+    names = combined_names(one.op_name)
     if one.kind == ALL_TO_ALL and all(WEIGHT.search(name) for name in names):
         return WEIGHTS  # rows of a table, which travel instead of the table
     if one.kind != ALL_GATHER:
@@ -62,7 +63,7 @@ def _is_optimizers(one: Collective) -> bool:
     name = one.op_name
     if one.borrowed or not name or _LOSS.search(name) or _ON_SHARDS.search(name):
         return False
-    return one.kind != ALL_REDUCE and not any(map(_RESHARDED.search, name.split(":")))
+    return one.kind != ALL_REDUCE and not any(map(_RESHARDED.search, combined_names(name)))
 
 
 def kinds_of(kind: str, purpose: str) -> frozenset[str]:

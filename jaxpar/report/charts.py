@@ -19,6 +19,13 @@ from jaxpar.report.palette import KINDS
 WIDTH = 660
 """Of a still chart, in pixels; on a page a chart is as wide as it has room."""
 
+LETTER = 6.6
+"""Pixels that a letter of a chart takes, on the average of words."""
+LONGEST = 46
+"""Letters of a name that stand in one line beside a bar."""
+LINES = "split(replace(datum.label, /([^,@]+,[^,@]+),/g, '$1,@'), '@')"
+"""The name of a layout in several lines, as Vega computes it: its parts, and two axes a line."""
+
 MISSING = 'charts need the extra report: pip install "jaxpar[report]"'
 
 CONFIG = {
@@ -105,7 +112,12 @@ def javascript() -> str:
 
 
 def bars(
-    values: Sequence[Mapping[str, Any]], *, unit: str, colour: str, order: Sequence[str]
+    values: Sequence[Mapping[str, Any]],
+    *,
+    unit: str,
+    colour: str,
+    order: Sequence[str],
+    beside: str = "",
 ) -> dict[str, Any]:
     """Stacked bars, one for each `name`, of parts with `size` and `told`, coloured by a field.
 
@@ -114,20 +126,31 @@ def bars(
         unit: of the sizes, the title of their axis.
         colour: the field that tells parts apart.
         order: its values, in the order in which they are stacked.
+        beside: a field; parts that differ in it are no sum, and stand below each other.
     """
     names = list(dict.fromkeys(value["name"] for value in values))
-    axis = _axis(unit)
+    tracks = list(dict.fromkeys(value[beside] for value in values)) if beside else [""]
+    longest = max(map(len, names), default=0)
+    lines = max(len(name.split("@")) for name in names) if longest > LONGEST else 1
+    named = {"ticks": False, "domain": False}
+    if longest > LONGEST:
+        named |= {"labelExpr": LINES, "labelOffset": -7 * (lines - 1)}
+    label = LETTER * min(longest, LONGEST) if len(names) > 1 else 0.0
+    legend = {"columns": columns(order, WIDTH - label)}
     return {
         "data": {"values": [{**v, "place": order.index(v[colour])} for v in values]},
-        "height": max(26, 24 * len(names)),
+        "height": max(26, max(24, 10 * len(tracks) + 8, 15 * lines) * len(names)),
+        "usermeta": {"lines": LINES},
         "mark": {"type": "bar", "height": {"band": 0.75}},
         "encoding": {
             "y": {"field": "name", "type": "nominal", "sort": names, "title": None,
-                  "axis": None if len(names) < 2 else {"ticks": False, "domain": False}},
+                  "axis": named if len(names) > 1 else None},
+            **({"yOffset": {"field": beside, "type": "nominal", "sort": tracks}}
+               if len(tracks) > 1 else {}),
             "x": {"field": "size", "type": "quantitative", "title": unit,
-                  "axis": axis, "stack": "zero"},
+                  "axis": axis_of(unit), "stack": "zero"},
             "color": {"field": colour, "type": "nominal", "sort": list(order),
-                      **({"legend": None} if len(order) < 2 else {}),
+                      "legend": legend if len(order) > 1 else None,
                       "scale": {"domain": list(order), "range": list(colours(len(order)))}},
             "order": {"field": "place", "type": "quantitative"},
             "tooltip": [{"field": "name", "title": "of"}, {"field": colour, "title": "part"},
@@ -136,7 +159,13 @@ def bars(
     }  # fmt: skip
 
 
-def _axis(unit: str) -> dict[str, Any]:
+def columns(entries: Iterable[str], room: float) -> int:
+    """In how many columns a legend of these entries stands without being cut."""
+    widest = LETTER * max(map(len, entries)) + 30
+    return max(1, min(4, int(room // widest)))
+
+
+def axis_of(unit: str) -> dict[str, Any]:
     """The axis of sizes in a unit, its numbers as people write them: 200 ms, 40 GB."""
     short = {"seconds": "s", "bytes": "B"}.get(unit.partition(" ")[0], "")
     value = "format(datum.value, '~s')"

@@ -43,6 +43,18 @@ def raw(tag: str, text: str, **attributes: object) -> Element:
     return made
 
 
+def coded(sentence: str) -> list[Child]:
+    """A sentence of ours, what stands between backticks in it as code.
+
+    >>> render(element("p", coded("sharded over `data`: 2 ways")))
+    '<p>sharded over <code>data</code>: 2 ways</p>'
+    """
+    parts = sentence.split("`")
+    if len(parts) % 2 == 0:  # one of them has no other
+        return [sentence]
+    return [element("code", part) if n % 2 else part for n, part in enumerate(parts)]
+
+
 def words(root: Element) -> str:
     """All text of an element, without its markup."""
     return " ".join("".join(root.itertext()).split())

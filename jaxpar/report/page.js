@@ -33,17 +33,22 @@ function draw(figure) {
   plot.dataset.drawn = "yes";
   const spec = JSON.parse(figure.querySelector("script").textContent);
   spec.width = "container";
-  if (plot.clientWidth < 520) {
+  const { y, color } = spec.encoding || spec.layer[0].encoding;
+  const isNarrow = plot.clientWidth < 520;
+  if (isNarrow) {
     spec.config.legend.columns = plot.clientWidth < 420 ? 1 : 2;
     spec.config.axis.labelLimit = 150;
-    const { y } = spec.encoding || spec.layer[0].encoding;
     if (y.field === "name" && y.axis) {
       // The parts of a layout's name, one below the other, so that none is cut.
-      y.axis.labelExpr = "split(datum.label, '@')";
-      const lines = Math.max(...(y.sort || []).map((name) => name.split("@").length));
-      spec.height *= Math.max(1, 0.1 + 0.65 * lines);
+      y.axis.labelExpr = spec.usermeta.lines;
+      const axes = (mesh) => Math.ceil(mesh.split(",").length / 2);
+      const lines = (name) => name.split("@").reduce((sum, part) => sum + axes(part), 0);
+      const most = Math.max(1, ...(y.sort || []).map(lines));
+      spec.height = Math.max(spec.height, (15 * most + 6) * (y.sort || []).length);
+      y.axis.labelOffset = -7 * (most - 1); // a name's first line stands where its bar is, else
     }
   }
+  if (isNarrow && color && color.legend) delete color.legend.columns;
   const room = document.createElement("div");
   room.style.width = "100%";
   plot.append(room);

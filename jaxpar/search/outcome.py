@@ -93,9 +93,10 @@ class Search:
         for other in [one for one in self.found[1:] if one.fits][:2]:
             more = {n: t - parts[n] for n, t in _parts(other.prediction).items()}
             worst = max(more, key=lambda n: more[n])
+            share = other.seconds / seconds - 1
+            longer = f"{share:.1%} longer: {PARTS[worst]} +{seconds_text(more[worst])}"
             sentences.append(
-                f"{other.candidate.name} takes {other.seconds / seconds - 1:.1%} longer: "
-                f"{PARTS[worst]} {more[worst]:+.3f} s"
+                f"{other.candidate.name} takes {longer if share >= 0.001 else 'as long'}"
             )
         return tuple(sentences)
 

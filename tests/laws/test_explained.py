@@ -59,6 +59,7 @@ CASES = (
     case("h100", "transformer", "zero1", "auto", 1, BOTH),
     case("h100", "transformer", "pipeline", "auto", 4, "pipe=2,data=2,model=2"),
     case("h100", "moe", "expert", "auto", 1, BOTH),
+    case("h100", "transformer", "replica+fsdp", "auto", 1, "replica=2,data=4"),
 )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxpar.core.figures import bytes_text, place_text
 from jaxpar.report.charts import bars, chart
-from jaxpar.report.elements import Child, Element, element
+from jaxpar.report.elements import Child, Element, coded, element
 from jaxpar.report.marks import mark
 from jaxpar.report.section import Record, Section
 from jaxpar.report.tables import Cell, Column, table
@@ -108,7 +108,7 @@ def _why(row: Mapping[str, Any]) -> list[Child]:
     """Its reason if there is one, then the module and the line."""
     reason, module, source = row.get("reason"), row.get("module"), _source(row)
     places = ", ".join(filter(None, (module, source)))
-    return [f"{reason} " if reason else None, element("span", places, class_="quiet")]
+    return [coded(f"{reason} ") if reason else None, element("span", places, class_="quiet")]
 
 
 def _of(row: Mapping[str, Any]) -> str:

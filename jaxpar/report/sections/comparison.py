@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxpar.core.catalogue import STRATEGIES
-from jaxpar.core.figures import bytes_text, flops_text, seconds_text
+from jaxpar.core.figures import bytes_text, flops_text, seconds_text, share_text
 from jaxpar.report.charts import bars, chart
-from jaxpar.report.elements import Element, element
+from jaxpar.report.elements import Element, coded, element
 from jaxpar.report.marks import mark
 from jaxpar.report.section import Record, Section
 from jaxpar.report.sections.memory import capacity, parts_of
@@ -17,11 +17,12 @@ CHARTED = 40
 """Layouts in a chart: the first; all are in the table."""
 
 BOUNDS = {
-    "compute_seconds": "products",
-    "recomputation_seconds": "products computed again",
-    "link_seconds": "communication inside nodes",
-    "network_seconds": "communication between nodes",
+    "compute_seconds": ("products", "compute"),
+    "recomputation_seconds": ("products computed again", "compute"),
+    "link_seconds": ("communication inside nodes", "links"),
+    "network_seconds": ("communication between nodes", "network"),
 }
+"""An entry of a bound -> its title, and what it keeps busy: these three can be busy at once."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ def _strategies(layouts: Sequence[Record]) -> Element:
     named = [str(one.get("strategy") or str(one["layout"]).partition("@")[0]) for one in layouts]
     parts = dict.fromkeys(part for name in named for part in name.split("+"))
     known = [name for name in parts if name in STRATEGIES.names()]
-    items = [element("li", element("b", name), f": {STRATEGIES.summary(name)}") for name in known]
+    items = [
+        element("li", element("b", name), ": ", coded(STRATEGIES.summary(name))) for name in known
+    ]
     return element("ul", items, class_="quiet")
 
 
@@ -80,7 +83,7 @@ def _columns() -> list[tuple[Column, Callable[[Record], Any], Callable[[Any], st
         (Column("step at least", predicted), lambda r: (r.get("bounds") or {}).get("step_seconds"),
          seconds_text),
         (Column("memory", measured), _total, bytes_text),
-        (Column("of a device's", measured), _share, lambda s: f"{s:.0%}"),
+        (Column("of a device's", measured), _share, share_text),
         (Column("communication", measured), lambda r: r.get("bytes_per_step"), bytes_text),
         (Column("inside nodes", measured), lambda r: _bytes(r, "inside_nodes"), bytes_text),
         (Column("between nodes", measured), lambda r: _bytes(r, "between_nodes"), bytes_text),
@@ -162,17 +165,18 @@ def _charts(made: Sequence[Record]) -> list[Element]:
     ]  # fmt: skip
     time = [
         (one["layout"], {title: (one.get("bounds") or {}).get(key) or 0.0
-                         for key, title in BOUNDS.items()})
+                         for key, (title, _) in BOUNDS.items()})
         for one in made
     ]  # fmt: skip
+    tracks = dict(BOUNDS.values())
     has = next((h for one in made if (h := (one.get("memory") or {}).get("device_bytes"))), None)
     charts = [
         _stacked(memory, "memory of one device by what it holds", "bytes of one device",
                  bytes_text, "measured", has),
         _stacked(traffic, "communication by the mesh axes that it goes over",
                  "bytes per device per step", bytes_text, "measured"),
-        _stacked(time, "least time of each part of a step", "seconds", seconds_text,
-                 "predicted"),
+        _stacked(time, "least time of what may pass at once: a step takes no less than the longest",
+                 "seconds", seconds_text, "predicted", tracks=tracks),
     ]  # fmt: skip
     return [drawn for drawn in charts if drawn is not None]
 
@@ -184,18 +188,21 @@ def _stacked(
     text: Callable[[float], str],
     kind: str,
     full: float | None = None,
+    tracks: Mapping[str, str] | None = None,
 ) -> Element | None:
-    """A bar a layout; None where there is nothing to draw."""
+    """A bar a layout, or one for each of its tracks; None where there is nothing to draw."""
     values = [
-        {"name": name, "size": size, "told": text(size), "part": part}
+        {"name": name, "size": size, "told": text(size), "part": part,
+         **({"track": tracks[part]} if tracks else {})}
         for name, parts in named
         for part, size in parts.items()
         if size
-    ]
+    ]  # fmt: skip
     if not values:
         return None
     order = list(dict.fromkeys(value["part"] for value in values))
-    spec = bars(values, unit=unit, colour="part", order=order)
+    spec = bars(values, unit=unit, colour="part", order=order,
+                beside="track" if tracks else "")  # fmt: skip
     largest = max(sum(parts.values()) for _, parts in named)
     if full and full < 4 * largest:
         layers = [{n: spec.pop(n) for n in ("data", "mark", "encoding")}, capacity(full)]

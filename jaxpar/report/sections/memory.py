@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxpar.core.figures import bytes_text
-from jaxpar.report.charts import bars, chart, colours
+from jaxpar.report.charts import axis_of, bars, chart, colours
 from jaxpar.report.elements import Child, Element, element
 from jaxpar.report.marks import mark
 from jaxpar.report.section import Record, Section
@@ -91,7 +91,7 @@ def _curve(memory: Mapping[str, Any]) -> dict[str, Any]:
         "encoding": {
             "x": {"field": "at", "type": "quantitative", "title": "place in the schedule"},
             "y": {"field": "size", "type": "quantitative", "stack": "zero",
-                  "title": "bytes of one device", "axis": {"format": "~s"}},
+                  "title": "bytes of one device", "axis": axis_of("bytes")},
             "color": {"field": "part", "type": "nominal", "sort": order,
                       "scale": {"domain": order, "range": list(colours(len(order)))}},
             "tooltip": [{"field": "part"}, {"field": "told", "title": "takes"},

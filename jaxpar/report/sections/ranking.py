@@ -1,7 +1,7 @@
 """A search: layouts ranked by predicted time, time against memory, and why the first is first."""
 
 from jaxpar.core.figures import bytes_text, seconds_text
-from jaxpar.report.charts import bars, chart
+from jaxpar.report.charts import axis_of, bars, chart
 from jaxpar.report.elements import Element, element
 from jaxpar.report.section import Record, Section
 from jaxpar.report.sections.prediction import parts_of
@@ -63,9 +63,9 @@ def _front(made: list[Record]) -> Element:
     order = ["none is better", "fits", "does not fit"]
     axes = {
         "x": {"field": "size", "type": "quantitative", "title": "bytes of one device at the peak",
-              "axis": {"format": "~s"}, "scale": {"zero": False}},
+              "axis": axis_of("bytes"), "scale": {"zero": False}},
         "y": {"field": "seconds", "type": "quantitative", "title": "seconds of a step",
-              "scale": {"zero": False}},
+              "axis": axis_of("seconds"), "scale": {"zero": False}},
     }  # fmt: skip
     spec = {
         "data": {"values": values},

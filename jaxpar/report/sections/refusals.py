@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 
-from jaxpar.report.elements import Element, element
+from jaxpar.report.elements import Element, coded, element
 from jaxpar.report.section import Record, Section
 
 
 def _draw(record: Record) -> list[Element]:
     """A list of sentences."""
     items = [
-        element("li", element("b", name), ": " if name else None, sentence)
+        element("li", element("b", name), ": " if name else None, coded(sentence))
         for name, sentence in _sentences(record)
     ]
     return [element("ul", items, class_="refused")] if items else []

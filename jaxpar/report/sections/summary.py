@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from jaxpar.core.catalogue import STRATEGIES
 from jaxpar.core.figures import bytes_text, flops_text, seconds_text
-from jaxpar.report.elements import Child, Element, element
+from jaxpar.report.elements import Child, Element, coded, element
 from jaxpar.report.marks import mark
 from jaxpar.report.section import Record, Section
 
@@ -18,7 +18,7 @@ def _draw(record: Record) -> list[Element]:
         for name, text, kind in _figures(record)
     ]
     known = [name for name in str(record["strategy"]).split("+") if name in STRATEGIES.names()]
-    says = [[element("b", name), f": {STRATEGIES.summary(name)} "] for name in known]
+    says = [[element("b", name), ": ", coded(f"{STRATEGIES.summary(name)} ")] for name in known]
     return [element("p", *says), element("dl", figures, class_="figures")]
 
 
