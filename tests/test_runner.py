@@ -62,6 +62,7 @@ BAD = [
     ("run data_paralel", "unknown experiment 'data_paralel': did you mean 'data_parallel'"),
     ("bench overhed", "unknown benchmark 'overhed': did you mean 'overhead'"),
     # Words that are no request.
+    ("run hybrid_parallel --hardware nosuch", "unknown hardware 'nosuch'"),
     ("bench soak --minutes 0", "--minutes 0.0: use more than 0"),
     ("train", "'train' needs a MODEL"),
     ("train mlp convnet", "'train' takes one MODEL, and got mlp convnet"),
