@@ -5,6 +5,7 @@ machine counts, files that are none, factories that do anything, and Python's ow
 """
 
 import datetime
+import json
 import os
 import re
 import sys
@@ -16,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from small import needs_gpu_compiler
@@ -225,6 +227,31 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(name, capsys,
     make()
     refused(["train", "mlp", *ON_TWO, "--out", place], capsys)
     assert "--picture" in refused(["list", "--picture", f"{place}/x.svg"], capsys)
+
+
+@pytest.mark.parametrize("weights", ["nosuch", "empty", "/dev/zero", "x" * 5000, "other"])
+def test_weights_that_are_none_are_refused_before_the_work(weights, capsys, monkeypatch):
+    """Compiling takes minutes, and their shapes are known without it."""
+    monkeypatch.setattr("jaxpar.cli.verbs.train.compile_step", None)
+    Path("empty").mkdir()
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(Path("other").absolute(), {"w": np.ones(3)})
+    said = refused(["train", "mlp", *ON_TWO, "--weights", weights], capsys)
+    assert said.startswith(f"jaxpar: {'checkpoint' if weights[0] in 'xo' else 'weights'}")
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["--timeline x.svg --picture ./x.svg", "--hardware h.json --timeline h.json",
+     "--plan p.json --timeline p.json", "--timeline a.html --report a.html"],
+)  # fmt: skip
+def test_one_file_in_two_options_is_refused(options, capsys, monkeypatch):
+    """What is written would take the place of what was read, or written before."""
+    monkeypatch.setattr("jaxpar.case.Case.resolve", None)
+    Path("h.json").write_text('{"like": "h100"}')
+    plan = {"plan": 1, "model": "mlp", "strategy": "data", "mesh": "data=2", "mode": "auto"}
+    Path("p.json").write_text(json.dumps({**plan, "set": {}}))
+    assert "name two different files" in refused(["predict", "mlp", *options.split()], capsys)
 
 
 @pytest.mark.parametrize("name", TAKEN)

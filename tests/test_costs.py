@@ -175,7 +175,8 @@ def test_figures_can_be_told_otherwise(tmp_path):
     with pytest.raises(RequestError, match="no speed to change"):
         with_figures(HARDWARE.load("cpu")(), {"memory": 0.5})
     for text in ("", "[]", "{}", '{"like": 3}', '{"like": "h100", "figures": []}',
-                 '{"like": "h100", "speed": 1}', '{"like": "h100", "name": "a\\nb"}'):  # fmt: skip
+                 '{"like": "h100", "speed": 1}', '{"like": "h100", "name": "a\\nb"}',
+                 '{"like": "h100", "name": " "}'):  # fmt: skip
         file.write_text(text)
         with pytest.raises(RequestError, match="ours.json"):
             hardware_of(str(file))

@@ -63,15 +63,18 @@ def two(run, tmp_path_factory):
 
     start = Multiprocess(tmp_path_factory.mktemp("two"))
     meshes = list(ROWS)
-    return start(several.everything, CASES, 4, meshes, str(run), environment=QUICKLY)
+    how = {"environment": QUICKLY, "most_seconds": 600}  # others may use the machine too
+    return start(several.everything, CASES, 4, meshes, str(run), **how)
 
 
 def test_two_processes_train_as_one_does(two):
-    """To rounding: gloo may add in another order; and each process is told the same losses."""
+    """Bit for bit where no sum is over more than two devices, for gloo adds in a ring, and one
+    process in the devices' order; else to rounding. Each process is told the same losses."""
     assert len(two.control["losses"]) == len(CASES)
     for value in two.values:
         for named, losses in two.control["losses"].items():
-            assert value["losses"][named] == pytest.approx(losses, rel=1e-6), named
+            same = losses if "=4" not in named else pytest.approx(losses, rel=1e-6)
+            assert value["losses"][named] == same, named
             assert len(set(losses)) > 3, named
 
 

@@ -1,6 +1,7 @@
 """Records as JSON: every form there was is read as today's, newer ones refused; what differs."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ def test_a_record_of_training_finds_its_curves_beside_it():
 REFUSED = {
     "newer": ({"schema": SCHEMA + 1, "kind": "inspect"}, "newer jaxpar"),
     "odd": ({"schema": "one"}, "whole number"),
+    "true": ({"schema": True, "kind": "verify"}, "whole number"),
     "other": ({"name": "a package"}, "no record of jaxpar"),
     "list": ([1, 2], "JSON object"),
     "text": ("", "another value"),
@@ -68,6 +70,18 @@ def test_what_is_no_json_is_refused(text, tmp_path):
     for missing in (tmp_path / "none.json", tmp_path / "folder"):
         with pytest.raises(RequestError):
             read(missing)
+
+
+def test_a_file_without_end_is_not_read_to_its_end(monkeypatch):
+    """A device, of which all memory would be filled; a pipe of what a command prints is a file."""
+    monkeypatch.setattr("jaxpar.report.records.MOST_BYTES", 1000)
+    with pytest.raises(RequestError, match="more than 1,000 bytes"):
+        read(Path("/dev/zero"))
+    reading, writing = os.pipe()
+    os.write(writing, b'{"schema": 2, "kind": "verify"}')
+    os.close(writing)
+    assert read(Path(f"/dev/fd/{reading}"))[0]["kind"] == "verify"
+    os.close(reading)
 
 
 def test_a_run_that_was_killed_in_a_line_is_read_up_to_it(tmp_path):

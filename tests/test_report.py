@@ -286,6 +286,9 @@ def test_a_record_that_was_tampered_with_is_no_traceback(name, value, capsys, tm
     assert status in (0, 2)
     assert status == 0 or ("odd.json" in said and said.count("\n") == 1)
     assert (tmp_path / "page.html").exists() == (status == 0)
+    whole = str(SAVED / "0-inspect-pipeline.json")
+    status, _, said = run(["diff", whole, str(tmp_path / "odd.json")], capsys)
+    assert status == 0 or (status == 2 and "odd.json" in said and said.count("\n") == 1)
 
 
 EXPLAINED = {

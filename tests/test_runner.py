@@ -62,6 +62,8 @@ BAD = [
     ("run data_paralel", "unknown experiment 'data_paralel': did you mean 'data_parallel'"),
     ("bench overhed", "unknown benchmark 'overhed': did you mean 'overhead'"),
     # Words that are no request.
+    ("run hybrid_parallel --hardware nosuch", "unknown hardware 'nosuch'"),
+    ("bench soak --minutes 0", "--minutes 0.0: use more than 0"),
     ("train", "'train' needs a MODEL"),
     ("train mlp convnet", "'train' takes one MODEL, and got mlp convnet"),
     ("list mlp", "'list' takes no name"),
@@ -71,6 +73,7 @@ BAD = [
     ("train mlp --set width", "write field=value"),
     ("train mlp --set width=abc", "width is a whole number .* 'abc' is not"),
     ("verify mlp --strategy data+", "a name is missing beside"),
+    ("verify mlp --strategy data+fsdp+data", "'data' is there twice"),
     ("inspect no.such:model", "cannot import 'no.such'"),
     ("inspect os:getcwd", "the factory returned str; return what jaxpar.model"),
     # Options that would be obeyed in silence, or not at all.

@@ -166,7 +166,7 @@ def test_a_plan_is_the_layout_of_a_command(tmp_path, capsys):
     assert execute([*command, "--set", "width=64"], program="jaxpar") == 0
     wide = json.loads(capsys.readouterr().out)
     assert wide["parameters"] > record["parameters"]
-    wrong = ({"set": 3}, {"mesh": 3}, {"set": {"a": [1]}})
+    wrong = ({"set": 3}, {"mesh": 3}, {"mesh": " "}, {"set": {"a": [1]}}, {"plan": True})
     texts = ["", "[]", "{}", '{"plan": 2}', *(json.dumps({**plan, **one}) for one in wrong)]
     for text in texts:
         file.write_text(text)

@@ -138,6 +138,7 @@ def _obey(argv: list[str], program: str, files: list[Path]) -> int:
         options = planned(options)
         name, *words = options.words
     _check_words(name, words, program)
+    command_line.check_files(options)
     if options.picture is not None:
         command_line.check_picture(options.picture, options.out)
     if options.report is not None:

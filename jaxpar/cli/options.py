@@ -117,6 +117,21 @@ def check_picture(picture: str, out: str | None) -> None:
         raise RequestError(f"--picture {picture} is --out's folder too: name another file")
 
 
+FILES = ("plan", "hardware", "data", "weights", "timeline", "picture", "report")
+"""Options that name a file which is read, or one that is written."""
+
+
+def check_files(options: Options) -> None:
+    """Refuse one file in two options: what is written second would be all that is left of it."""
+    seen: dict[str, str] = {}
+    for name in FILES:
+        if name not in options.given or "\0" in (file := str(options.values[name])):
+            continue
+        other = seen.setdefault(os.path.realpath(file), name)
+        if other != name:
+            raise RequestError(f"--{other} and --{name} are both {file}: name two different files")
+
+
 def check_auto(options: Options) -> None:
     """Refuse `--mesh auto` where no run is resumed whose mesh is to be kept as far as it can be."""
     if not options.resume:

@@ -50,12 +50,13 @@ def read_plan(path: Path) -> Mapping[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise RequestError(f"--plan {path}: cannot read it ({words_of(error)})") from error
-    if not isinstance(record, dict) or record.get("plan") != PLAN:
+    form = record.get("plan") if isinstance(record, dict) else None
+    if type(form) is not type(PLAN) or form != PLAN:  # to Python, True is the number 1
         raise RequestError(
             f"--plan {path}: it is no plan of this version ({PLAN}): let search write it"
         )
     for name in _WORDS:
-        if not isinstance(record.get(name), str):
+        if not isinstance(word := record.get(name), str) or not word.strip():
             raise RequestError(f"--plan {path}: its {name} is no word: let search write it")
     fields = record.get("set")
     plain = isinstance(fields, dict) and all(

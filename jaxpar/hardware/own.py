@@ -76,7 +76,7 @@ def hardware_of(named: str) -> Hardware:
     words = {"name": Path(named).stem, "source": base.source}
     words |= {name: record[name] for name in words if name in record}
     for name, word in words.items():
-        if not isinstance(word, str) or not word.isprintable() or len(word) > 400:
+        if not isinstance(word, str) or not word.isprintable() or not 0 < len(word.strip()) <= 400:
             raise RequestError(f"{named}: {name} is no line of text")
     made = replace(with_figures(base, told, f"{named}: "), **words)
     if "here" in record:

@@ -5,7 +5,8 @@ now, newer ones refused.
 import json
 import math
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +17,9 @@ from jaxpar.core.errors import RequestError, words_of
 SCHEMA = 2
 """The form that records have now. Whoever renames or takes away an entry raises it, and adds to
 `UPGRADES` how a record of the form before becomes one of this."""
+
+MOST_BYTES = 2**29
+"""Of a file of records: a device would be read until no memory is left."""
 
 PACKAGES = ("jaxpar", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -91,6 +95,26 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [completed(upgraded(value, str(path)), path.parent) for value in values]
 
 
+@contextmanager
+def as_written(names: Iterable[str]) -> Iterator[None]:
+    """Within, records are used, and one that is not as jaxpar writes them is refused.
+
+    Files come from anywhere: one that has a record's names may hold anything under them.
+
+    Args:
+        names: of the files.
+    """
+    try:
+        yield
+    except RequestError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        raise RequestError(
+            f"{', '.join(names)}: not as jaxpar writes records ({words_of(error)}): name what "
+            "--json printed"
+        ) from error
+
+
 def completed(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """A record of training with its curves, where the file of its metrics is still there.
 
@@ -117,7 +141,7 @@ def upgraded(record: Mapping[str, Any], name: str) -> dict[str, Any]:
         RequestError: for a newer form, or for what is no record.
     """
     schema = record.get("schema", 0)
-    if not isinstance(schema, int) or schema < 0:
+    if type(schema) is not int or schema < 0:  # to Python, True is the number 1
         raise RequestError(f"{name}: its schema is {schema!r}, and a schema is a whole number")
     if schema > SCHEMA:
         raise RequestError(
@@ -167,7 +191,7 @@ UPGRADES: Mapping[int, Callable[[Mapping[str, Any]], dict[str, Any]]] = {0: _fro
 def _values(path: Path) -> Iterator[dict[str, Any]]:
     """Every JSON object of a file, one after another; a last line that was cut is left out."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _text(path)
     except (OSError, ValueError) as error:
         raise RequestError(f"{path}: cannot read it ({words_of(error)})") from error
     decoder, at = json.JSONDecoder(), 0
@@ -184,6 +208,15 @@ def _values(path: Path) -> Iterator[dict[str, Any]]:
         if not isinstance(value, dict):
             raise RequestError(f"{path}: a record is a JSON object, and this has another value")
         yield value
+
+
+def _text(path: Path) -> str:
+    """The text of a file, or of a pipe; ValueError for one that goes on and on, or is no text."""
+    with path.open("rb") as file:
+        found = file.read(MOST_BYTES + 1)
+    if len(found) > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES:,} bytes, and no record is as long")
+    return found.decode("utf-8")
 
 
 def _of_lines(path: Path, values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

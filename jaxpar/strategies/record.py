@@ -299,7 +299,7 @@ def _on(table: Mapping[str, frozenset[str]], axis: str) -> frozenset[str]:
 
 
 def parts(text: str) -> tuple[str, ...]:
-    """The names in `fsdp+tensor`, refusing an empty one.
+    """The names in `fsdp+tensor`, refusing an empty one, and one that is there twice.
 
     >>> parts("fsdp+tensor")
     ('fsdp', 'tensor')
@@ -307,4 +307,6 @@ def parts(text: str) -> tuple[str, ...]:
     names = tuple(piece.strip() for piece in text.split("+"))
     if not all(names):
         raise RequestError(f"strategy '{text}': a name is missing beside '+'; write fsdp+tensor")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise RequestError(f"strategy '{text}': '{twice}' is there twice; name each once")
     return names

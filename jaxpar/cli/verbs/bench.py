@@ -21,10 +21,11 @@ def verb(options: Options, screen: Screen) -> int:
     benchmark = catalogue.load(name)
     if not 1 <= options.rounds <= MOST_ROUNDS:
         raise RequestError(f"--rounds {options.rounds}: use 1 or more, and {MOST_ROUNDS} at most")
+    minutes = _minutes(options, name, benchmark)
     screen.say(catalogue.summary(name), style="bold")
     simulate_devices(8)
     rows = []
-    for row in benchmark(options.rounds, **_minutes(options, name, benchmark)):
+    for row in benchmark(options.rounds, **minutes):
         rows.append(row)
         screen.say("  " + ", ".join(f"{k} {entry_text(k, v)}" for k, v in row.items()))
     screen.finish({"benchmark": name, "rows": rows})

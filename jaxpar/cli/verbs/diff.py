@@ -14,7 +14,7 @@ from jaxpar.cli.show.difference import show_difference
 from jaxpar.core.errors import LayoutError, RequestError
 from jaxpar.measures.inspect import inspect
 from jaxpar.report.difference import difference, differences
-from jaxpar.report.records import read
+from jaxpar.report.records import as_written, read
 
 TAKES = "A B [C]"
 READS = ("hardware", "mode", "batch", "microbatches", "set", "report")
@@ -54,4 +54,5 @@ def _of_records(before: str, after: str) -> list[dict[str, Any]]:
                 f"diff: there is no file '{name}': name two records that --json printed, or a "
                 "model and two layouts"
             )
-    return differences((before, read(Path(before))), (after, read(Path(after))))
+    with as_written((before, after)):
+        return differences((before, read(Path(before))), (after, read(Path(after))))

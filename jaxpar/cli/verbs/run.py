@@ -28,11 +28,11 @@ def verb(options: Options, screen: Screen) -> int:
         experiment = replace(experiment, cases=cases)
     rows_file = unused(options.file(name, "rows.jsonl"))
     started = time.perf_counter()
-    screen.say(catalogue.summary(name), style="bold")
     # CPU devices can be asked for once only, so ask for the largest mesh first.
     simulated = [case.mesh or "data=8" for case in experiment.cases if _simulates(case.hardware)]
     if simulated:
         simulate_devices(max(MeshShape.parse(mesh).devices for mesh in simulated))
+    screen.say(catalogue.summary(name), style="bold")
     rows = []
     make_folder(rows_file)
     screen.files.append(rows_file)

@@ -28,7 +28,7 @@ from jaxpar.program.record import Program, compile_step
 from jaxpar.runtime.checkpoint.folder import checkpoints_in
 from jaxpar.runtime.checkpoint.restoring import Restored, restore
 from jaxpar.runtime.checkpoint.resuming import differences
-from jaxpar.runtime.checkpoint.weights import start_from
+from jaxpar.runtime.checkpoint.weights import folder_of_weights, start_from
 from jaxpar.runtime.evaluate import bits
 from jaxpar.runtime.metrics_file import cut_back
 from jaxpar.runtime.outcome import Outcome, TrainingStopped
@@ -90,6 +90,9 @@ def verb(options: Options, screen: Screen) -> int:
     step = asked.make(asked.layout)
     program = Program(step, asked.hardware, mesh)
     program.check_runs()
+    begins = not (options.resume and checkpoints_in(files.checkpoints))
+    if options.weights and begins:
+        folder_of_weights(step, options.weights)
     data = on_the_same(program, data, asked.training)
     with screen.doing(compiling(asked)):
         program = compile_step(step, hardware=asked.hardware)

@@ -60,20 +60,29 @@ def start_from(program: Program, weights: Any, *, seed: int = 0) -> State:
             _check(_shapes(weights), wanted, "the weights")
             own = jax.tree.map(_placed, like, _as(like, weights))
         else:
-            folder = _folder(Path(weights))
-            _check(shapes_there(folder), wanted, f"checkpoint {folder}")
-            own = tree_there(folder, like)
+            own = tree_there(folder_of_weights(step, weights), like)
         jax.block_until_ready(own)
         state = jax.block_until_ready(program.init(seed))
         return replace(state, parameters=_stored(program, step)(own))
 
 
-def _folder(path: Path) -> Path:
-    """The folder that Orbax wrote a tree of parameters into."""
+def folder_of_weights(step: Step, weights: str | Path) -> Path:
+    """The folder that Orbax wrote the weights of a step's model into; they are not read yet.
+
+    Args:
+        step: it need not be compiled.
+        weights: the folder of an Orbax checkpoint, or of jaxpar's.
+
+    Raises:
+        RequestError: there is none, or its arrays are not the model's.
+    """
+    path = Path(weights)
     steps = one_of(path)
-    folder = steps[0].folder if steps else path
-    with told_unread(folder):
-        return _tree_in(folder, path)
+    there = steps[0].folder if steps else path
+    with told_unread(there):
+        folder = _tree_in(there, path)
+    _check(shapes_there(folder), abstract_parts(step)[PARAMETERS], f"checkpoint {folder}")
+    return folder
 
 
 def _tree_in(folder: Path, path: Path) -> Path:
