@@ -50,7 +50,7 @@ def test_every_figure_of_described_hardware_has_a_source(name):
     hardware = HARDWARE.load(name)()
     assert hardware.rates and hardware.rates.source and hardware.reached
     assert hardware.reached.source and hardware.source and hardware.devices_per_node
-    assert rows(hardware.reached.tables, "products")
+    assert rows(measured.origin(hardware.reached.tables, "products"), "products")
 
 
 def test_a_measured_product_takes_what_was_measured():
@@ -75,6 +75,37 @@ def test_a_measured_collective_takes_what_was_measured():
             groups = tuple(tuple(range(s, s + group)) for s in range(0, 8, group))
             seconds = collective_seconds(collective(row["kind"], size, groups), H100)
             assert seconds == pytest.approx(1e-6 * float(row["microseconds"]), rel=0.02)
+
+
+def test_every_measured_table_is_read_by_some_hardware():
+    """A table that none reads would be a measurement that no prediction knows of."""
+    read = {
+        f"{measured.origin(device.reached.tables, what)}_{what}.csv"
+        for device in DEVICES.values()
+        for what in ("products", "collectives", "attention")
+    }
+    assert {path.name for path in files(measured).iterdir() if path.name.endswith("csv")} <= read
+
+
+def test_a_domain_of_72_takes_what_was_measured_in_it():
+    """Of the GB200: a large domain's collectives have a latency that eight devices have not."""
+    one = collective("all-gather", 1 << 10, groups_of((1, 72, 1)))
+    least = min(
+        float(row["microseconds"])
+        for row in rows("gb200", "collectives")
+        if (row["kind"], row["group_size"]) == (one.kind, "72")
+    )
+    assert collective_seconds(one, DEVICES["gb200"]) == pytest.approx(1e-6 * least, rel=0.02)
+
+
+def test_a_last_node_that_is_not_full_counts_as_one():
+    """Latency is that of the nodes which a ring passes, however many members each has."""
+    hardware = replace(H100.hardware, devices_per_node=6)
+    ragged, even = (
+        collective_seconds(collective("all-gather", 1 << 10, (tuple(range(n)),)), Device(hardware))
+        for n in (6 * 20 + 2, 6 * 21)
+    )
+    assert ragged <= even
 
 
 @given(devices, st.integers(1, 64), sizes, sizes, sizes, st.integers(0, 3))

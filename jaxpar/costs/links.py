@@ -32,10 +32,10 @@ def collective_seconds(one: Collective, device: Device) -> float:
     node = device.hardware.devices_per_node or 1
     if one.pairs:
         return _permute_seconds(one, device, node)
-    size, here, fewest = _members(one.groups, node)
-    if size == here:
+    size, nodes, fewest = _members(one.groups, node)
+    if nodes == 1:
         return _inside_seconds(kind, one.bytes_each, size, device)
-    return _across_seconds(kind, one.bytes_each, size, fewest, device)
+    return _across_seconds(kind, one.bytes_each, size, nodes, fewest, device)
 
 
 def sent_share(kind: str, size: int) -> float:
@@ -49,10 +49,9 @@ def sent_share(kind: str, size: int) -> float:
 
 @lru_cache(maxsize=256)
 def _members(groups: tuple[tuple[int, ...], ...], node: int) -> tuple[int, int, int]:
-    """(members of a group, most of them in one node, fewest in any that a group is in)."""
+    """(members of a group, nodes that a group is in at most, fewest members in any of them)."""
     counts = [Counter(member // node for member in group) for group in groups]
-    most = min(max(one.values()) for one in counts)
-    return max(map(len, groups)), most, min(min(one.values()) for one in counts)
+    return max(map(len, groups)), max(map(len, counts)), min(min(one.values()) for one in counts)
 
 
 def _inside_seconds(kind: str, size_bytes: float, size: int, device: Device) -> float:
@@ -77,10 +76,11 @@ def _scaled(times: measured.Times, size_bytes: float, factor: float) -> float:
     return floor + (times.at(size_bytes) - floor) * factor
 
 
-def _across_seconds(kind: str, size_bytes: float, size: int, here: int, device: Device) -> float:
+def _across_seconds(
+    kind: str, size_bytes: float, size: int, nodes: int, here: int, device: Device
+) -> float:
     """Of a collective between nodes, with `here` members of a group in the node with fewest."""
     reached, rates = device.reached, device.rates
-    nodes = ceil(size / here)
     share = reached.network.get(kind, min(reached.network.values()))
     network = share * rates.network_bytes_per_second * here
     if kind == "all-to-all":

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from jaxpar.core.catalogue import HARDWARE
 
 FILE = ".json"
 """What the name of a file of one's own ends with."""
+
+LIKE = {"gb200": "b200"}
+"""A device of which only some were measured -> whose tables stand for the others."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +136,9 @@ def _grid(points: Mapping[tuple[float, ...], float]) -> Grid:
 
 
 def origin(device: str, what: str) -> str:
-    """Whose table it is: the device's own, or that of the one that its file says it is like."""
+    """Whose table it is: the device's own, or that of the one that it is like."""
     if not device.endswith(FILE):
-        return device
+        return device if _table(device, what).is_file() else LIKE.get(device, device)
     record = _read(device)
     if record["measured"].get(what):
         return device
@@ -166,6 +170,11 @@ def _rows(device: str, what: str) -> Iterator[Mapping[str, str]]:
         yield from ({name: str(value) for name, value in row.items()} for row in own)
         return
     device = origin(device, what)
-    path = files(__name__).joinpath(f"{device}_{what}.csv")
+    path = _table(device, what)
     if path.is_file():
         yield from csv.DictReader(path.read_text().splitlines())
+
+
+def _table(device: str, what: str) -> Traversable:
+    """Where the table of a device of the catalogue is, if there is one."""
+    return files(__name__).joinpath(f"{device}_{what}.csv")
