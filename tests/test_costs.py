@@ -200,8 +200,9 @@ def test_figures_can_be_told_otherwise(tmp_path):
     file.write_text('{"like": "h100", "figures": {"network_bytes_per_second": 25e9}}')
     assert hardware_of(str(file)).rates == slow.rates and hardware_of(str(file)).name == "ours"
     for told in ({"speed": 1}, {"memory": 0}, {"memory": True}, {"memory": float("nan")},
-                 {"memory": "fast"}):  # fmt: skip
-        with pytest.raises(RequestError, match="figure of hardware|above 0"):
+                 {"memory": "fast"}, {"memory": 1.1}, {"usable": 5}, {"crowding": 0.9},
+                 {"network_bytes_per_second": 1e-300}, {"devices_per_node": 2.5}):  # fmt: skip
+        with pytest.raises(RequestError, match="figure of hardware|above 0|1 or more|whole number"):
             with_figures(H100.hardware, told)
     with pytest.raises(RequestError, match="no speed to change"):
         with_figures(HARDWARE.load("cpu")(), {"memory": 0.5})
@@ -211,3 +212,4 @@ def test_figures_can_be_told_otherwise(tmp_path):
         with pytest.raises(RequestError, match="ours.json"):
             hardware_of(str(file))
     assert "network_bytes_per_second" in FIGURES
+    assert with_figures(H100.hardware, {"memory_bytes": 80e9}).memory_bytes == 80_000_000_000

@@ -22,6 +22,8 @@ HOP_SECONDS = 3.4e-6
 FLOOR_SECONDS = 8.4e-6
 """Of any collective by rings, by NCCL's constants."""
 
+PERMUTE = "collective-permute"
+
 LIKE = {"ragged-all-to-all": "all-to-all", "collective-broadcast": "all-gather"}
 """Kinds without a table of their own, and what is taken for them."""
 
@@ -59,7 +61,7 @@ def _inside_seconds(kind: str, size_bytes: float, size: int, device: Device) -> 
     near, times = _measured(kind, size, device)
     # Between the sizes of groups that were measured the larger's time per byte sent stands.
     share = sent_share(kind, size) / sent_share(kind, near)
-    return _scaled(times, size_bytes, share * device.slower_links)
+    return _scaled(times, size_bytes, share * device.slower_links(kind))
 
 
 def _measured(kind: str, size: int, device: Device) -> tuple[int, measured.Times]:
@@ -102,7 +104,7 @@ def _ring_rate(kind: str, here: int, device: Device) -> float:
     """Bytes a second that a device sends around a ring, as far as that is within a node."""
     near, times = _measured(kind, max(2, here), device)
     top = times.bytes[-1] * sent_share(kind, near) / times.seconds[-1]
-    return top / device.slower_links
+    return top / device.slower_links(kind)
 
 
 def _permute_seconds(one: Collective, device: Device, node: int) -> float:
@@ -110,9 +112,9 @@ def _permute_seconds(one: Collective, device: Device, node: int) -> float:
     reached, rates = device.reached, device.rates
     crosses = any(a // node != b // node for a, b in one.pairs)
     if not crosses:
-        times = measured.collectives(reached.tables)["collective-permute", 0]
-        return _scaled(times, one.bytes_each, device.slower_links)
-    share = reached.network["collective-permute"]
+        times = measured.collectives(reached.tables)[PERMUTE, 0]
+        return _scaled(times, one.bytes_each, device.slower_links(PERMUTE))
+    share = reached.network[PERMUTE]
     return (
         FLOOR_SECONDS
         + reached.network_seconds

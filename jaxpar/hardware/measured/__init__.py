@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from jaxpar.core.catalogue import HARDWARE
 
 FILE = ".json"
 """What the name of a file of one's own ends with."""
+
+DTYPES = ("bfloat16", "float32")
+"""Those of which every table of products has rates."""
 
 LIKE = {"gb200": "b200"}
 """A device of which only some were measured -> whose tables stand for the others."""
@@ -135,15 +138,23 @@ def _grid(points: Mapping[tuple[float, ...], float]) -> Grid:
     return Grid(axes, rates)
 
 
-def origin(device: str, what: str) -> str:
-    """Whose table it is: the device's own, or that of the one that it is like."""
+def origin(device: str, what: str, kind: str = "") -> str:
+    """Whose table it is: the device's own, or that of the one that it is like.
+
+    Of collectives `kind` tells one of which it is: not every kind need have been measured.
+    """
     if not device.endswith(FILE):
         return device if _table(device, what).is_file() else LIKE.get(device, device)
     record = _read(device)
-    if record["measured"].get(what):
+    own = record["measured"].get(what) or ()
+    if own and (not kind or any(row["kind"] == kind for row in own)):
         return device
-    reached = HARDWARE.load(record["like"])().reached
-    return origin(reached.tables, what)
+    return origin(_tables_of_like(record), what, kind)
+
+
+def _tables_of_like(record: Mapping[str, Any]) -> str:
+    """The tables of the device that a file's record says it is like."""
+    return HARDWARE.load(record["like"])().reached.tables
 
 
 def _read(file: str) -> dict[str, Any]:
@@ -156,21 +167,32 @@ def check_tables(file: str) -> None:
     for read in (products, attention, collectives):
         read.cache_clear()
         read(file)
-    if "bfloat16" not in products(file):
-        raise ValueError("no product of bfloat16 among them")
+    if missing := [dtype for dtype in DTYPES if dtype not in products(file)]:
+        raise ValueError(f"no product of {missing[0]} among them")
+    grids = [*products(file).values(), *attention(file).values()]
+    numbers = [n for grid in grids for n in (*grid.rates.flat, *(x for a in grid.axes for x in a))]
+    numbers += [n for t in collectives(file).values() for n in (*t.bytes, *t.seconds)]
+    if not all(0 < n < inf for n in numbers):
+        raise ValueError("a size, a rate or a time that is no number above 0")
 
 
 def _rows(device: str, what: str) -> Iterator[Mapping[str, str]]:
     """The rows of a table of a device, or of a file of one's own; none where there is no table.
 
-    What a file has not measured is that of the device that it is like.
+    What a file has not measured, be it a table or a kind of collective, is that of the device that
+    it is like.
     """
-    if origin(device, what) == device and device.endswith(FILE):
-        own = _read(device)["measured"][what]
+    if device.endswith(FILE):
+        record = _read(device)
+        own = record["measured"].get(what) or ()
         yield from ({name: str(value) for name, value in row.items()} for row in own)
+        if own and what != "collectives":
+            return
+        known = {row["kind"] for row in own}
+        more = _rows(_tables_of_like(record), what)
+        yield from (row for row in more if row.get("kind") not in known)
         return
-    device = origin(device, what)
-    path = _table(device, what)
+    path = _table(origin(device, what), what)
     if path.is_file():
         yield from csv.DictReader(path.read_text().splitlines())
 
