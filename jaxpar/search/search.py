@@ -69,7 +69,7 @@ def search(
     devices = whole("devices", devices, least=1, most=MOST_DEVICES)
     started = time.monotonic()
     asked = replace(question, strategy="single", mesh="data=1").resolve()
-    device, step = Device(asked.hardware), asked.make(asked.layout)
+    device, step = Device(asked.hardware.placed(devices)), asked.make(asked.layout)
     kept = Kept(folder, key_of(asked, step, devices))
     if not kept.about:
         ordered, refused, considered = _ordered(question, asked, devices, device)
@@ -144,7 +144,7 @@ def _ordered(
     base, step = asked.layout, asked.make(asked.layout)
     counted = work(step)
     known = facts(base, float(sum(counted.flops.values())), counted.tokens, step)
-    node = asked.hardware.devices_per_node or devices
+    node = device.hardware.devices_per_node or devices
     memory = asked.hardware.memory_bytes or 0
     refused: dict[str, Refused] = {}
     rated: list[tuple[Candidate, Estimate]] = []

@@ -51,15 +51,16 @@ class Grid:
         return float(self.rates.max())
 
     def at(self, *sizes: float) -> float:
-        """The rate at these sizes: linear in their logarithms, beyond the grid as at its edge."""
-        rates = self.rates
+        """The rate at these sizes: between points linear in all logarithms, beyond them as at the
+        edge; work whose time never falls along the points so never falls between them."""
+        rates = np.log2(self.rates)
         for points, size in zip(self.axes, sizes, strict=True):
             logs = np.log2(points)
             where = float(np.interp(np.log2(max(size, 1)), logs, np.arange(len(points))))
             low = min(int(where), len(points) - 1)
             high = min(low + 1, len(points) - 1)
             rates = rates[low] + (where - low) * (rates[high] - rates[low])
-        return float(np.asarray(rates).item())
+        return float(2.0 ** np.asarray(rates).item())
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,15 @@ class Times:
 
 @lru_cache
 def products(device: str) -> Mapping[str, Grid]:
-    """Dtype -> FLOPs a second over (batch, m, n, k)."""
+    """Dtype -> FLOPs a second over (batch, m, n, k).
+
+    No product takes longer than a larger one: where it was measured so, the larger's time stands.
+    """
     found: dict[str, dict[tuple[float, ...], float]] = {}
     for row in _rows(device, "products"):
         sizes = tuple(float(row[name]) for name in ("batch", "m", "n", "k"))
         found.setdefault(row["dtype"], {})[sizes] = 1e12 * float(row["tflops_per_second"])
-    return {dtype: _grid(points) for dtype, points in found.items()}
+    return {dtype: _never_falling(_grid(points)) for dtype, points in found.items()}
 
 
 @lru_cache
@@ -125,6 +129,15 @@ def _rising(times: Mapping[float, float]) -> Times:
     sizes = sorted(times)
     seconds = np.minimum.accumulate([times[size] for size in sizes[::-1]])[::-1]
     return Times(tuple(sizes), tuple(float(one) for one in seconds))
+
+
+def _never_falling(grid: Grid) -> Grid:
+    """Rates by which work that grows with each size takes no less time at a larger size."""
+    work = prod(np.meshgrid(*grid.axes, indexing="ij"))
+    seconds = work / grid.rates
+    for axis in range(len(grid.axes)):
+        seconds = np.flip(np.minimum.accumulate(np.flip(seconds, axis), axis), axis)
+    return Grid(grid.axes, work / seconds)
 
 
 def _grid(points: Mapping[tuple[float, ...], float]) -> Grid:
