@@ -10,8 +10,10 @@ import pytest
 from experiments import compare_prediction
 from jaxpar.cli.main import execute
 from jaxpar.core.errors import RequestError
+from jaxpar.costs.links import collective_seconds
 from jaxpar.costs.rates import Device
 from jaxpar.hardware.own import hardware_of, is_local
+from jaxpar.hlo.collectives import Collective
 from jaxpar.hlo.products import Product
 from jaxpar.runtime import calibration
 
@@ -52,9 +54,9 @@ def test_what_was_measured_is_hardware(written):
     told = one.flops / (1e12 * best["tflops_per_second"]) / filled / hardware.reached.sustained
     assert alone == pytest.approx(told)
     assert {row["kind"] for row in record["measured"]["collectives"]} == {
-        "all-reduce", "all-gather", "reduce-scatter", "all-to-all"
+        "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"
     }  # fmt: skip
-    assert device.slower_links == 1.0
+    assert device.slower_links("all-reduce") == 1.0
 
 
 def test_work_is_done_as_often_as_it_is_said_to_be(small):
@@ -104,10 +106,19 @@ def test_predictions_are_held_against_steps_on_the_same_devices(written, capsys,
 
 
 def test_damaged_tables_are_a_sentence(written, tmp_path):
-    """Rows that are missing, and rows that are none."""
+    """Rows that are missing, rows that are none, and numbers that nothing can be."""
+
+    def one(dtype, rate):
+        return {"dtype": dtype, "batch": 1, "m": 1, "n": 1, "k": 1, "tflops_per_second": rate}
+
     for harm in (
         {"products": []}, {"products": [{"dtype": "bfloat16"}]}, {"products": 3}, {"products": [3]},
         {"products": json.loads(written.read_text())["measured"]["products"][1:]}, [], 3, None,
+        {"products": [one("bfloat16", 1)]},
+        {"products": [one("bfloat16", -1), one("float32", 1)]},
+        {"collectives": [
+            {"kind": "all-gather", "group_size": 2, "bytes": 8, "microseconds": 0}
+        ]},
     ):  # fmt: skip
         record = json.loads(written.read_text())
         record["measured"] = {**record["measured"], **harm} if isinstance(harm, dict) else harm
@@ -118,6 +129,24 @@ def test_damaged_tables_are_a_sentence(written, tmp_path):
             continue
         with pytest.raises(RequestError, match="measured tables cannot be read"):
             hardware_of(str(file))
+
+
+def test_a_kind_of_collective_that_was_not_measured_is_that_of_the_like_device(written, tmp_path):
+    """Its bytes take longer by as much as the links are slower; a file may hold few kinds."""
+    record, file = json.loads(written.read_text()), tmp_path / "ours.json"
+    rows = [row for row in record["measured"]["collectives"] if row["kind"] == "all-reduce"]
+    record["measured"]["collectives"] = rows
+    file.write_text(json.dumps({**record, "like": "a100"}))
+    device = Device(hardware_of(str(file)))
+    assert device.slower_links("all-reduce") == 1.0
+    assert device.slower_links("collective-permute") == 1.5
+    one = Collective(
+        name="c", kind="collective-permute", groups=(), pairs=((0, 1), (1, 0)), bytes_each=1 << 30,
+        executions=1, exact=True, is_async=True, op_name="", frames=(), borrowed=False, operands=(),
+        computation="main",
+    )  # fmt: skip
+    known = collective_seconds(one, Device(hardware_of("h100")))
+    assert collective_seconds(one, device) == pytest.approx(1.5 * known, rel=0.01)
 
 
 def test_only_what_is_here_can_be_measured(capsys):

@@ -1,7 +1,7 @@
 """Scopes that say what a part of a compiled program is: their names, written and read here.
 
 One is around the gather of a weight, two around the work of a pipeline's tick, one around what its
-last stage hands to all. In a weight's name
+last stage hands to all, one around what stages hand to neighbours. In a weight's name
 letters, digits and `_` of its path stand as they are and `/` is a dot; of anything else, which
 compilers may read in their own way, the code point stands between hyphens.
 """
@@ -26,6 +26,13 @@ TAKEN = re.compile(r"(?:^|/)taken\((\d{1,18}(?:,\d{1,18})*);([1-9]\d{0,17})\)/co
 
 TO_ALL = "to_all_stages"
 """The scope in which the last stage's activation goes to all, to compute the loss together."""
+
+MESSAGE = re.compile(r"/message\((onward|back|both)\)/")
+"""The scope of what stages of a pipeline hand to their neighbours after a tick."""
+
+ONWARD, BACK, BOTH = "onward", "back", "both"
+"""Activations to the next stage; gradients to the one before; from some the one, from some the
+other."""
 
 _CODED = re.compile(r"-([0-9a-f]+)-")
 _OTHER = re.compile(r"[^\w/]", re.ASCII)
@@ -54,6 +61,21 @@ def taken_scope(times: Sequence[int], total: int) -> AbstractContextManager:
 def to_all_scope() -> AbstractContextManager:
     """The scope in which the last stage of a pipeline hands its activation to all stages."""
     return jax.named_scope(TO_ALL)
+
+
+def message_scope(way: str) -> AbstractContextManager:
+    """The scope in which stages hand something to neighbours: ONWARD, BACK or BOTH."""
+    return jax.named_scope(f"message({way})")
+
+
+def way_of(op_name: str) -> str:
+    """The way of the message that an operation of this name sends; "" where it sends none.
+
+    >>> way_of("jit(update)/shard_map/while/body/message(back)/ppermute")
+    'back'
+    """
+    found = MESSAGE.search(op_name)
+    return found[1] if found else ""
 
 
 def is_to_all(op_name: str) -> bool:

@@ -22,6 +22,8 @@ HOP_SECONDS = 3.4e-6
 FLOOR_SECONDS = 8.4e-6
 """Of any collective by rings, by NCCL's constants."""
 
+PERMUTE = "collective-permute"
+
 LIKE = {"ragged-all-to-all": "all-to-all", "collective-broadcast": "all-gather"}
 """Kinds without a table of their own, and what is taken for them."""
 
@@ -32,10 +34,10 @@ def collective_seconds(one: Collective, device: Device) -> float:
     node = device.hardware.devices_per_node or 1
     if one.pairs:
         return _permute_seconds(one, device, node)
-    size, here, fewest = _members(one.groups, node)
-    if size == here:
+    size, nodes, fewest = _members(one.groups, node)
+    if nodes == 1:
         return _inside_seconds(kind, one.bytes_each, size, device)
-    return _across_seconds(kind, one.bytes_each, size, fewest, device)
+    return _across_seconds(kind, one.bytes_each, size, nodes, fewest, device)
 
 
 def sent_share(kind: str, size: int) -> float:
@@ -49,10 +51,9 @@ def sent_share(kind: str, size: int) -> float:
 
 @lru_cache(maxsize=256)
 def _members(groups: tuple[tuple[int, ...], ...], node: int) -> tuple[int, int, int]:
-    """(members of a group, most of them in one node, fewest in any that a group is in)."""
+    """(members of a group, nodes that a group is in at most, fewest members in any of them)."""
     counts = [Counter(member // node for member in group) for group in groups]
-    most = min(max(one.values()) for one in counts)
-    return max(map(len, groups)), most, min(min(one.values()) for one in counts)
+    return max(map(len, groups)), max(map(len, counts)), min(min(one.values()) for one in counts)
 
 
 def _inside_seconds(kind: str, size_bytes: float, size: int, device: Device) -> float:
@@ -60,7 +61,7 @@ def _inside_seconds(kind: str, size_bytes: float, size: int, device: Device) -> 
     near, times = _measured(kind, size, device)
     # Between the sizes of groups that were measured the larger's time per byte sent stands.
     share = sent_share(kind, size) / sent_share(kind, near)
-    return _scaled(times, size_bytes, share * device.slower_links)
+    return _scaled(times, size_bytes, share * device.slower_links(kind))
 
 
 def _measured(kind: str, size: int, device: Device) -> tuple[int, measured.Times]:
@@ -77,10 +78,11 @@ def _scaled(times: measured.Times, size_bytes: float, factor: float) -> float:
     return floor + (times.at(size_bytes) - floor) * factor
 
 
-def _across_seconds(kind: str, size_bytes: float, size: int, here: int, device: Device) -> float:
+def _across_seconds(
+    kind: str, size_bytes: float, size: int, nodes: int, here: int, device: Device
+) -> float:
     """Of a collective between nodes, with `here` members of a group in the node with fewest."""
     reached, rates = device.reached, device.rates
-    nodes = ceil(size / here)
     share = reached.network.get(kind, min(reached.network.values()))
     network = share * rates.network_bytes_per_second * here
     if kind == "all-to-all":
@@ -102,7 +104,7 @@ def _ring_rate(kind: str, here: int, device: Device) -> float:
     """Bytes a second that a device sends around a ring, as far as that is within a node."""
     near, times = _measured(kind, max(2, here), device)
     top = times.bytes[-1] * sent_share(kind, near) / times.seconds[-1]
-    return top / device.slower_links
+    return top / device.slower_links(kind)
 
 
 def _permute_seconds(one: Collective, device: Device, node: int) -> float:
@@ -110,9 +112,9 @@ def _permute_seconds(one: Collective, device: Device, node: int) -> float:
     reached, rates = device.reached, device.rates
     crosses = any(a // node != b // node for a, b in one.pairs)
     if not crosses:
-        times = measured.collectives(reached.tables)["collective-permute", 0]
-        return _scaled(times, one.bytes_each, device.slower_links)
-    share = reached.network["collective-permute"]
+        times = measured.collectives(reached.tables)[PERMUTE, 0]
+        return _scaled(times, one.bytes_each, device.slower_links(PERMUTE))
+    share = reached.network[PERMUTE]
     return (
         FLOOR_SECONDS
         + reached.network_seconds

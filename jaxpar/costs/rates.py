@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 from jaxpar.core.catalogue import HARDWARE
 from jaxpar.core.errors import RequestError
 from jaxpar.hardware import measured
@@ -39,6 +37,7 @@ class Device:
         self.hardware = hardware
         self.rates: Rates = hardware.rates
         self.reached: Reached = hardware.reached
+        self._slower: dict[str, float] = {}
         self._products = measured.products(self.reached.tables)
         own = measured.attention(self.reached.tables)
         self._attention = own or measured.attention(ATTENTION)
@@ -46,14 +45,16 @@ class Device:
             "bfloat16"
         ].best
 
-    @cached_property
-    def slower_links(self) -> float:
-        """How much longer a byte takes over this device's links than over those of the tables."""
-        measured_on = measured.origin(self.reached.tables, "collectives")
-        if measured_on.endswith(measured.FILE):
-            return 1.0
-        rates = HARDWARE.load(measured_on)().rates
-        return rates.link_bytes_per_second / self.rates.link_bytes_per_second
+    def slower_links(self, kind: str) -> float:
+        """How much longer a byte of a kind of collective takes over this device's links than over
+        those of the tables."""
+        if kind not in self._slower:
+            measured_on = measured.origin(self.reached.tables, "collectives", kind)
+            rates = self.rates
+            if not measured_on.endswith(measured.FILE):
+                rates = HARDWARE.load(measured_on)().rates
+            self._slower[kind] = rates.link_bytes_per_second / self.rates.link_bytes_per_second
+        return self._slower[kind]
 
     def peak(self, dtype: str) -> float:
         """FLOPs a second at most, of a product of operands as XLA spells their dtype."""

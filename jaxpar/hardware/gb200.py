@@ -33,5 +33,11 @@ def hardware() -> Hardware:
             "both ways in a domain of 72; one adapter of 400 Gb/s a GPU",
         ),
         # 1,822 of 2,500 TFLOP/s at the best shape.
-        reached=replace(b200.REACHED, products=0.73),
+        reached=replace(
+            b200.REACHED,
+            tables="gb200",
+            products=0.73,
+            source="XLA's tables of collectives in a domain (2026); products by the B200's table; "
+            f"otherwise {b200.REACHED.source}",
+        ),
     )

@@ -14,12 +14,12 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields, replace
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from jaxpar.core.catalogue import HARDWARE
 from jaxpar.core.errors import RequestError, unknown, words_of
+from jaxpar.core.kinds import LEAST_FLOAT, MOST_FLOAT
 from jaxpar.hardware.measured import check_tables
 from jaxpar.hardware.record import Hardware, Rates, Reached
 
@@ -39,6 +39,10 @@ PEAK = "flops_per_second"
 """The peak in bfloat16; those of other dtypes are changed by the same factor."""
 
 OWN = ("devices_per_node", "memory_bytes")
+SHARES = ("products", "sustained", "memory", "usable")
+LONGER = ("crowding", "slowest")
+"""Figures that are whole numbers; that are shares of another; by which work takes longer."""
+
 MOST_BYTES_OF_FILE = 1 << 20
 
 
@@ -125,9 +129,7 @@ def with_figures(
         name = ALIKE.get(name, name)
         if name not in FIGURES:
             raise unknown("figure of hardware", name, (*FIGURES, *ALIKE))
-        number = None if isinstance(value, bool) else value
-        if not isinstance(number, int | float) or not isfinite(number) or number <= 0:
-            raise RequestError(f"{where}{name}={value}: give a number above 0")
+        number = _told(name, value, where)
         if name in OWN:
             hardware = replace(hardware, **{name: number})
         elif rates is None or reached is None:
@@ -144,6 +146,26 @@ def with_figures(
         else:
             reached = replace(reached, **{name: float(number)})
     return replace(hardware, rates=rates, reached=reached)
+
+
+def _told(name: str, value: Any, where: str) -> int | float:
+    """A figure's number, a whole one where it counts; RequestError for one that none can be."""
+    number = None if isinstance(value, bool) or not isinstance(value, int | float) else value
+    if number is None or not LEAST_FLOAT <= number <= MOST_FLOAT:
+        raise RequestError(f"{where}{name}={value}: give a number above 0")
+    if name in OWN:
+        if number != int(number):
+            raise RequestError(f"{where}{name}={value}: give a whole number")
+        return int(number)
+    if name in SHARES and number > 1:
+        raise RequestError(
+            f"{where}{name}={value}: it is a share: give a number above 0, at most 1"
+        )
+    if name in LONGER and number < 1:
+        raise RequestError(
+            f"{where}{name}={value}: it says how many times longer work takes: give 1 or more"
+        )
+    return number
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import ceil
 from typing import Any
 
 from jaxpar.core.catalogue import HARDWARE
@@ -83,7 +84,7 @@ class Hardware:
         name: as typed on the command line.
         kind: "simulated" (several devices made of this machine's CPU), "local" (its
             accelerators) or "described" (not here: the program is compiled, never run).
-        devices_per_node: how many share the fast links; None when the machine itself knows.
+        devices_per_node: how many share the fast links at most; None when the machine itself knows.
         memory_bytes: of one device; None when the machine itself knows.
         target: XLA's text description of one GPU, for described ones.
         compiler_options: what XLA is told beside it.
@@ -113,6 +114,17 @@ class Hardware:
         expect("XLA's options of hardware", self.compiler_options, Mapping, "give them by name")
         expect("the rates of hardware", self.rates, Rates | None, "give a Rates, or None")
         expect("what hardware reaches", self.reached, Reached | None, "give a Reached, or None")
+
+    def placed(self, devices: int) -> "Hardware":
+        """The same for so many devices: in the fewest nodes that hold them, in each as many.
+
+        Where that does not divide, all nodes but the last are full.
+        """
+        node = self.devices_per_node
+        if not node or devices <= node or devices % node == 0:
+            return self
+        each, left = divmod(devices, ceil(devices / node))
+        return self if left else replace(self, devices_per_node=each)
 
     @property
     def is_described(self) -> bool:

@@ -300,7 +300,7 @@ def compile_step(
             or when a model's loss is another one in microbatches.
     """
     expect("compile_step's step", step, Step, "jaxpar.make_step(layout) makes one of a Layout")
-    hardware = Hardware.of(hardware)
+    hardware = Hardware.of(hardware).placed(step.layout.mesh.devices)
     refuse_settings()
     mesh = device_mesh(step.layout.mesh, hardware)
     program = Program(step, hardware, mesh, for_speed, explains)

@@ -79,7 +79,7 @@ def calibrated(
     published = rates.memory_bytes_per_second if known else memory
     figures = {
         "flops_per_second": peak,
-        "products": best / peak,
+        "products": min(1.0, best / peak),
         "sustained": _sustained(SUSTAINED_SECONDS[device.platform], SIZES[device.platform], best),
         "memory_bytes_per_second": published,
         "memory": min(1.0, memory / published),
@@ -199,11 +199,13 @@ def _collectives(sizes, measure, say) -> Iterator[dict[str, Any]]:
         return
     mesh = jax.make_mesh((count,), ("all",), devices=devices)
     whole, split = PartitionSpec(), PartitionSpec("all")
+    ring = [(n, (n + 1) % count) for n in range(count)]
     kinds = {
         "all-reduce": (lambda x: lax.psum(x, "all"), whole, whole),
         "all-gather": (lambda x: lax.all_gather(x, "all", tiled=True), split, whole),
         "reduce-scatter": (lambda x: lax.psum_scatter(x, "all", tiled=True), whole, split),
         "all-to-all": (lambda x: lax.all_to_all(x, "all", 0, 0, tiled=True), split, split),
+        "collective-permute": (lambda x: lax.ppermute(x, "all", ring), whole, split),
     }
     for kind, (work, given, made) in kinds.items():
         for size in sizes:
@@ -214,6 +216,7 @@ def _collectives(sizes, measure, say) -> Iterator[dict[str, Any]]:
             )
             found = measure(lambda turns, w=mapped, x=x: (_repeated(w, turns), (x,)))
             say(f"{kind} of {4 * length:,} bytes", found.seconds)
-            yield {"kind": kind, "pattern": "", "bytes": 4 * length, "groups": 1,
-                   "group_size": count, "microseconds": 1e6 * found.seconds,
+            pattern, group = ("ring", "") if kind == "collective-permute" else ("", count)
+            yield {"kind": kind, "pattern": pattern, "bytes": 4 * length, "groups": 1,
+                   "group_size": group, "microseconds": 1e6 * found.seconds,
                    "spread": found.spread}  # fmt: skip

@@ -52,11 +52,12 @@ def rate(
         devices: how many there are.
         among: the layouts that there are; all that can be enumerated when None.
     """
-    base, device, counted = asked.layout, Device(asked.hardware), work(step)
+    hardware = asked.hardware.placed(devices)
+    base, device, counted = asked.layout, Device(hardware), work(step)
     known = facts(base, float(sum(counted.flops.values())), counted.tokens, step)
-    memory = asked.hardware.memory_bytes or 0
+    memory = hardware.memory_bytes or 0
     usable = device.reached.usable * memory
-    node = asked.hardware.devices_per_node or devices
+    node = hardware.devices_per_node or devices
     if among is None:
         among = candidates(base, devices, node, chosen=frozenset(question.set))
     refused: dict[str, Refused] = {}

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import needs_gpu_compiler, small_layout
+from small import needs_gpu_compiler, small_layout, small_model
 
+from jaxpar.case import load_strategy
 from jaxpar.core.errors import RequestError
 from jaxpar.core.mesh import axes_of, sizes_of
 from jaxpar.core.source_lines import is_own
 from jaxpar.hlo.parse import parse
 from jaxpar.hlo.partial_sums import Sums
+from jaxpar.layout.lay_out import lay_out
 from jaxpar.measures.explain.explain import explain
 from jaxpar.measures.explain.faults import finding_of
 from jaxpar.measures.explain.held import PARTS
@@ -159,6 +161,28 @@ def test_a_contracted_dim_is_named():
     """The sum behind a row-parallel product says which dim it runs over."""
     rows = told(*words_of(3)).rows
     assert any("contracted dim `ffn` over `model`" in row.reason for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "named"),
+    [
+        ("gpipe", {"activation", "gradient of an activation"}),
+        ("one_f_one_b", {"activation, and gradient of an activation"}),
+    ],
+)
+def test_what_stages_hand_to_neighbours_is_told(schedule, named):
+    """By one permute each way, or both ways by the same where stages take turns."""
+    layout = lay_out(
+        small_model("transformer").with_batch_size(16),
+        strategy=load_strategy("pipeline", schedule=schedule),
+        mesh="pipe=2",
+    )
+    program = compile_step(
+        make_step(layout, microbatches=4), hardware="cpu", for_speed=False, explains=True
+    )
+    rows = [row for row in explain(program).rows if row.kind == "collective-permute"]
+    assert {row.what for row in rows} == named and all(row.is_attributed for row in rows)
+    assert ("to the one before" in " ".join(row.reason for row in rows)) == (schedule == "gpipe")
 
 
 @pytest.mark.parametrize("words", CASES)

@@ -250,6 +250,19 @@ def test_a_microbatch_of_few_rows_is_sharded_as_far_as_it_divides():
     assert inspection.ok
 
 
+def test_stages_compute_again_what_the_policy_names_and_no_more():
+    """Products of the program before XLA: the fewer, the more of them is kept; by any name."""
+
+    def products(remat):
+        layout = small_layout("transformer", "pipeline", "pipe=2", remat=remat)
+        step = make_step(layout, microbatches=4)
+        program = compile_step(step, hardware="cpu", for_speed=False)
+        return program.lowered.as_text().count("dot_general")
+
+    some, alike = map(products, ("query,key,value", "query_proj,key_proj,value_proj"))
+    assert products("none") < products("minimal") < some == alike < products("full")
+
+
 @needs_gpu_compiler
 def test_what_forward_keeps_is_written_and_read_in_place():
     """On a described H100: no copy of all that microbatches keep, nor of one microbatch's."""

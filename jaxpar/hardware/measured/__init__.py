@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
-from math import prod
+from importlib.resources.abc import Traversable
+from math import inf, prod
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ from jaxpar.core.catalogue import HARDWARE
 
 FILE = ".json"
 """What the name of a file of one's own ends with."""
+
+DTYPES = ("bfloat16", "float32")
+"""Those of which every table of products has rates."""
+
+LIKE = {"gb200": "b200"}
+"""A device of which only some were measured -> whose tables stand for the others."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +51,16 @@ class Grid:
         return float(self.rates.max())
 
     def at(self, *sizes: float) -> float:
-        """The rate at these sizes: linear in their logarithms, beyond the grid as at its edge."""
-        rates = self.rates
+        """The rate at these sizes: between points linear in all logarithms, beyond them as at the
+        edge; work whose time never falls along the points so never falls between them."""
+        rates = np.log2(self.rates)
         for points, size in zip(self.axes, sizes, strict=True):
             logs = np.log2(points)
             where = float(np.interp(np.log2(max(size, 1)), logs, np.arange(len(points))))
             low = min(int(where), len(points) - 1)
             high = min(low + 1, len(points) - 1)
             rates = rates[low] + (where - low) * (rates[high] - rates[low])
-        return float(np.asarray(rates).item())
+        return float(2.0 ** np.asarray(rates).item())
 
 
 @dataclass(frozen=True)
@@ -71,12 +79,15 @@ class Times:
 
 @lru_cache
 def products(device: str) -> Mapping[str, Grid]:
-    """Dtype -> FLOPs a second over (batch, m, n, k)."""
+    """Dtype -> FLOPs a second over (batch, m, n, k).
+
+    No product takes longer than a larger one: where it was measured so, the larger's time stands.
+    """
     found: dict[str, dict[tuple[float, ...], float]] = {}
     for row in _rows(device, "products"):
         sizes = tuple(float(row[name]) for name in ("batch", "m", "n", "k"))
         found.setdefault(row["dtype"], {})[sizes] = 1e12 * float(row["tflops_per_second"])
-    return {dtype: _grid(points) for dtype, points in found.items()}
+    return {dtype: _never_falling(_grid(points)) for dtype, points in found.items()}
 
 
 @lru_cache
@@ -120,6 +131,15 @@ def _rising(times: Mapping[float, float]) -> Times:
     return Times(tuple(sizes), tuple(float(one) for one in seconds))
 
 
+def _never_falling(grid: Grid) -> Grid:
+    """Rates by which work that grows with each size takes no less time at a larger size."""
+    work = prod(np.meshgrid(*grid.axes, indexing="ij"))
+    seconds = work / grid.rates
+    for axis in range(len(grid.axes)):
+        seconds = np.flip(np.minimum.accumulate(np.flip(seconds, axis), axis), axis)
+    return Grid(grid.axes, work / seconds)
+
+
 def _grid(points: Mapping[tuple[float, ...], float]) -> Grid:
     """The grid of points that fill one."""
     axes = tuple(tuple(sorted(set(one))) for one in zip(*points, strict=True))
@@ -131,15 +151,23 @@ def _grid(points: Mapping[tuple[float, ...], float]) -> Grid:
     return Grid(axes, rates)
 
 
-def origin(device: str, what: str) -> str:
-    """Whose table it is: the device's own, or that of the one that its file says it is like."""
+def origin(device: str, what: str, kind: str = "") -> str:
+    """Whose table it is: the device's own, or that of the one that it is like.
+
+    Of collectives `kind` tells one of which it is: not every kind need have been measured.
+    """
     if not device.endswith(FILE):
-        return device
+        return device if _table(device, what).is_file() else LIKE.get(device, device)
     record = _read(device)
-    if record["measured"].get(what):
+    own = record["measured"].get(what) or ()
+    if own and (not kind or any(row["kind"] == kind for row in own)):
         return device
-    reached = HARDWARE.load(record["like"])().reached
-    return origin(reached.tables, what)
+    return origin(_tables_of_like(record), what, kind)
+
+
+def _tables_of_like(record: Mapping[str, Any]) -> str:
+    """The tables of the device that a file's record says it is like."""
+    return HARDWARE.load(record["like"])().reached.tables
 
 
 def _read(file: str) -> dict[str, Any]:
@@ -152,20 +180,36 @@ def check_tables(file: str) -> None:
     for read in (products, attention, collectives):
         read.cache_clear()
         read(file)
-    if "bfloat16" not in products(file):
-        raise ValueError("no product of bfloat16 among them")
+    if missing := [dtype for dtype in DTYPES if dtype not in products(file)]:
+        raise ValueError(f"no product of {missing[0]} among them")
+    grids = [*products(file).values(), *attention(file).values()]
+    numbers = [n for grid in grids for n in (*grid.rates.flat, *(x for a in grid.axes for x in a))]
+    numbers += [n for t in collectives(file).values() for n in (*t.bytes, *t.seconds)]
+    if not all(0 < n < inf for n in numbers):
+        raise ValueError("a size, a rate or a time that is no number above 0")
 
 
 def _rows(device: str, what: str) -> Iterator[Mapping[str, str]]:
     """The rows of a table of a device, or of a file of one's own; none where there is no table.
 
-    What a file has not measured is that of the device that it is like.
+    What a file has not measured, be it a table or a kind of collective, is that of the device that
+    it is like.
     """
-    if origin(device, what) == device and device.endswith(FILE):
-        own = _read(device)["measured"][what]
+    if device.endswith(FILE):
+        record = _read(device)
+        own = record["measured"].get(what) or ()
         yield from ({name: str(value) for name, value in row.items()} for row in own)
+        if own and what != "collectives":
+            return
+        known = {row["kind"] for row in own}
+        more = _rows(_tables_of_like(record), what)
+        yield from (row for row in more if row.get("kind") not in known)
         return
-    device = origin(device, what)
-    path = files(__name__).joinpath(f"{device}_{what}.csv")
+    path = _table(origin(device, what), what)
     if path.is_file():
         yield from csv.DictReader(path.read_text().splitlines())
+
+
+def _table(device: str, what: str) -> Traversable:
+    """Where the table of a device of the catalogue is, if there is one."""
+    return files(__name__).joinpath(f"{device}_{what}.csv")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from jaxpar.core.scopes import is_to_all, weight_in
+from jaxpar.core.scopes import BACK, BOTH, ONWARD, is_to_all, way_of, weight_in
 from jaxpar.core.source_lines import own_file
 from jaxpar.hlo.frames import Frame
 from jaxpar.measures.explain.asked import Asked, parameter_of
@@ -29,6 +29,11 @@ WEIGHT, GRADIENT, NEW, STATE, STATISTIC, FIELD, SCALAR, ACTIVATION, COTANGENT, O
 )
 """What a collective may move."""
 
+MESSAGES = "activation, and gradient of an activation"
+"""What stages of a pipeline hand to their neighbours, some the one and some the other."""
+
+_WAYS = {ONWARD: ACTIVATION, BACK: COTANGENT, BOTH: MESSAGES}
+
 _OPTIMIZERS = tuple(module.__file__ for module in (optimization, updated))
 
 
@@ -37,7 +42,8 @@ class Meaning:
     """What a collective moves.
 
     Attributes:
-        is_a: WEIGHT, GRADIENT, NEW, STATE, STATISTIC, FIELD, SCALAR, ACTIVATION or COTANGENT.
+        is_a: WEIGHT, GRADIENT, NEW, STATE, STATISTIC, FIELD, SCALAR, ACTIVATION, COTANGENT or
+            MESSAGES.
         path: of the parameter or other array; "" for an activation.
         phase, recomputed, module, source: as `Explained` has them.
     """
@@ -79,8 +85,10 @@ class Meanings:
         phase, recomputed = phase_of(one)
         is_a, path = self._what(one, FORWARD if recomputed else phase)
         owner = path if is_a in (WEIGHT, GRADIENT, NEW, STATE) else ""
-        if is_a in (GRADIENT, COTANGENT):
+        if is_a in (GRADIENT, COTANGENT, MESSAGES):
             phase = BACKWARD
+        elif way_of(one.name):
+            phase = FORWARD
         elif is_a in (NEW, STATE, OPTIMIZERS):
             phase = UPDATE
         module = self.places.module_of(owner or one.nearest)
@@ -88,6 +96,8 @@ class Meanings:
 
     def _what(self, one: Asked, phase: str) -> tuple[str, str]:
         """(what it is, the path of it)."""
+        if way := way_of(one.name):
+            return _WAYS[way], ""
         if path := weight_in(one.name):
             is_back = one.kind in ("all-reduce", "reduce-scatter") and phase == BACKWARD
             return (GRADIENT if is_back else WEIGHT), path

@@ -16,6 +16,7 @@ from jaxpar.measures.explain.meaning import (
     COTANGENT,
     FIELD,
     GRADIENT,
+    MESSAGES,
     NEW,
     OPTIMIZERS,
     SCALAR,
@@ -200,7 +201,8 @@ def _permuted(one: Asked, meaning: Meaning, layout: Layout, over: str, kind: str
     last = one.name.rpartition("/")[2]
     thing = _thing(meaning)
     if runs_in_stages(layout.strategy, layout.mesh) and STAGES in one.axes:
-        return f"a stage hands {thing} of a microbatch to the next one: {kind} over {over}"
+        to = {ACTIVATION: "the next one", COTANGENT: "the one before"}.get(meaning.is_a)
+        return f"a stage hands {thing} of a microbatch to {to or 'a neighbour'}: {kind} over {over}"
     if "ppermute" in last or "collective_permute" in last:
         return (
             f"the program passes {thing} around the ring of {over} by itself (ppermute): {kind} "
@@ -214,6 +216,8 @@ def _permuted(one: Asked, meaning: Meaning, layout: Layout, over: str, kind: str
 
 def _thing(meaning: Meaning) -> str:
     """What is moved, for the middle of a sentence."""
+    if meaning.is_a == MESSAGES:
+        return "the activation, or the gradient of one,"
     if meaning.is_a in (ACTIVATION, COTANGENT):
         return "the activation" if meaning.is_a == ACTIVATION else "the gradient of an activation"
     return f"the {meaning.is_a}" + (f" {meaning.path}" if meaning.is_a == FIELD else "")

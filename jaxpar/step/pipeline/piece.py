@@ -12,21 +12,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxpar.core import hooks
 from jaxpar.jaxprs.policy import keep_all_but_cheap
 from jaxpar.step.pipeline.buffers import at, set_at
 
 
 def remembering(layer: Callable, remat: str) -> Callable:
     """`layer` under the checkpoint policy that `remat` names; gathered weights are never kept."""
-    policies = jax.checkpoint_policies
-    named = {
-        "none": keep_all_but_cheap,
-        "full": policies.nothing_saveable,
-        "dots": policies.dots_saveable,
-    }
-    policy = named.get(remat) or policies.save_only_these_names(*remat.split(","))
     # A function of its own, since JAX looks what it checkpoints up by hash and a plan has none.
-    return jax.checkpoint(lambda *args: layer(*args), policy=policy, prevent_cse=False)
+    return hooks.rematerialized(
+        lambda *args: layer(*args), remat, otherwise=keep_all_but_cheap, looped=True
+    )
 
 
 @dataclass

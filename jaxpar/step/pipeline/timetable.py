@@ -231,6 +231,6 @@ def _exchange(schedule: Schedule, ticks: Iterable[int]) -> Exchange:
             work = schedule.table[tick][source]
             assert work is not None, (tick, source)
             (onward if work.forward else back).add((source, target))
-    if fit_one(frozenset(onward), frozenset(back)):
+    if onward and back and fit_one(frozenset(onward), frozenset(back)):
         onward = back = onward | back
     return Exchange(tuple(sorted(onward)), tuple(sorted(back)))

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxpar.core.jax_compat import varying_axes
-from jaxpar.core.scopes import tick_scope, turns_scope
+from jaxpar.core.scopes import BACK, BOTH, ONWARD, message_scope, tick_scope, turns_scope
 from jaxpar.core.varying import varying
 from jaxpar.layout.stages import AXIS
 from jaxpar.step.pipeline.buffers import Buffers, put, vary
-from jaxpar.step.pipeline.timetable import FORWARD, IDLE, Counts, Loop, Timetable
+from jaxpar.step.pipeline.timetable import FORWARD, IDLE, Counts, Exchange, Loop, Pairs, Timetable
 from jaxpar.step.pipeline.work import Local, Work, given, means_of, scored_by_all, works
 
 
@@ -49,7 +49,7 @@ def walk(
             if local.shared is not None and factor is not None:
                 end = {name: values[position] for name, values in last.items()}
                 buffers = _scored(local, loop.counts[position], end, buffers, factor)
-            arrivals = {pairs: lax.ppermute(send, AXIS, pairs) for pairs in exchange.permutes}
+            arrivals = {pairs: _handed(send, pairs, exchange) for pairs in exchange.permutes}
             buffers = replace(
                 buffers,
                 x=put(buffers.x, arrivals.get(exchange.onward), row["land_x"]),
@@ -67,6 +67,13 @@ def walk(
         )
         buffers, _ = lax.scan(lambda h, r, loop=loop: turn(loop, h, r), buffers, (rows, last))
     return buffers
+
+
+def _handed(send: Any, pairs: Pairs, exchange: Exchange) -> Any:
+    """What arrives from neighbours by one permute of an exchange."""
+    ways = {exchange.onward: ONWARD, exchange.back: BACK}
+    with message_scope(BOTH if len(ways) == 1 else ways[pairs]):
+        return lax.ppermute(send, AXIS, pairs)
 
 
 def _done(local: Local, work: Work, counts: Counts, row, send: Any, buffers: Buffers):
