@@ -120,7 +120,12 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "plan", None, "a file that search wrote: its layout, and what it has set", flag_values=VALUES
 )
-flags.DEFINE_string("out", None, "folder for files (default: runs/...)", flag_values=VALUES)
+flags.DEFINE_string(
+    "out",
+    None,
+    "folder for files (default: runs/...); of report the page (report.html)",
+    flag_values=VALUES,
+)
 flags.DEFINE_string("picture", None, "save what is shown as an SVG picture", flag_values=VALUES)
 flags.DEFINE_string(
     "timeline",
