@@ -45,6 +45,7 @@ REACHED = replace(
     sustained=0.80,
     crowding=1.1,
     source="shares of the H100's tables; the sustained clock is a guess from its limit of 72 W",
+    guessed=0.25,
 )
 
 

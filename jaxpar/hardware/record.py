@@ -61,6 +61,8 @@ class Reached:
             mean one that tables tell of.
         usable: share of the memory that a training program can have.
         source: where the figures were measured.
+        guessed: by what share the rate of products may be off beside what tables are, where its
+            best or the clock under load is a guess; predictions have wider intervals for it.
     """
 
     tables: str
@@ -74,6 +76,7 @@ class Reached:
     slowest: float
     usable: float
     source: str
+    guessed: float = 0.0
 
 
 @dataclass(frozen=True)

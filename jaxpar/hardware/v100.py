@@ -41,6 +41,7 @@ REACHED = replace(
     sustained=0.95,
     crowding=80 / (80 - 8),
     source="shares of the H100's tables; best product and clock under load are guesses",
+    guessed=0.15,
 )
 
 

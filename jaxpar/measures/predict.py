@@ -187,7 +187,7 @@ def predict(program: Program, *, explains: bool = True) -> Prediction:
         meeting = replay(parse(program.average.as_text()), device)
         averaging = meeting.seconds / every.every if every and every.every else 0.0
     seconds = one.seconds + averaging
-    spread = _spread(one, seconds)
+    spread = _spread(one, seconds, device.reached.guessed)
     stats = program.update.memory_analysis()
     peak = stats.peak_memory_in_bytes
     memory = memory_share(program.hardware, program.step.layout.mesh.devices)
@@ -210,9 +210,13 @@ def predict(program: Program, *, explains: bool = True) -> Prediction:
     )
 
 
-def _spread(one: Replay, seconds: float) -> float:
-    """The relative error within which `LIKELY` are meant to be: errors of parts, independent."""
+def _spread(one: Replay, seconds: float, guessed: float) -> float:
+    """The relative error within which `LIKELY` are meant to be: errors of parts, independent.
+
+    `guessed` is what the rates of products and of attention may be off beside their tables.
+    """
     parts = [one.work_seconds[kind] * share for kind, share in SPREAD.items()]
+    parts.append(guessed * (one.work_seconds["product"] + one.work_seconds["attention"]))
     parts += [SPREAD_EXPOSED * one.exposed_seconds, SPREAD_DEVICES * seconds]
     return sqrt(sum(part * part for part in parts)) / seconds if seconds else 0.0
 
