@@ -157,6 +157,19 @@ def test_a_plan_is_the_layout_of_a_command(tmp_path, capsys):
     assert "is for mlp" in capsys.readouterr().err
 
 
+@needs_gpu_compiler
+def test_a_plan_is_predicted_for_its_own_hardware(tmp_path, capsys):
+    """Nobody need type it again; other hardware that is typed stands."""
+    file = tmp_path / "plan.json"
+    plan = {"plan": 1, "model": "mlp", "strategy": "fsdp", "mesh": "data=2", "mode": "auto",
+            "hardware": "a100", "set": {"width": 32, "hidden": 1, "batch": 16}}  # fmt: skip
+    file.write_text(json.dumps(plan))
+    for typed, read in (([], "a100"), (["--hardware", "h100"], "h100")):
+        command = ["predict", "--plan", str(file), *typed, "--json"]
+        assert execute(command, program="jaxpar") == 0
+        assert json.loads(capsys.readouterr().out)["hardware"] == read
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
