@@ -20,6 +20,7 @@ from jaxpar.search import search as searching
 from jaxpar.search.compiled import compile_all
 from jaxpar.search.enumerate import candidates
 from jaxpar.search.estimate import estimate, facts
+from jaxpar.search.record import Candidate
 from jaxpar.search.search import search
 
 SMALL = {"layers": 4, "width": 256, "heads": 8, "kv_heads": 8, "ffn": 1024, "vocabulary": 512,
@@ -177,6 +178,19 @@ def test_a_plan_is_the_layout_of_a_command(tmp_path, capsys):
     assert "is for mlp" in capsys.readouterr().err
 
 
+@needs_gpu_compiler
+def test_a_plan_is_predicted_for_its_own_hardware(tmp_path, capsys):
+    """Nobody need type it again; other hardware that is typed stands."""
+    file = tmp_path / "plan.json"
+    plan = {"plan": 1, "model": "mlp", "strategy": "fsdp", "mesh": "data=2", "mode": "auto",
+            "hardware": "a100", "set": {"width": 32, "hidden": 1, "batch": 16}}  # fmt: skip
+    file.write_text(json.dumps(plan))
+    for typed, read in (([], "a100"), (["--hardware", "h100"], "h100")):
+        command = ["predict", "--plan", str(file), *typed, "--json"]
+        assert execute(command, program="jaxpar") == 0
+        assert json.loads(capsys.readouterr().out)["hardware"] == read
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -245,3 +259,51 @@ def test_a_search_without_time_says_so(monkeypatch, capsys, tmp_path):
     assert execute(words, program="jaxpar") == 1
     assert "a larger budget is needed" in capsys.readouterr().out
     assert not (tmp_path / "o").exists()
+
+
+def estimated(model, strategy, mesh, chosen=None, **fields):
+    """The estimate of one layout of a catalogue's model on H100s."""
+    chosen = chosen or {}
+    single = Case(model, "single", "data=1", hardware="h100", set=fields).resolve()
+    step = single.make(single.layout)
+    counted = work(step)
+    known = facts(single.layout, float(sum(counted.flops.values())), counted.tokens, step)
+    layout = Case(model, strategy, mesh, hardware="h100", set=fields).resolve().layout
+    return estimate(layout, Candidate(strategy, mesh, chosen), known, DEVICE)
+
+
+SIZES = {"width": 1024, "layers": 8, "heads": 8, "ffn": 4096, "sequence": 1024, "batch": 64,
+         "compute_dtype": "bfloat16"}  # fmt: skip
+
+
+def test_experts_compute_for_the_tokens_that_visit_them():
+    """Two of eight experts, with room for a quarter more, are 2.5 feed-forward parts and not 8; an
+    expert computes as much where all of its tokens come to it."""
+    few = {**SIZES, "capacity": 1.25, "unroll": 1}
+    eight = estimated("moe", "fsdp", "data=8", experts=8, active=2, **few).parts["work"]
+    two = estimated("moe", "fsdp", "data=8", experts=2, active=2, **few).parts["work"]
+    assert two <= eight < 1.3 * two
+    there = estimated("moe", "expert", "model=8", experts=8, active=2, **few).parts["work"]
+    assert there == pytest.approx(eight, rel=0.25)
+
+
+def test_what_all_microbatches_add_up_is_sharded_where_gradients_are():
+    """A sum of sharded gradients touches less than one of whole gradients, and both are held."""
+    fields, chosen = {**SIZES, "kv_heads": 8}, {"microbatches": 4, "remat": "full"}
+    whole, sharded = (
+        estimated("transformer", strategy, "data=8", chosen, **fields)
+        for strategy in ("data", "fsdp")
+    )
+    assert sharded.parts["work"] < whole.parts["work"]
+    once = estimated("transformer", "fsdp", "data=8", {"remat": "full"}, **fields)
+    assert once.parts["work"] < sharded.parts["work"]
+
+
+@pytest.mark.parametrize("strategy", ["tensor", "sequence"])
+def test_what_is_kept_is_sharded_where_it_is(strategy):
+    """Outputs of heads and inner widths are over `model`, the residual under `sequence` alone."""
+    fields, chosen = {**SIZES, "kv_heads": 8}, {"remat": "minimal"}
+    one = estimated("transformer", "fsdp", "data=8", chosen, **fields)
+    other = estimated("transformer", f"fsdp+{strategy}", "data=2,model=4", chosen, **fields)
+    kept, shared = one.memory_bytes - one.state_bytes, other.memory_bytes - other.state_bytes
+    assert (shared > 1.1 * kept) == (strategy == "tensor") and shared > 0.9 * kept

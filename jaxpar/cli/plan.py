@@ -11,7 +11,9 @@ from jaxpar.core.errors import RequestError, words_of
 from jaxpar.search.outcome import PLAN
 
 MOST_BYTES = 1 << 20
-_WORDS = ("model", "strategy", "mesh", "mode")
+_WORDS = ("model", "strategy", "mesh", "mode", "hardware")
+_READERS = ("predict", "inspect")
+"""Verbs that run nothing, and so read the program for the hardware of the plan."""
 
 
 def planned(options: Options) -> Options:
@@ -29,7 +31,8 @@ def planned(options: Options) -> Options:
     typed = {text.partition("=")[0].strip() for text in options.values["set"]}
     typed |= {name for name in ("batch", "microbatches", "steps", "seed") if name in options.given}
     fields = [f"{name}={value}" for name, value in plan["set"].items() if name not in typed]
-    values = {name: plan[name] for name in _WORDS[1:] if name not in options.given}
+    taken = _WORDS[1:] if verb in _READERS else _WORDS[1:-1]
+    values = {name: plan[name] for name in taken if name not in options.given}
     return replace(
         options,
         words=(verb, plan["model"]),

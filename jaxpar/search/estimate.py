@@ -10,7 +10,7 @@ from __future__ import annotations
 from jaxpar.core.mesh import shards
 from jaxpar.costs.rates import Device
 from jaxpar.hlo.products import Product
-from jaxpar.layout.record import Layout
+from jaxpar.layout.record import Array, Layout
 from jaxpar.models.record import role_of
 from jaxpar.program.fit import tree_bytes
 from jaxpar.search.memory import live_bytes, state_bytes
@@ -19,7 +19,7 @@ from jaxpar.search.sizes import NARROW, Facts, Sizes, layers_of, weights_of
 from jaxpar.search.traffic import Traffic
 from jaxpar.step.record import Step
 
-TOUCHED = {"full": 160.0, "minimal": 250.0, "none": 470.0}
+TOUCHED = {"full": 160.0, "minimal": 250.0, "none": 300.0}
 """Remat -> bytes read and written outside of products, for a token, an element of the width and a
 layer: of Llama 2 7B's step on 8 described H100s and Llama 3 8B's on 64."""
 
@@ -36,10 +36,11 @@ hide them: 0.3 of Llama 3 8B's in a node, 0.6 between nodes."""
 ATTENTION_SHARE = 0.4
 """Of the peak, that fused attention reaches."""
 
-ADDED, ADDED_IN_PLACE = 40.0, 22.0
-"""Bytes touched for a parameter by each of several microbatches: it is read and cast, its gradient
-written, read and added to a sum; all gradients first and then their sum, or in stages at once. Such
-that estimates of 15 layouts of Llama 3 8B on 64 described H100s come near their predictions."""
+CAST, ADDED, ADDED_IN_PLACE = 8.0, 26.0, 22.0
+"""Bytes touched by each of several microbatches: for a parameter in use, which is read and cast;
+for one of the gradients' shard, which is written, read and added to a sum, after all gradients are
+made; in stages for one in use, at once. Of programs of Llama 2 7B and of a decoder of 1.5 billion
+parameters under `fsdp` and `data` on described H100s."""
 
 
 def facts(base: Layout, flops: float, tokens: int, step: Step) -> Facts:
@@ -52,18 +53,36 @@ def facts(base: Layout, flops: float, tokens: int, step: Step) -> Facts:
         step: of `base`, with the optimizer that is asked for.
     """
     tokens = tokens or base.model.batch_size
-    of_weights = 6.0 * tokens * sum(a.size for a in weights_of(base))
-    widths = [
+    weights = list(weights_of(base))
+    widths = _widths(base)
+    width, each = max(widths, default=1), 6.0 * tokens
+    shared = sum(a.size for a in weights if not _is_of_experts(base, a))
+    of_experts = sum(a.size for a in weights if _is_of_experts(base, a))
+    visits = 1.0
+    if of_experts:
+        # All scores of attention, two products and their gradients, as if it were as wide.
+        layers = max(layers_of(base, a) for a in weights)
+        scores = 2 * each * tokens / base.model.batch_size * width * layers
+        visits = min(1.0, max(0.0, (flops / each - shared - scores / each) / of_experts))
+    of_weights = each * (shared + visits * of_experts)
+    specs = step.state_specs
+    state = tree_bytes(step.state.optimizer, specs.optimizer, base.mesh)
+    return Facts(tokens, width, max(0.0, flops - of_weights), state / base.parameter_bytes, visits)
+
+
+def _widths(base: Layout) -> list[int]:
+    """The sizes of the dims of the residual."""
+    return [
         size
         for a in base.parameters.values()
         for dim, size in zip(a.dims, a.shape, strict=True)
         if role_of(base.model, dim) == "residual"
     ]
-    specs = step.state_specs
-    state = tree_bytes(step.state.optimizer, specs.optimizer, base.mesh)
-    return Facts(
-        tokens, max(widths, default=1), max(0.0, flops - of_weights), state / base.parameter_bytes
-    )
+
+
+def _is_of_experts(base: Layout, a: Array) -> bool:
+    """Whether an array has a part for each expert."""
+    return any(role_of(base.model, dim) == "experts" for dim in a.dims)
 
 
 def estimate(layout: Layout, candidate: Candidate, known: Facts, device: Device) -> Estimate:
@@ -103,32 +122,23 @@ class _Work:
         inside = outside = 0.0
         for a in weights_of(self.layout):
             layers = layers_of(self.layout, a)
-            local = a.size / shards(a.used, self.mesh) * (self.sizes.stages if layers > 1 else 1)
-            each = local / layers
+            one = self.sizes.matrix(a)
+            m, k, n = one.rows, one.residual, one.other
             if layers == 1 and self.sizes.shares_head:
-                each /= self.sizes.stages
-            wide = [
-                size
-                for dim, size in zip(a.dims, a.shape, strict=True)
-                if role_of(self.layout.model, dim) == "residual"
-            ]
-            k = max(1, wide[0] if wide else round(each**0.5))
-            n = max(1, round(each / k))
-            m = max(1, round(self.sizes.tokens))
+                n = max(1, n // self.sizes.stages)
             forward, back, weight = ((m, n, k), (m, k, n), (k, n, m))
             passes = [forward, back, weight] + ([forward] if self.sizes.remat == "full" else [])
-            seconds = self.sizes.parts * sum(self._product(*shape) for shape in passes)
+            seconds = self.sizes.parts * sum(self._product(one.batch, *shape) for shape in passes)
             if layers > 1:
                 inside += seconds * layers / self.sizes.stages
             else:
                 outside += seconds
         return inside, outside
 
-    def _product(self, m: int, n: int, k: int) -> float:
-        """Seconds of one product."""
-        return self.device.product_seconds(
-            Product("bf16", 1, m, n, k, NARROW * (m * n + k * (m + n)))
-        )
+    def _product(self, batch: int, m: int, n: int, k: int) -> float:
+        """Seconds of so many products."""
+        size = NARROW * batch * (m * n + k * (m + n))
+        return self.device.product_seconds(Product("bf16", batch, m, n, k, size))
 
     def _attention(self) -> float:
         """Seconds of what no weight is part of; remat computes its forward pass again."""
@@ -155,9 +165,11 @@ class _Work:
         """Seconds in which microbatches add up gradients."""
         if self.sizes.parts == 1:
             return 0.0
-        held = sum(a.size / shards(a.used, self.mesh) for a in weights_of(self.layout))
-        each = ADDED if self.sizes.stages == 1 else ADDED_IN_PLACE
-        return self.sizes.parts * each * held / self.device.memory_bytes_per_second
+        arrays = list(weights_of(self.layout))
+        used = sum(a.size / shards(a.used, self.mesh) for a in arrays)
+        summed = sum(a.size / shards(a.gradient, self.mesh) for a in arrays)
+        size = CAST * used + ADDED * summed if self.sizes.stages == 1 else ADDED_IN_PLACE * used
+        return self.sizes.parts * size / self.device.memory_bytes_per_second
 
     def _update(self) -> float:
         """Seconds of the update: parameters and state read and written, gradients read."""

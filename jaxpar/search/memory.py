@@ -6,8 +6,11 @@ from jaxpar.core.mesh import shards
 from jaxpar.models.record import role_of
 from jaxpar.search.sizes import NARROW, Sizes, layers_of, weights_of
 
-LOGITS = 10.0
-"""Bytes of a token's scores, each: in two types, and their gradient."""
+LOGITS = 6.0
+"""Bytes of a token's scores, each: in two types."""
+
+BESIDE = {"none": 2.0}
+"""Remat -> residuals that a layer keeps beside its input and what its weights make."""
 
 
 def state_bytes(sizes: Sizes) -> float:
@@ -26,19 +29,21 @@ def live_bytes(sizes: Sizes) -> float:
         a.whole_bytes / shards(a.gradient, sizes.mesh) for a in sizes.layout.parameters.values()
     )
     layers = sizes.layers
-    kept = {"full": 1.0, "minimal": 0.0, "none": 3.0}.get(sizes.remat, 0.0) * sizes.known.width
+    whole = sizes.tokens * sizes.known.width
+    residual = whole / (sizes.ways if sizes.splits_residual else 1)
+    # Kept beside are the inputs of products, as they arrived: whole where the residual is sharded.
+    kept = residual + whole * BESIDE.get(sizes.remat, 0.0)
     if sizes.remat != "full":
-        kept += sizes.known.width
-        for a in weights_of(sizes.layout):
-            if layers_of(sizes.layout, a) > 1:
-                each = a.size / shards(a.used, sizes.mesh) * sizes.stages / layers
-                kept += sizes.ways * each / sizes.known.width
+        made = [sizes.matrix(a) for a in weights_of(sizes.layout) if layers_of(sizes.layout, a) > 1]
+        kept += sum(residual if one.makes_residual else one.made for one in made)
     flying = min(sizes.stages, sizes.parts)
-    split = sizes.ways if sizes.splits_residual or sizes.remat != "full" else 1
-    saved = NARROW * sizes.tokens * kept * layers / sizes.stages * flying / split
+    saved = NARROW * kept * layers / sizes.stages * flying
     words = [
         a.size / shards(a.used, sizes.mesh) / sizes.known.width
         for a in weights_of(sizes.layout)
         if any(role_of(sizes.layout.model, dim) == "vocabulary" for dim in a.dims)
     ]
-    return gradients + saved + LOGITS * sizes.tokens * max(words, default=0.0)
+    scores = LOGITS * sizes.tokens * max(words, default=0.0)
+    # A sum of gradients stands beside the next ones, when no activation is left.
+    adds = gradients if sizes.parts > 1 and sizes.stages == 1 else 0.0
+    return gradients + max(saved + scores, adds)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+from jaxpar.core.mesh import axes_of, shards
 from jaxpar.layout.record import Array, Layout
 from jaxpar.models.record import role_of
 from jaxpar.step.pipeline.head import LEAST
@@ -22,6 +24,7 @@ class Facts:
         tokens: of a batch; its rows where there is no sequence.
         width: of the residual.
         attention_flops: of a batch, forward and backward, of what no weight is part of.
+        visits: the share of all tokens that each expert computes, where there are experts.
         optimizer_arrays: bytes of optimizer state for a byte of parameters.
     """
 
@@ -29,6 +32,30 @@ class Facts:
     width: int
     attention_flops: float
     optimizer_arrays: float
+    visits: float = 1.0
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The products of a weight in one layer and microbatch on a device.
+
+    Attributes:
+        batch: how many products, one for each expert.
+        rows: of each.
+        residual, other: the sizes of the weight: its residual dim, and all others together.
+        makes_residual: whether it makes the residual, and does not read it.
+    """
+
+    batch: int
+    rows: int
+    residual: int
+    other: int
+    makes_residual: bool
+
+    @property
+    def made(self) -> int:
+        """Elements of what it makes."""
+        return self.batch * self.rows * (self.residual if self.makes_residual else self.other)
 
 
 class Sizes:
@@ -62,6 +89,25 @@ class Sizes:
     def layers(self) -> int:
         """How many layers the model stacks."""
         return max((layers_of(self.layout, a) for a in self.layout.parameters.values()), default=1)
+
+    def matrix(self, a: Array) -> Matrix:
+        """What a weight computes, in each layer that it stacks."""
+        layout, layers = self.layout, layers_of(self.layout, a)
+        each = a.size / shards(a.used, self.mesh) * (self.stages if layers > 1 else 1) / layers
+        wide = [i for i, dim in enumerate(a.dims) if role_of(layout.model, dim) == "residual"]
+        batch, rows = 1, self.tokens
+        for dim, size, entry in zip(a.dims, a.shape, a.used, strict=True):
+            if role_of(layout.model, dim) == "experts":
+                ways = prod(self.mesh.size(axis) for axis in axes_of(entry))
+                batch, rows = batch * size // ways, rows * ways * self.known.visits
+        residual = a.shape[wide[0]] if wide else round((each / batch) ** 0.5)
+        return Matrix(
+            batch,
+            max(1, round(rows)),
+            max(1, residual),
+            max(1, round(each / batch / max(1, residual))),
+            bool(wide) and wide[0] == len(a.dims) - 1,
+        )
 
     def _shares_head(self) -> bool:
         """Whether all stages compute what comes after the layers, as `jaxpar.step.pipeline` does

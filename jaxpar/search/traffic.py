@@ -52,18 +52,30 @@ class Traffic:
         seconds = 0.0
         if self.sizes.ways > 1:
             splits = any("model" in axes_of(e) for a in weights_of(self.layout) for e in a.used)
-            each = 4.0 if splits else 0.0
-            seconds += (
-                each * self._over("all-reduce", residual, ("model",)) * layers / self.sizes.stages
-            )
+            if splits:
+                seconds += self._summed(residual) * layers / self.sizes.stages
             if "expert" in self.layout.strategy.name:
                 seconds += 4 * self._over("all-to-all", 2 * residual, ("model",)) * layers
         if self.sizes.stages > 1:
             passed = residual / (self.sizes.ways if self.sizes.splits_residual else 1)
             seconds += 2 * self.sizes.chunks * self._message(passed)
             if self.sizes.shares_head:
-                seconds += 2 * self._over("all-reduce", passed, ("pipe",))
+                seconds += 2 * self._over("all-reduce", residual, ("pipe",))
         return self.sizes.parts * seconds
+
+    def _summed(self, residual: float) -> float:
+        """Seconds of a layer's sums over `model`, two forward and two backward.
+
+        Where the residual is sharded they are scattered, and gathered before the next product; what
+        was gathered is fetched again for backward unless all is kept. With nothing kept the first
+        sum is made again.
+        """
+        remat = self.sizes.remat
+        if not self.sizes.splits_residual:
+            return (5 if remat == "full" else 4) * self._over("all-reduce", residual, ("model",))
+        scattered = self._over("reduce-scatter", residual, ("model",))
+        gathered = self._over("all-gather", residual, ("model",))
+        return (5 if remat == "full" else 4) * scattered + (4 if remat == "none" else 6) * gathered
 
     def _over(self, kind: str, size: float, axes: tuple[str, ...]) -> float:
         """Seconds of a collective of a device's `size` bytes over axes of the mesh."""
