@@ -134,6 +134,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(harm, program,
         restore(program, folder / "6")
 
 
+def test_a_part_that_is_gone_is_named(program, folder, capsys):
+    """By its folder, as whoever copied half of a checkpoint looks for it."""
+    shutil.rmtree(folder / "6" / "optimizer")
+    assert restore(program, folder).notes[0].endswith("6: its folder 'optimizer' is gone")
+    assert execute(["checkpoint", "show", str(folder), "--verify"], program="jaxpar") == 1
+    assert "its folder 'optimizer' is gone" in capsys.readouterr().out
+
+
 def test_what_was_being_written_is_no_checkpoint(program, folder):
     """Nor are files that happen to lie there."""
     (folder / "8.orbax-checkpoint-tmp").mkdir()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ def sharded_parts(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
         DamagedCheckpoint: when a part cannot be read.
     """
     ocp = orbax()
+    refuse_missing(folder, [name for name, part in like.items() if part])
     items = {name: ocp.args.StandardRestore(part) for name, part in like.items() if part}
     empty = {name: part for name, part in like.items() if not part}
     # Each process by itself: in Orbax's barriers all would wait for one that cannot read.
@@ -41,6 +43,17 @@ def sharded_parts(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
     with _told(folder), ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
         found = reader.restore(folder.absolute(), args=ocp.args.Composite(**items))
         return {**{name: found[name] for name in items}, **empty}
+
+
+def refuse_missing(folder: Path, parts: Iterable[str]) -> None:
+    """Refuse a checkpoint that lacks one of the parts that it should have, by its name."""
+    for part in parts:
+        try:
+            os.stat(folder / part)
+        except FileNotFoundError:
+            raise DamagedCheckpoint(f"checkpoint {folder}: its folder '{part}' is gone") from None
+        except OSError:  # told by whoever reads it
+            continue
 
 
 def part_here(folder: Path, part: str) -> Any:

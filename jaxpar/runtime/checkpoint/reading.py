@@ -7,7 +7,7 @@ import jax
 from jaxpar.runtime.checkpoint.digest import digests
 from jaxpar.runtime.checkpoint.folder import OnDisk, told_unread
 from jaxpar.runtime.checkpoint.metadata import DamagedCheckpoint, Metadata
-from jaxpar.runtime.checkpoint.orbax_reading import kinds_there, part_here
+from jaxpar.runtime.checkpoint.orbax_reading import kinds_there, part_here, refuse_missing
 from jaxpar.runtime.checkpoint.own_state import PARTS
 
 
@@ -31,6 +31,7 @@ def check_told(one: OnDisk, metadata: Metadata) -> None:
     Raises:
         DamagedCheckpoint: for the first that is in one and not in the other.
     """
+    refuse_missing(one.folder, sorted({name.partition("/")[0] for name in metadata.arrays}))
     there: dict[str, tuple[tuple[int, ...], str]] = {}
     for part in PARTS:
         with told_unread(one.folder):
