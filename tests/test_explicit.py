@@ -126,6 +126,7 @@ def test_a_model_of_products_alone_needs_no_island():
     ("strategy", "mesh", "why"),
     [
         ("context", "model=2", "exchanges shards of the sequence"),
+        ("fsdp+sequence", "data=2,model=2", "shards the residual otherwise"),
         ("pipeline", "pipe=2", "runs layers in stages"),
         ("local_sgd", "replica=2", "trains replicas that average"),
     ],

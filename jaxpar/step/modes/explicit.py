@@ -39,7 +39,8 @@ def mode(asked: Asked) -> Differentiated:
     """The loss differentiated with shardings in types.
 
     Raises:
-        LayoutError: the layout maps devices by itself: stages, exchanges, replicas of local SGD.
+        LayoutError: the layout maps devices by itself (stages, exchanges, replicas of local SGD),
+            or shards the residual otherwise between the parts of a block.
     """
     _check_typable(asked.layout)
     layout = asked.microbatch
@@ -76,7 +77,7 @@ def mode(asked: Asked) -> Differentiated:
 
 
 def _check_typable(layout: Layout) -> None:
-    """Refuse a layout that maps devices by itself."""
+    """Refuse a layout that maps devices by itself, or shards a dim now so and now so."""
     strategy = layout.strategy
     mapped = {
         "exchanges shards of the sequence in attention": layout.exchange is not None,
@@ -89,6 +90,12 @@ def _check_typable(layout: Layout) -> None:
                 f"strategy '{strategy.name}' {what}, which is a shard_map of its own, and explicit "
                 "mode types whole arrays: use --mode auto or --mode manual"
             )
+    if any(layout.mesh.size(a) > 1 for entry in strategy.between.values() for a in axes_of(entry)):
+        raise LayoutError(
+            f"strategy '{strategy.name}' shards the residual otherwise between the parts of a "
+            "block than inside them, and explicit mode types a dim alike everywhere: use --mode "
+            "auto or --mode manual"
+        )
 
 
 def _by_path(groups) -> dict[str, Any]:
