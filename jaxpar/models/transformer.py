@@ -190,11 +190,11 @@ class Block(nnx.Module):
         keys = (None, None) if key is None else jax.random.split(key)
         x_BSD = self._attended(x_BSD, keys[0], attend)
         y_BSD = self._feed_forward(hooks.entering(self.ffn_norm(x_BSD), RESIDUAL))
-        return x_BSD + self._dropped(hooks.leaving(y_BSD, RESIDUAL), keys[1])
+        return x_BSD + self._dropped(_left(y_BSD, "mlp_out"), keys[1])
 
     def _attended(self, x_BSD, key, attend):
         y_BSD = self._attention(hooks.entering(self.attention_norm(x_BSD), RESIDUAL), attend)
-        return x_BSD + self._dropped(hooks.leaving(y_BSD, RESIDUAL), key)
+        return x_BSD + self._dropped(_left(y_BSD, "out_proj"), key)
 
     def _attention(self, x_BSD, attend):
         qk_BSKCH = jnp.einsum("bsd,defh->bsefh", x_BSD, self.qk[...].astype(x_BSD.dtype))
@@ -211,7 +211,7 @@ class Block(nnx.Module):
         kept = zip((q_BSKGH, k_BSKH, v_BSKH), SAVED_NAMES, strict=False)
         y_BSKGH = attend(*(checkpoint_name(x, name) for x, name in kept), **how)
         y_BSD = jnp.einsum("bsefh,efhd->bsd", y_BSKGH, self.out[...].astype(x_BSD.dtype))
-        return checkpoint_name(biased(y_BSD, self.out_bias), "out_proj")
+        return biased(y_BSD, self.out_bias)
 
     def _feed_forward(self, x_BSD):
         c = "c" if self.config.gated else ""
@@ -220,10 +220,16 @@ class Block(nnx.Module):
         activation = ACTIVATIONS[self.config.activation]
         y_BSF = activation(h[:, :, 0]) * h[:, :, 1] if self.config.gated else activation(h)
         y_BSD = jnp.einsum("bsf,fd->bsd", y_BSF, self.down[...].astype(x_BSD.dtype))
-        return checkpoint_name(biased(y_BSD, self.down_bias), "mlp_out")
+        return biased(y_BSD, self.down_bias)
 
     def _dropped(self, y_BSD, key):
         return dropped(y_BSD, self.config.dropout, key)
+
+
+def _left(y_BSD: jax.Array, name: str) -> jax.Array:
+    """What a part of a block adds to the residual, named as it is there: to be kept whole, it would
+    have to be summed whole."""
+    return checkpoint_name(hooks.leaving(y_BSD, RESIDUAL), name)
 
 
 class Decoder(nnx.Module):
