@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from small import has_gpu_compiler
 
 import jaxpar
@@ -275,3 +276,24 @@ def test_the_process_is_changed_in_one_file():
     files = [p for p in room.rglob("*.py") if changes.search(p.read_text(encoding="utf-8"))]
     outside = [p for p in files if not p.is_relative_to(room / "cli")]
     assert outside == [room / "program/configuration.py"]
+
+
+def test_what_xla_writes_of_a_program_is_had_also_where_a_cache_has_the_program(tmp_path):
+    """It would be taken from there, nothing would be compiled, and XLA would write nothing."""
+    before = {name: setting(name) for name in ("jax_compilation_cache_dir", THRESHOLD)}
+    reset_cache()
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    jax.config.update(THRESHOLD, 0.0)
+    try:
+        layout = jaxpar.lay_out(jaxpar.MODELS.load("mlp")(), strategy="data", mesh="data=2")
+        for explains in (False, True, False):
+            step = jaxpar.make_step(layout)
+            program = jaxpar.compile_step(step, hardware="cpu", explains=explains)
+            assert bool(program.made.dumps.partitioned) == explains
+            kept = {file.name for file in tmp_path.iterdir() if "jit_update" in file.name}
+            assert len({name for name in kept if name.endswith("-cache")}) == 1
+        assert jaxpar.step_memory(program) is not None
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        reset_cache()

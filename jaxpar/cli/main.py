@@ -132,13 +132,13 @@ def _obey(argv: list[str], program: str, files: list[Path]) -> int:
     if name not in VERBS.names():
         raise unknown("verb", name, VERBS.names())
     _check_options(name, options)
+    command_line.check_files(options)
     if options.plan is not None:
         from jaxpar.cli.plan import planned
 
         options = planned(options)
         name, *words = options.words
     _check_words(name, words, program)
-    command_line.check_files(options)
     if options.picture is not None:
         command_line.check_picture(options.picture, options.out)
     if options.report is not None:

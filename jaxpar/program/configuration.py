@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from jaxpar.core.errors import RequestError
 from jaxpar.core.jax_compat import is_being_traced, setting
@@ -143,9 +144,16 @@ def uncached() -> Iterator[None]:
 
 @contextmanager
 def compiled_anew() -> Iterator[None]:
-    """Within, JAX compiles every program, also one that its compilation cache has."""
-    with _setting("jax_enable_compilation_cache", False):
-        yield
+    """Within, JAX compiles every program, also one that its compilation cache has.
+
+    JAX reads the setting once, at its first compilation, and again when its cache is reset.
+    """
+    try:
+        with _setting("jax_enable_compilation_cache", False):
+            reset_cache()
+            yield
+    finally:
+        reset_cache()
 
 
 @contextmanager
