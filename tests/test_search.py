@@ -214,6 +214,13 @@ def test_a_search_that_makes_no_sense_is_a_sentence(options, told, capsys, tmp_p
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("layouts", [[], "fsdp@data=4", [4], [["fsdp@data=4"]]])
+def test_layouts_in_python_are_a_list_of_texts(layouts):
+    """Before the model is laid out."""
+    with pytest.raises(RequestError, match="layout"):
+        search(replace(QUESTION, model="nobody"), layouts=layouts, budget_seconds=0)
+
+
 def test_a_question_without_a_layout_is_refused():
     """Three devices do not divide a batch of 32 rows, nor layers, nor widths."""
     with pytest.raises(RequestError, match="no layout on 31 devices"):

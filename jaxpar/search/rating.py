@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxpar.case import Case, Resolved, load_strategy
-from jaxpar.core.errors import LayoutError, RequestError
+from jaxpar.core.errors import LayoutError, RequestError, expect
 from jaxpar.core.kinds import whole
 from jaxpar.core.mesh import MeshShape
 from jaxpar.costs.rates import Device
@@ -89,6 +89,9 @@ def among_given(layouts: Iterable[str]) -> tuple[Candidate, ...]:
         RequestError: one that cannot be read, has a field that does not belong to a layout, or has
             another number of devices than the first.
     """
+    expect("the layouts", layouts, list | tuple, 'give texts, such as ["fsdp@data=8"]')
+    for text in layouts:
+        expect("a layout", text, str, 'write it as "fsdp@data=8"')
     found = tuple(_checked(text) for text in dict.fromkeys(layouts))
     counts = {MeshShape.parse(one.mesh).devices: one for one in found}
     if len(counts) > 1:

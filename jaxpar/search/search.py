@@ -94,10 +94,10 @@ def search(
 
 def _count(devices: int | None, among: Sequence[Candidate] | None) -> int:
     """How many devices there are, which is as many as the layouts that are given have."""
-    if not among:
-        if among is not None:
-            raise RequestError("there are no layouts to choose among: leave them out to try all")
+    if among is None:
         return whole("devices", devices, least=1, most=MOST_DEVICES)
+    if not among:
+        raise RequestError("there are no layouts to choose among: leave them out to try all")
     own = MeshShape.parse(among[0].mesh).devices
     if devices is not None and devices != own:
         raise RequestError(
